@@ -1,0 +1,196 @@
+"""Training one two-layer ReLU network by gradient descent until its own stop rule.
+
+`train` is the definition. The engine runs the same `start`, `step` and `finish` over a batch of networks.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import random
+
+from subspace_adv.network import Init, Network
+
+Loss = Literal["logistic", "exponential"]
+Optimizer = Literal["gd", "momentum", "sgd", "adam"]
+Trainable = Literal["all", "hidden"]
+
+PENDING, CONVERGED, STEP_LIMIT, DIVERGED = range(4)
+STATUS_MEANINGS = ("pending", "converged", "step_limit", "diverged")
+
+
+class Recipe(NamedTuple):
+    """What shapes the training program: static under jit."""
+
+    loss: Loss
+    optimizer: Optimizer
+    trained: tuple[str, ...]  # names of the `Network` fields that are trained
+
+
+class Hyper(NamedTuple):
+    """What may differ from network to network in one program; scalars."""
+
+    learning_rate: jax.Array  # float32
+    weight_decay: jax.Array  # float32, λ: adds λθ to the gradient of every trained θ
+    momentum: jax.Array  # float32, read by "momentum"
+    batch_size: jax.Array  # int32, read by "sgd"
+    stop_margin: jax.Array  # float32
+    max_steps: jax.Array  # int32
+
+
+class TrainState(NamedTuple):
+    """A network under training."""
+
+    params: dict[str, jax.Array]  # the fields of `Network`, but weight as (d, m): neurons are the fast axis
+    opt_state: optax.OptState  # of the trained fields
+    step: jax.Array  # int32, gradient steps done
+    status: jax.Array  # int8: PENDING while training goes on
+    key: jax.Array  # (2,) uint32, data of the PRNG key of the minibatch order
+
+
+def trained_fields(law: Init, trainable: Trainable) -> tuple[str, ...]:
+    """Names of the `Network` fields trained; "theory" has no biases, and trains none."""
+    hidden, head = (("weight",), ("head",)) if law == "theory" else (("weight", "bias"), ("head", "head_bias"))
+    return hidden + (head if trainable == "all" else ())
+
+
+def loss_value(margins: jax.Array, loss: Loss) -> jax.Array:
+    """Loss of signed outputs y·N(x), elementwise: log(1 + e^−yN) or e^−yN."""
+    return jax.nn.softplus(-margins) if loss == "logistic" else jnp.exp(-margins)
+
+
+def loss_slope(margins: jax.Array, loss: Loss) -> jax.Array:
+    """Derivative of `loss_value` with respect to the signed output."""
+    return -jax.nn.sigmoid(-margins) if loss == "logistic" else -jnp.exp(-margins)
+
+
+def transformation(hyper: Hyper, optimizer: Optimizer) -> optax.GradientTransformation:
+    """The optimizer as an optax transformation; weight decay enters before momentum or Adam's moments."""
+    base = {
+        "gd": lambda: optax.sgd(hyper.learning_rate),
+        "sgd": lambda: optax.sgd(hyper.learning_rate),
+        "momentum": lambda: optax.sgd(hyper.learning_rate, momentum=hyper.momentum),
+        "adam": lambda: optax.adam(hyper.learning_rate),
+    }[optimizer]()
+    return optax.chain(optax.add_decayed_weights(hyper.weight_decay), base)
+
+
+def train(
+    network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, key: jax.Array, *, recipe: Recipe
+) -> tuple[Network, jax.Array, jax.Array]:
+    """Train a network until its margin exceeds `stop_margin` after a step, or for `max_steps` steps.
+
+    Args:
+        network: initial parameters, weight (m, d).
+        x: points (n, d).
+        y: labels (n,), −1 or +1.
+        hyper: learning rate, weight decay, stop rule.
+        key: typed PRNG key of the minibatch order (read by "sgd").
+        recipe: loss, optimizer and trained fields; static.
+
+    Returns:
+        The trained network, its status (CONVERGED, STEP_LIMIT or DIVERGED) and the number of steps.
+    """
+    state = start(network, hyper, key, recipe=recipe)
+    state = jax.lax.while_loop(lambda s: s.status == PENDING, lambda s: step(s, x, y, hyper, recipe=recipe), state)
+    return finish(state), state.status, state.step
+
+
+def start(network: Network, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> TrainState:
+    """Training state of a fresh network."""
+    params = network._replace(weight=network.weight.T)._asdict()
+    opt_state = transformation(hyper, recipe.optimizer).init({name: params[name] for name in recipe.trained})
+    return TrainState(params, opt_state, jnp.int32(0), jnp.int8(PENDING), random.key_data(key))
+
+
+def finish(state: TrainState) -> Network:
+    """The network held by a training state; leading axes are kept."""
+    network = Network(**state.params)
+    return network._replace(weight=network.weight.mT)
+
+
+def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe) -> TrainState:
+    """Check the stop rule, then take one gradient step unless the network has stopped.
+
+    The outputs that decide whether the last step was the final one are those the next gradient needs, so the
+    check is free; a network that stops is never touched again.
+    """
+    params = state.params
+    z = _preactivations(params, x)
+    margins = y * (jax.nn.relu(z) @ params["head"] + params["head_bias"])
+    status = _status(state, margins, hyper)
+
+    output_gradient = _point_weights(state, hyper, len(y), recipe) * y * loss_slope(margins, recipe.loss)
+    gradient = _gradient(params, x, z, output_gradient)
+    trained = {name: params[name] for name in recipe.trained}
+    updates, opt_state = transformation(hyper, recipe.optimizer).update(
+        {name: gradient[name] for name in recipe.trained}, state.opt_state, trained
+    )
+    new: Any = optax.apply_updates(trained, updates)
+    moved = TrainState(
+        params | new,
+        opt_state,
+        state.step + 1,
+        status,
+        state.key,
+    )
+    stay = state._replace(status=status)
+    return jax.tree.map(lambda new, old: jnp.where(status == PENDING, new, old), moved, stay)
+
+
+def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:
+    status = jnp.where(state.step >= hyper.max_steps, STEP_LIMIT, PENDING)
+    status = jnp.where((state.step > 0) & (jnp.min(margins) > hyper.stop_margin), CONVERGED, status)
+    status = jnp.where(jnp.all(jnp.isfinite(margins)), status, DIVERGED)
+    return jnp.where(state.status == PENDING, status, state.status).astype(jnp.int8)
+
+
+def _point_weights(state: TrainState, hyper: Hyper, n: int, recipe: Recipe) -> jax.Array | float:
+    """Weight of each point in the loss: 1/n, or the mean over this step's minibatch of a shuffled epoch."""
+    if recipe.optimizer != "sgd":
+        return 1 / n
+    batches = -(-n // hyper.batch_size)
+    epoch, batch = jnp.divmod(state.step, batches)
+    rank = random.permutation(random.fold_in(random.wrap_key_data(state.key), epoch), n)
+    chosen = (rank // hyper.batch_size == batch).astype(jnp.float32)
+    return chosen / jnp.sum(chosen)
+
+
+# XLA on CPU runs sums written out over a few inputs or points as fused vector code, several times faster than
+# the batched products they replace; past these sizes the product wins.
+_MAX_INPUTS_WRITTEN_OUT = 8
+_MAX_TERMS_WRITTEN_OUT = 128
+
+
+def _preactivations(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Inputs of the ReLUs at every point, (n, m)."""
+    weight, bias = params["weight"], params["bias"]
+    if x.shape[1] > _MAX_INPUTS_WRITTEN_OUT:
+        return x @ weight + bias[None, :]
+    return sum((x[:, r, None] * weight[r][None, :] for r in range(x.shape[1])), bias[None, :])
+
+
+def _gradient(
+    params: dict[str, jax.Array], x: jax.Array, z: jax.Array, output_gradient: jax.Array
+) -> dict[str, jax.Array]:
+    """Gradient of the loss in all parameters, given its derivative (n,) in the outputs.
+
+    With a = output_gradient at the active neurons (n, m), S = xᵀa and s = Σₙ a, the gradients are u∘S for the
+    weights, u∘s for the biases and Σᵣ Sᵣ∘Wᵣ + s∘b for the head: no further pass over n × m is needed.
+    """
+    n, d = x.shape
+    active = jnp.where(z > 0, output_gradient[:, None], 0.0)
+    if n * d > _MAX_TERMS_WRITTEN_OUT:
+        of_inputs = x.T @ active
+        of_bias = jnp.sum(active, axis=0)
+    else:
+        of_inputs = jnp.stack([sum(active[i] * x[i, r] for i in range(n)) for r in range(d)])  # pyright: ignore
+        of_bias = sum(active[i] for i in range(n))
+    head = params["head"]
+    return {
+        "weight": head[None, :] * of_inputs,
+        "bias": head * of_bias,
+        "head": jnp.sum(of_inputs * params["weight"], axis=0) + of_bias * params["bias"],
+        "head_bias": jnp.sum(output_gradient),
+    }

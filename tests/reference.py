@@ -1,0 +1,98 @@
+"""Oracles in NumPy that share no code with the package: networks in long double, and where a ray first flips."""
+
+from fractions import Fraction
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from subspace_adv.network import Network
+
+_SCAN = 50
+
+
+def random_network(rng: np.random.Generator, width: int, dim: int, padded: int | None = None) -> Network:
+    """A network in float64 whose outputs are of order one, with inert neurons up to `padded`."""
+    inert = (padded or width) - width
+    weight, bias = rng.standard_normal((width, dim)) / np.sqrt(dim), rng.standard_normal(width)
+    head, head_bias = rng.standard_normal(width) / np.sqrt(width), rng.standard_normal() / 2
+    return Network(np.pad(weight, ((0, inert), (0, 0))), np.pad(bias, (0, inert)), np.pad(head, (0, inert)), head_bias)
+
+
+def stacked(networks: list[Network], dtype: type = np.float64) -> Network:
+    """One batch of networks of equal shape."""
+    return Network(*(np.array(field, dtype) for field in zip(*networks, strict=True)))
+
+
+def output(network: Network, x: np.ndarray) -> np.ndarray:
+    """N(x) in long double, (...) for x (..., d)."""
+    weight, bias, head, head_bias = (np.asarray(field, np.longdouble) for field in network)
+    return np.maximum(np.asarray(x, np.longdouble) @ weight.T + bias, 0) @ head + head_bias
+
+
+def gradient(network: Network, x: np.ndarray) -> np.ndarray:
+    """Input gradient in float64, one neuron at a time, (d,) for x (d,)."""
+    weight, bias, head, _ = (np.asarray(field, np.float64) for field in network)
+    total = np.zeros(weight.shape[1])
+    for w, b, u in zip(weight, bias, head, strict=True):
+        total += u * w if float(np.dot(w, np.asarray(x, np.float64)) + b) > 0 else 0
+    return total
+
+
+class Ray(NamedTuple):
+    """t ↦ Σ headᵢ·relu(zᵢ + t·rateᵢ) + offset for t ≥ 0, evaluated term by term in long double."""
+
+    z: np.ndarray
+    rate: np.ndarray
+    head: np.ndarray
+    offset: np.longdouble
+
+    @classmethod
+    def of(cls, z: np.ndarray, rate: np.ndarray, head: np.ndarray, offset: float) -> Self:
+        """A ray from the arguments of `first_crossing`."""
+        return cls(*(np.asarray(a, np.longdouble) for a in (z, rate, head, offset)))
+
+    @classmethod
+    def from_point(cls, network: Network, x: np.ndarray, direction: np.ndarray) -> Self:
+        """The output along a direction from x, signed so that it begins positive."""
+        weight, bias, head, head_bias = (np.asarray(field, np.longdouble) for field in network)
+        sign = 1 if output(network, x) >= 0 else -1
+        z = weight @ np.asarray(x, np.longdouble) + bias
+        return cls.of(z, weight @ np.asarray(direction, np.longdouble), sign * head, sign * head_bias)
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """Value at t (...)."""
+        inputs = self.z + np.asarray(t, np.longdouble)[..., None] * self.rate
+        return np.maximum(inputs, 0) @ self.head + self.offset
+
+    def magnitude(self, t: np.ndarray) -> np.ndarray:
+        """Sum of the sizes of all that is added up at t (...)."""
+        inputs = np.abs(self.z) + np.asarray(t, np.longdouble)[..., None] * np.abs(self.rate)
+        return inputs @ np.abs(self.head) + np.abs(self.offset)
+
+    def first_flip(self, slack: float = 0.0) -> np.longdouble:
+        """Least t at which the value plus slack·magnitude falls below 0; inf if there is none.
+
+        That sum is linear between kinks. It is evaluated at all kinks and on a dense grid over them; beyond the
+        last kink its slope decides.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kinks = -self.z / self.rate
+        kinks = kinks[np.isfinite(kinks) & (kinks > 0)]
+        last = kinks.max(initial=np.longdouble(0))
+        t = np.unique(np.concatenate([kinks, np.linspace(np.longdouble(0), last, _SCAN)]))
+        value = self(t) + (slack * self.magnitude(t) if slack else 0)
+        below = np.flatnonzero(value < 0)
+        if len(below):
+            i = below[0]
+            return t[i] if i == 0 else t[i - 1] + value[i - 1] / (value[i - 1] - value[i]) * (t[i] - t[i - 1])
+        slope = self._final_slope(slack)
+        return last + value[-1] / -slope if slope < 0 else np.longdouble(np.inf)
+
+    def _final_slope(self, slack: float) -> np.longdouble:
+        terms, sizes = self.head * np.maximum(self.rate, 0), np.abs(self.head * self.rate)
+        slope = terms.sum() + slack * sizes.sum()
+        if abs(slope) > 1e-15 * sizes.sum():
+            return slope
+        pairs = [(Fraction(float(u)), Fraction(float(a))) for u, a in zip(self.head, self.rate, strict=True) if u * a]
+        exact = sum((u * a for u, a in pairs if a > 0), Fraction(0))
+        return np.longdouble(float(exact + Fraction(slack) * sum((abs(u * a) for u, a in pairs), Fraction(0))))
