@@ -1,0 +1,191 @@
+"""A results folder as labelled arrays, and its trained networks."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from subspace_adv.data import FIXED_SHAPES
+from subspace_adv.measures import variables
+from subspace_adv.network import Network
+from subspace_adv.planning import cell_data, data_leaves
+from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.sweep import Sweep, UserError, brief, nearest
+from subspace_adv.training import PENDING, STATUS_MEANINGS
+
+
+def open_results(folder: str | Path) -> xr.Dataset:
+    """Everything measured in a results folder, by cell and point.
+
+    Args:
+        folder: a results folder, complete or not.
+
+    Returns:
+        A Dataset with one dimension per axis of the sweep, in its order, and `point`. Cells not yet done have
+        status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
+        unit; coordinates `label` and `input` are the training points. Where `loss` is an axis, its measured value
+        is `loss_value`.
+
+    Raises:
+        UserError: if the folder is no results folder.
+    """
+    store = Store.open(folder)
+    sweep = store.sweep
+    coordinates = _point_coordinates(sweep)
+    points = coordinates["label"][1].shape[-1]
+    table = variables(sweep.measure.regions, sweep.measure.norms)
+    arrays: dict[str, np.ndarray] = {
+        "status": np.full(sweep.cells, PENDING, np.int8),
+        "steps": np.full(sweep.cells, np.nan, np.float64),
+    }
+    for name, variable in table.items():
+        shape = (sweep.cells, points) if variable.per_point else (sweep.cells,)
+        arrays[name] = np.full(shape, np.nan, np.float32)
+    for entry, chunk in _committed(store):
+        for name, values in arrays.items():
+            place = (entry, slice(chunk[name].shape[1])) if values.ndim == 2 else entry
+            values[place] = chunk[name]
+    axes = list(sweep.axes)
+    dataset = xr.Dataset(
+        {
+            _shown(name, axes): (
+                (*axes, "point") if values.ndim == 2 else axes,
+                values.reshape((*sweep.shape, *values.shape[1:])),
+            )
+            for name, values in arrays.items()
+        },
+        coords={**{axis: np.array(values) for axis, values in sweep.axes.items()}, **coordinates},
+        attrs={"name": sweep.name, **{leaf: v for leaf, v in _settings(sweep).items() if leaf not in axes}},
+    )
+    for name, variable in table.items():
+        dataset[_shown(name, axes)].attrs = {"long_name": variable.meaning, "units": variable.unit}
+    dataset["status"].attrs = {
+        "long_name": "outcome of training",
+        "flag_values": np.arange(len(STATUS_MEANINGS), dtype=np.int8),
+        "flag_meanings": " ".join(STATUS_MEANINGS),
+    }
+    dataset["steps"].attrs = {"long_name": "gradient steps taken", "units": "1"}
+    dataset["label"].attrs = {"long_name": "training label, −1 or +1; 0 where there is no such point"}
+    dataset["input"].attrs = {"long_name": "training point in ambient coordinates", "units": "input length"}
+    return dataset
+
+
+def _shown(name: str, axes: list[str]) -> str:
+    """Name of a variable in the Dataset: an axis of the same name keeps it."""
+    return f"{name}_value" if name in axes else name
+
+
+def load_networks(folder: str | Path, **coordinates: Any) -> Network:
+    """Trained networks of a results folder.
+
+    Args:
+        folder: a results folder.
+        **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
+            kept). Axes not named are kept whole.
+
+    Returns:
+        Float32 host arrays weight (…, m, d), bias (…, m), head (…, m), head_bias (…), with leading axes as in
+        the Dataset. Widths and dimensions are those of the largest network selected; smaller ones are padded
+        with zeros, which changes no output. Networks not yet trained are NaN.
+
+    Raises:
+        UserError: for an unknown axis or value.
+    """
+    store = Store.open(folder)
+    sweep = store.sweep
+    selected, shape = _select(sweep, coordinates)
+    chosen, back = np.unique(selected, return_inverse=True)
+    m, d = int(sweep.column("width", chosen).max()), _largest_dimension(sweep, chosen)
+    shapes = {"weight": (m, d), "bias": (m,), "head": (m,), "head_bias": ()}
+    found = {name: np.full((len(chosen), *inner), np.nan, np.float32) for name, inner in shapes.items()}
+    any_trained = False
+    for cells, chunk in _committed(store, chosen):
+        any_trained = True
+        mine = np.isin(cells, chosen)
+        place = np.searchsorted(chosen, cells[mine])
+        for name, values in found.items():
+            trained = chunk[name][mine][:, :m] if values.ndim > 1 else chunk[name][mine]
+            values[place] = 0
+            values[(place, *map(slice, trained.shape[1:]))] = trained
+    if not any_trained:
+        raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
+    selection = {name: values[back].reshape((*shape, *shapes[name])) for name, values in found.items()}
+    return Network(**selection)  # pyright: ignore[reportArgumentType]
+
+
+def _committed(store: Store, only: np.ndarray | None = None) -> Any:
+    """(cells, arrays) of every committed chunk that has some of the cells `only`; damaged ones are warned of."""
+    for entry in store.entries:
+        if not store.has(entry.number) or (only is not None and not np.isin(entry.cells, only).any()):
+            continue
+        try:
+            yield entry.cells, store.load(entry.number)
+        except DamagedChunk as damage:
+            warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
+
+
+def _settings(sweep: Sweep) -> dict[str, Any]:
+    tables = sweep.model_dump(include={"data", "network", "training"}, exclude_none=True)
+    return {leaf: value for table in tables.values() for leaf, value in table.items()}
+
+
+def _point_coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """`label` and `input`, with a leading axis for each axis of the sweep that the data depend on."""
+    axes = data_leaves(sweep)
+    shape = tuple(len(sweep.axes[axis]) for axis in axes)
+    first = np.zeros((), np.int64)
+    for axis, size in zip(sweep.axes, sweep.shape, strict=True):
+        first = first[..., None] * size + (np.arange(size) if axis in axes else np.zeros(1, np.int64))
+    datasets, which = cell_data(sweep, first.ravel())
+    n, d = (max(data.x.shape[i] for data in datasets) for i in (0, 1))
+    labels, inputs = np.zeros((len(datasets), n), np.int8), np.full((len(datasets), n, d), np.nan, np.float32)
+    for i, data in enumerate(datasets):
+        labels[i, : len(data.y)] = data.y
+        inputs[i, : data.x.shape[0], : data.x.shape[1]] = data.x
+    return {
+        "label": ((*axes, "point"), labels[which].reshape(*shape, n)),
+        "input": ((*axes, "point", "feature"), inputs[which].reshape(*shape, n, d)),
+    }
+
+
+def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Flat indices of the selected cells and the shape they keep."""
+    for name in coordinates:
+        if name not in sweep.axes:
+            raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
+    index: list[Any] = []
+    for axis, values in sweep.axes.items():
+        if axis not in coordinates:
+            index.append(np.arange(len(values)))
+            continue
+        wanted = np.asarray(coordinates[axis])
+        if wanted.ndim > 1 or not wanted.size:
+            raise UserError(f"{axis} = {brief(coordinates[axis])}: must be one value of this axis, or a list of some")
+        found = [_position(axis, values, value) for value in np.atleast_1d(wanted).tolist()]
+        index.append(np.array(found) if wanted.ndim else found[0])
+    grid = np.arange(sweep.cells).reshape(sweep.shape)
+    lists = [np.atleast_1d(i) for i in index]
+    chosen = grid[np.ix_(*lists)] if lists else grid
+    return chosen.ravel(), tuple(len(i) for i in index if isinstance(i, np.ndarray))
+
+
+def _position(axis: str, values: tuple, wanted: Any) -> int:
+    numeric = isinstance(wanted, (int, float)) and not isinstance(values[0], str)
+    if wanted in values:
+        return values.index(wanted)
+    if not numeric:
+        names = [] if not isinstance(values[0], str) else values
+        raise UserError(f"{axis} = {brief(wanted)}: not a value of this axis{nearest(str(wanted), names)}")
+    near = min(range(len(values)), key=lambda i: abs(values[i] - wanted))
+    if isinstance(values[near], float) and math.isclose(values[near], wanted, rel_tol=1e-6):  # given in float32
+        return near
+    raise UserError(f"{axis} = {wanted}: not a value of this axis; the nearest is {values[near]}")
+
+
+def _largest_dimension(sweep: Sweep, cells: np.ndarray) -> int:
+    """Largest ambient dimension of some cells."""
+    settings = zip(sweep.column("kind", cells).tolist(), sweep.column("ambient_dim", cells).tolist(), strict=True)
+    return max(FIXED_SHAPES[kind][1] if kind in FIXED_SHAPES else dim for kind, dim in set(settings))

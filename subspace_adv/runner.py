@@ -1,0 +1,130 @@
+"""Runs a sweep: which chunk runs where and when, what is done already, and progress to whoever listens."""
+
+import itertools
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import xarray as xr
+
+from subspace_adv import engine
+from subspace_adv.planning import Chunk, plan
+from subspace_adv.results import open_results
+from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.sweep import Sweep
+
+
+class Listener:
+    """What a run tells while it goes on; override what is of interest. Calls may come from several threads."""
+
+    def message(self, text: str) -> None:
+        """Something a user should know."""
+
+    def start(self, networks: int, done: int) -> None:
+        """The number of networks in all, and of those that an earlier run has done."""
+
+    def compiling(self, number: int, total: int) -> None:
+        """Group `number` of `total` is being compiled."""
+
+    def progress(self, networks: int, net_steps: int) -> None:
+        """So many networks and gradient steps done since the last call."""
+
+
+def default_out(sweep: Sweep) -> Path:
+    """The results folder of a sweep that is given none."""
+    return Path("results") / sweep.name
+
+
+def workers() -> int:
+    """Threads that train at once: one a core on CPU, where small programs use one core each."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(sweep: Sweep, out: str | Path | None = None, listener: Listener | None = None) -> xr.Dataset:
+    """Run a sweep, or what is left of it, into a results folder.
+
+    Args:
+        sweep: what to run.
+        out: the results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
+        listener: told of progress.
+
+    Returns:
+        All results, as `open_results` gives them.
+
+    Raises:
+        UserError: if the folder cannot be used, or the disk fills up; the run can be resumed.
+        KeyboardInterrupt: after an interrupt; what was committed is kept, and the run can be resumed.
+    """
+    listener = listener or Listener()
+    todo = plan(sweep)
+    store = Store.create(out or default_out(sweep), todo)
+    try:
+        pending = [chunk for chunk in todo.chunks if not _is_done(store, chunk, listener)]
+        listener.start(todo.cells, todo.cells - sum(len(chunk.cells) for chunk in pending))
+        _run_chunks(sweep, store, pending, listener)
+    finally:
+        store.close()
+    return open_results(store.folder)
+
+
+def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:
+    if not store.has(chunk.number):
+        return False
+    try:
+        store.verify(chunk.number)
+    except DamagedChunk as damage:
+        listener.message(f"{damage}; computing it again")
+        store.discard(chunk.number)
+        return False
+    return True
+
+
+def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: Listener) -> None:
+    """Train, measure and commit in worker threads, which share each group's chunks.
+
+    This thread only waits, so that an interrupt never strikes within a commit.
+    """
+    groups = [(group, deque(chunks)) for group, chunks in itertools.groupby(pending, key=lambda chunk: chunk.group)]
+    stop, committing = threading.Event(), threading.Lock()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for number, (group, waiting) in enumerate(groups, 1):
+                if waiting:
+                    listener.compiling(number, len(groups))
+                for chunk, trained in engine.train(sweep, group, drain(waiting), listener.progress, stop):
+                    arrays = trained | engine.measure(sweep, chunk, trained, stop)
+                    with committing:
+                        store.commit(chunk.number, arrays)
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    threads = [threading.Thread(target=work) for _ in range(workers())]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            if error := ended.get():
+                raise error
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident:  # an interrupt may come before it is started
+                thread.join()
+
+
+def drain(waiting: deque[Chunk]) -> Iterator[Chunk]:
+    """Take chunks from the left until none is left; several threads may take from one deque."""
+    while True:
+        try:
+            yield waiting.popleft()
+        except IndexError:
+            return

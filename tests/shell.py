@@ -1,0 +1,102 @@
+"""Small sweeps, and the command line as a process, for the tests of files and processes."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from subspace_adv import Sweep, load_networks, open_results
+
+COMMAND = Path(sys.executable).with_name("subspace-adv")
+
+# Every program shape costs seconds of compilation: all tests that can share these two widths.
+TINY = """
+name = "tiny"
+[network]
+width = 3
+[training]
+max_steps = 30
+[measure]
+regions = ["off"]
+[axes]
+width = [3, 5]
+seed = "0:12"
+init_scale = [1.0, 0.5]
+"""
+
+MANY = """
+name = "many"
+[network]
+width = 3
+[training]
+max_steps = 30
+[measure]
+regions = ["off"]
+[axes]
+seed = "0:512"
+init_scale = [1.0, 0.5]
+"""
+MANY_CHUNKS = 4
+
+
+def write(folder: Path, text: str, name: str = "sweep.toml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(text: str, *overrides: str) -> Sweep:
+    """The sweep of a text, as if from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Sweep.from_toml(write(Path(folder), text), overrides)
+
+
+def content(folder: Path) -> dict[str, tuple]:
+    """All that a results folder holds: dtype, shape and bytes of every array of the Dataset and the networks."""
+    dataset = open_results(folder)
+    arrays = {str(name): dataset[name].values for name in dataset.variables} | load_networks(folder)._asdict()
+    return {name: (values.dtype.str, values.shape, values.tobytes()) for name, values in arrays.items()}
+
+
+def chunk_states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Identity and time of every committed chunk: both change if it is computed again."""
+    chunks = [path for path in (folder / "chunks").iterdir() if not path.name.endswith(".partial")]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in chunks}
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def environment() -> dict[str, str]:
+    """Of a process: compiled modules are kept, so that only the first start of the tests is slow."""
+    kept = {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / f"subspace-adv-tests-{os.getuid()}")}
+    path = os.pathsep.join([str(COMMAND.parent), os.environ.get("PATH", "")])
+    without = {"PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS"}
+    return {name: value for name, value in os.environ.items() if name not in without} | kept | {"PATH": path}
+
+
+def start(*arguments: Any, cwd: Path) -> subprocess.Popen[str]:
+    """Start a program; its output is collected."""
+    return subprocess.Popen(
+        list(map(str, arguments)),
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(*arguments: Any, cwd: Path, timeout: float = 300) -> tuple[int, str, str]:
+    """Run a program to its end; returns exit status, stdout and stderr."""
+    with start(*arguments, cwd=cwd) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, out, err

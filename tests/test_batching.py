@@ -1,0 +1,276 @@
+"""A cell of a grid equals the same cell run alone, whatever its neighbours; and how often programs are compiled."""
+
+import functools
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from subspace_adv import engine, measures, training
+from subspace_adv.data import line
+from subspace_adv.network import Network, init_network
+from subspace_adv.planning import Program, plan
+from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
+from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
+
+Cell = dict[str, np.ndarray]
+
+# Off a line in the plane every distance is an exact crossing, which compiles fastest.
+BASE = {
+    "kind": "line",
+    "width": 50,
+    "loss": "exponential",
+    "regions": ("off",),
+    "max_steps": 20,
+    "stop_margin": 50.0,
+    "learning_rate": 0.1,
+}
+
+
+def sweep(settings: dict, axes: dict | None = None) -> Sweep:
+    tables = {table: {} for table in TABLES}
+    for leaf, value in (BASE | settings).items():
+        tables[TABLE_OF[leaf]][leaf] = value
+    return Sweep.model_validate({"name": "batching", **tables, "axes": axes or {}})
+
+
+def run(whole: Sweep) -> list[Cell]:
+    """What every cell of a grid yields, by flat index."""
+    cells: list[Cell] = [{} for _ in range(whole.cells)]
+    for chunk in plan(whole).chunks:
+        recorded = engine.train_and_measure(whole, chunk)
+        for row, cell in enumerate(chunk.cells):
+            cells[cell] = {name: values[row] for name, values in recorded.items()}
+    return cells
+
+
+@functools.cache
+def _run_alone(settings: tuple) -> Cell:
+    return run(sweep(dict(settings)))[0]
+
+
+def alone(settings: dict) -> Cell:
+    """What one cell yields in a sweep of its own."""
+    return _run_alone(tuple(sorted(settings.items())))
+
+
+def cells_of(axes: dict) -> list[dict]:
+    """Axis values of every cell, last axis fastest."""
+    places = np.ndindex(*(len(values) for values in axes.values()))
+    return [{leaf: values[i] for (leaf, values), i in zip(axes.items(), place, strict=True)} for place in places]
+
+
+def assert_same(found: Cell, expected: Cell) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name, strict=True)
+
+
+def assert_close(found: Cell, expected: Cell, rtol: float = 1e-4) -> None:
+    """Equal up to the order of summation."""
+    assert found.keys() == expected.keys()
+    assert found["status"] == expected["status"] and found["steps"] == expected["steps"]
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=rtol, atol=1e-5, err_msg=name)
+
+
+def differ(cells: list[Cell]) -> bool:
+    """Whether all cells that did not diverge trained to different networks."""
+    networks = [cell["weight"].tobytes() + cell["head"].tobytes() for cell in cells if cell["status"] != DIVERGED]
+    return len(set(networks)) == len(networks)
+
+
+MIXED = {
+    "seed": (0, 1),
+    "width": (3, 50, 100),
+    "init_scale": (1.0, 0.3),
+    "weight_decay": (0.0, 0.01),
+    "learning_rate": (0.02, 1e6),  # the second diverges
+}
+SUBSPACE = {"kind": "subspace", "ambient_dim": 4, "subspace_dim": 3, "samples": 5}
+BITWISE = {
+    "mixed": ({"max_steps": 300}, MIXED),
+    "seed and init_scale": ({}, {"seed": (0, 7, 2**32 - 1), "init_scale": (1.0, 0.1, 3.0)}),
+    "weight_decay and learning_rate": ({}, {"weight_decay": (0.0, 0.003, 1.0), "learning_rate": (0.1, 1e-4, 2.0)}),
+    "padded width": ({"seed": 1}, {"width": (41, 50, 3)}),
+    "stop rule": ({}, {"stop_margin": (50.0, -2.0, -0.1), "max_steps": (20, 0, 1, 700)}),
+    "momentum": ({"optimizer": "momentum"}, {"seed": (0, 1), "momentum": (0.9, 0.0, 0.5)}),
+    "batch_size": ({"optimizer": "sgd"}, {"seed": (0, 1), "batch_size": (1, 3, 7)}),
+    "optimizer": ({}, {"optimizer": ("sgd", "gd", "momentum"), "seed": (0, 1)}),
+    "init": ({}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
+    "trainable": ({}, {"trainable": ("hidden", "all"), "seed": (0, 1)}),
+    "loss": ({}, {"loss": ("logistic", "exponential"), "seed": (0, 1)}),
+    "ambient_dim": (SUBSPACE, {"ambient_dim": (4, 6), "seed": (0, 1)}),
+    "samples": (SUBSPACE, {"samples": (5, 6), "seed": (0, 1)}),
+}
+
+
+@pytest.mark.parametrize(("settings", "axes"), BITWISE.values(), ids=BITWISE)
+def test_a_cell_equals_itself_alone_bit_by_bit(settings, axes):
+    """Where one compiled program serves both: few enough cells to train in as many lanes as one does."""
+    assert all(len(group.cells) <= group.lanes == group.tail_lanes for group in plan(sweep(settings, axes)).groups)
+    together = run(sweep(settings, axes))
+    for cell, values in zip(together, cells_of(axes), strict=True):
+        assert_same(cell, alone(settings | values))
+    assert differ(together) or "stop_margin" in axes
+
+
+def test_adam_cells_equal_themselves_alone_bit_by_bit(standard_promotion):
+    axes = {"optimizer": ("adam",), "seed": (0, 1), "learning_rate": (0.02, 1e30)}
+    together = run(sweep({}, axes))
+    for cell, values in zip(together, cells_of(axes), strict=True):
+        assert_same(cell, alone(values))
+    assert differ(together)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data_seed": (0, 1, 2), "seed": (0, 1)},
+        {"labels": ("random", "halfspace", "clusters"), "seed": (0, 1)},
+        {"distribution": ("sphere", "gaussian"), "basis": ("random", "axis-aligned"), "seed": (0, 1)},
+    ],
+    ids=["data_seed", "labels", "distribution and basis"],
+)
+def test_a_cell_beside_other_data_equals_itself_alone(axes):
+    """The program that gives every network its own points is another than the one whose networks share them."""
+    together = run(sweep(SUBSPACE, axes))
+    for cell, values in zip(together, cells_of(axes), strict=True):
+        assert_close(cell, alone(SUBSPACE | values))
+    assert differ(together)
+
+
+MANY = {
+    "seed": (0, 1, 2),
+    "width": (41, 50),
+    "init_scale": (1.0, 0.3),
+    "learning_rate": (0.02, 1e6),  # the second diverges
+    "stop_margin": (-0.15, 40.0),
+    "max_steps": (300, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Cell]:
+    """A grid of calm cells among diverging ones, in more lanes than a cell alone, refilled and packed at the end."""
+    whole = sweep({}, MANY)
+    [group] = plan(whole).groups
+    assert len(group.cells) > group.lanes > group.tail_lanes
+    return run(whole)
+
+
+def test_a_cell_of_a_large_grid_equals_itself_alone(many):
+    """Up to the order of summation, which the compiler may choose anew for another number of lanes."""
+    for cell, values in zip(many, cells_of(MANY), strict=True):
+        assert_close(cell, alone(values))
+
+
+def test_diverging_cells_are_nan_and_their_neighbours_are_not(many):
+    statuses = set()
+    for cell, values in zip(many, cells_of(MANY), strict=True):
+        diverged = cell["status"] == DIVERGED
+        statuses.add(int(cell["status"]))
+        assert diverged == (values["learning_rate"] == 1e6)
+        for name in measures.variables(("off",), ("l2",)):
+            assert np.isnan(cell[name]).all() if diverged else not np.isnan(cell[name]).any()
+        assert not cell["weight"][values["width"] :].any()
+    assert statuses == {CONVERGED, STEP_LIMIT, DIVERGED}
+
+
+def test_calm_cells_do_not_notice_whether_their_neighbours_diverge(many):
+    calm = run(sweep({}, MANY | {"learning_rate": (0.02, 0.01)}))
+    for cell, other, values in zip(many, calm, cells_of(MANY), strict=True):
+        if values["learning_rate"] == 0.02:
+            assert_close(cell, other)
+
+
+def test_the_order_of_the_axes_changes_no_cell():
+    settings, axes = {}, {"seed": (0, 1), "init_scale": (1.0, 0.5, 0.1)}
+    one = run(sweep(settings, axes))
+    other = run(sweep(settings, dict(reversed(axes.items()))))
+    for cell, values in zip(other, cells_of(dict(reversed(axes.items()))), strict=True):
+        assert_same(cell, one[cells_of(axes).index({leaf: values[leaf] for leaf in axes})])
+
+
+def test_the_engine_yields_what_training_one_network_yields():
+    """Lanes, refills and calls of many steps change nothing of `training.train` and `measures.measure`."""
+    whole = sweep({}, {"seed": (0, 1, 2), "max_steps": (0, 20, 600)})
+    chunk = plan(whole).chunks[0]
+    program = chunk.group.program
+    for cell, values in zip(run(whole), cells_of(whole.axes), strict=True):
+        rates, stop = (np.float32(v) for v in (0.1, 0, 0.9)), (np.float32(50), np.int32(values["max_steps"]))
+        hyper = training.Hyper(*rates, np.int32(1), *stop)
+        trained, status, steps = _train_alone(values["seed"], hyper, program)
+        assert (cell["status"], cell["steps"]) == (status, steps)
+        for name, expected in trained._asdict().items():
+            np.testing.assert_allclose(cell[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _train_alone(seed: jax.Array, hyper: training.Hyper, program: Program) -> tuple[Network, jax.Array, jax.Array]:
+    init_key, order_key = jax.random.split(jax.random.key(seed))
+    size = {"padded_width": program.padded_width, "ambient_dim": program.ambient_dim}
+    start = init_network(init_key, np.int32(BASE["width"]), np.float32(1), law=program.law, **size)
+    return training.train(start, line().x, line().y, hyper, order_key, recipe=program.recipe)
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counter:
+    """How often the engine traced training and measurement and compiled a program."""
+    counter = Counter()
+
+    def count(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def counted(*args: object, **kwargs: object) -> object:
+            counter[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(training, "step")
+    count(measures, "measure")
+    count(jax.stages.Lowered, "compile")
+    return counter
+
+
+def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts):
+    # An attack effort that no other test has, so that nothing is compiled already.
+    whole = sweep({"attack_steps": 39, "max_steps": 2}, {"width": (3, 6), "seed": tuple(range(600))})
+    planned = plan(whole)
+    assert len(planned.groups) == 2 and len(planned.chunks) >= 6
+    for _ in range(2):
+        for chunk in planned.chunks:
+            engine.train_and_measure(whole, chunk)
+        assert counts["compile"] == planned.programs
+        assert counts["measure"] == len(planned.groups)
+        assert counts["step"] == sum(1 + (group.lanes != group.tail_lanes) for group in planned.groups)
+
+
+def test_widths_that_pad_alike_and_hyperparameters_share_programs():
+    axes = {"seed": (0, 1), "width": (41, 50), "init_scale": (1.0, 0.5), "learning_rate": (0.1, 0.2)}
+    assert len(plan(sweep({}, axes)).groups) == 1
+    assert plan(sweep({}, axes)).programs == 3
+
+
+@pytest.mark.parametrize("name", ["margin", "output", "distance_off_l2_lower", "distance_off_l2_upper"])
+def test_bounds_are_rounded_outwards_to_float32(name, monkeypatch):
+    """What is recorded in float32 brackets what was measured in float64."""
+    recorded = []
+    original = engine._rounded
+
+    def rounded(name: str, values: np.ndarray) -> np.ndarray:
+        recorded.append((name, values, original(name, values)))
+        return recorded[-1][2]
+
+    monkeypatch.setattr(engine, "_rounded", rounded)
+    run(sweep({}, {"seed": (0, 1, 2)}))
+    [(values, single)] = [(values, single) for n, values, single in recorded if n == name]
+    assert values.dtype == np.float64 and single.dtype == np.float32
+    np.testing.assert_allclose(single, values, rtol=2e-7)
+    if name.endswith("lower"):
+        assert (single <= values).all()
+    elif name.endswith("upper"):
+        assert (single >= values).all()

@@ -1,0 +1,325 @@
+"""Results as labelled arrays: names, dimensions, dtypes and meanings; networks by the values of their axes."""
+
+import numpy as np
+import pytest
+import reference
+import xarray as xr
+from shell import MANY, TINY, read
+
+from subspace_adv import Network, UserError, load_networks, open_results, plan, run
+from subspace_adv.planning import data_settings, load_data
+from subspace_adv.store import Store
+
+# Lines and subspaces in planes and in space, several draws of the points, on which every region is a line or empty.
+MIXED = """
+name = "mixed"
+[data]
+subspace_dim = 1
+samples = 4
+[network]
+width = 3
+[training]
+max_steps = 30
+[measure]
+regions = ["on"]
+[axes]
+seed = [7, 3]
+kind = ["line", "subspace"]
+ambient_dim = [3, 2]
+data_seed = [0, 1, 2]
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    run(read(TINY), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "mixed"
+    run(read(MIXED), folder)
+    return folder
+
+
+def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
+    dataset = open_results(tiny)
+    axes = ("width", "seed", "init_scale")
+    assert dataset["status"].dims == dataset["steps"].dims == dataset["loss"].dims == dataset["margin"].dims == axes
+    assert dataset["output"].dims == dataset["distance_universal"].dims == (*axes, "point")
+    assert dict(dataset.sizes) == {"width": 2, "seed": 12, "init_scale": 2, "point": 7, "feature": 2}
+    assert set(dataset.data_vars) == {
+        "status",
+        "steps",
+        "loss",
+        "margin",
+        "output",
+        "gradient_norm_off",
+        "gradient_norm_on",
+        "distance_universal",
+        "distance_off_l2_upper",
+        "distance_off_l2_lower",
+    }
+
+
+def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
+    dataset = open_results(tiny)
+    assert set(dataset.coords) == {"width", "seed", "init_scale", "label", "input"}
+    assert dataset["width"].values.tolist() == [3, 5]
+    assert dataset["seed"].values.tolist() == list(range(12))
+    assert dataset["init_scale"].values.tolist() == [1.0, 0.5]
+    assert dataset["label"].dims == ("point",)
+    assert dataset["input"].dims == ("point", "feature")
+    data = load_data(data_settings(read(TINY), {}))
+    assert np.array_equal(dataset["label"], data.y)
+    assert np.array_equal(dataset["input"], data.x)
+
+
+def test_dtypes_and_meanings(tiny):
+    dataset = open_results(tiny)
+    assert dataset["status"].dtype == np.int8
+    assert dataset["status"].attrs["flag_values"].tolist() == [0, 1, 2, 3]
+    assert dataset["status"].attrs["flag_values"].dtype == np.int8
+    assert dataset["status"].attrs["flag_meanings"] == "pending converged step_limit diverged"
+    assert dataset["steps"].dtype == np.float64  # NaN where pending
+    assert dataset["label"].dtype == np.int8
+    assert dataset["input"].dtype == np.float32
+    for name, variable in dataset.data_vars.items():
+        assert variable.attrs["long_name"]
+        if name != "status":
+            assert variable.attrs["units"]
+        if name not in ("status", "steps"):
+            assert variable.dtype == np.float32
+
+
+def test_attributes_tell_the_settings_that_all_cells_share(tiny):
+    attributes = open_results(tiny).attrs
+    assert attributes["name"] == "tiny"
+    assert attributes["max_steps"] == 30
+    assert attributes["learning_rate"] == 0.02
+    assert attributes["kind"] == "line"
+    assert not attributes.keys() & {"width", "seed", "init_scale"}
+
+
+def test_variables_are_finite_where_they_should_be(tiny):
+    dataset = open_results(tiny)
+    assert (dataset["status"] == 2).all()
+    for name in ("loss", "margin", "output", "gradient_norm_off", "gradient_norm_on"):
+        assert np.isfinite(dataset[name]).all()
+    assert (dataset["distance_off_l2_lower"] <= dataset["distance_off_l2_upper"]).all()
+    assert np.allclose(dataset["margin"], (dataset["output"] * dataset["label"]).min("point"), rtol=1e-6)
+
+
+def test_a_cell_is_where_its_values_are(tiny, tmp_path):
+    others = run(read(TINY, "width=5", "seed=7:29", "init_scale=0.5"), tmp_path)
+    at = {"width": 5, "seed": range(7, 12), "init_scale": 0.5}
+    dataset = open_results(tiny)
+    for name in dataset.data_vars:
+        assert dataset[name].sel(at).values.tobytes() == others[name].sel(at).values.tobytes()
+
+
+def test_the_loss_as_an_axis_keeps_its_name(tmp_path):
+    dataset = run(read(TINY, "loss=logistic,exponential", "width=3"), tmp_path)
+    assert dataset["loss"].values.tolist() == ["logistic", "exponential"]
+    assert dataset["loss_value"].dims == ("width", "seed", "init_scale", "loss")
+    margins = dataset["output"] * dataset["label"]
+    expected = np.log1p(np.exp(-margins)).mean("point").sel(loss="logistic")
+    assert np.allclose(dataset["loss_value"].sel(loss="logistic"), expected, rtol=1e-5)
+    expected = np.exp(-margins).mean("point").sel(loss="exponential")
+    assert np.allclose(dataset["loss_value"].sel(loss="exponential"), expected, rtol=1e-5)
+
+
+def test_points_have_the_axes_of_the_data(mixed):
+    dataset, sweep = open_results(mixed), read(MIXED)
+    assert list(dataset.dims)[:4] == ["seed", "kind", "ambient_dim", "data_seed"]
+    assert dataset["label"].dims == ("kind", "ambient_dim", "data_seed", "point")
+    assert dataset["input"].dims == ("kind", "ambient_dim", "data_seed", "point", "feature")
+    assert (dataset.sizes["point"], dataset.sizes["feature"]) == (7, 3)
+    for kind in ("line", "subspace"):
+        for ambient_dim in (3, 2):
+            for data_seed in (0, 1, 2):
+                at = {"kind": kind, "ambient_dim": ambient_dim, "data_seed": data_seed}
+                data = load_data(data_settings(sweep, at))
+                n, d = data.x.shape
+                label, points = dataset["label"].sel(at).values, dataset["input"].sel(at).values
+                assert np.array_equal(label[:n], data.y)
+                assert (label[n:] == 0).all()
+                assert np.array_equal(points[:n, :d], data.x)
+                assert np.isnan(points[n:]).all()
+                assert np.isnan(points[:, d:]).all()
+                output = dataset["output"].sel(at).values
+                assert np.isfinite(output[:, :n]).all()
+                assert np.isnan(output[:, n:]).all()
+
+
+def test_axes_that_a_kind_does_not_read_repeat_its_cells(mixed):
+    line = open_results(mixed).sel(kind="line")
+    for name in line.data_vars:
+        first = line[name].isel(ambient_dim=0, data_seed=0).values
+        for ambient_dim in range(2):
+            for data_seed in range(3):
+                assert np.array_equal(
+                    line[name].isel(ambient_dim=ambient_dim, data_seed=data_seed), first, equal_nan=True
+                )
+
+
+def assert_networks_reproduce_outputs(folder, sweep) -> None:
+    """Every stored output, from the stored weights and points, by an implementation of its own."""
+    dataset, networks = open_results(folder), load_networks(folder)
+    for place in np.ndindex(sweep.shape):
+        at = dict(zip(sweep.axes, place, strict=True))
+        points = dataset["input"].isel({axis: i for axis, i in at.items() if axis in dataset["input"].dims}).values
+        here = Network(*(field[place] for field in networks))
+        points = points[np.isfinite(points[:, 0])]
+        stored = dataset["output"].isel(at).values[: len(points)]
+        found = np.array([float(reference.output(here, np.nan_to_num(point))) for point in points])
+        assert np.allclose(found, stored, rtol=1e-5, atol=1e-5)
+
+
+def test_networks_reproduce_the_stored_outputs(tiny, mixed):
+    assert_networks_reproduce_outputs(tiny, read(TINY))
+    assert_networks_reproduce_outputs(mixed, read(MIXED))
+
+
+def test_networks_of_several_widths_are_padded_with_zeros(tiny):
+    networks = load_networks(tiny)
+    assert networks.weight.shape == (2, 12, 2, 5, 2)
+    assert networks.bias.shape == networks.head.shape == (2, 12, 2, 5)
+    assert networks.head_bias.shape == (2, 12, 2)
+    assert all(field.dtype == np.float32 for field in networks)
+    assert (networks.weight[0, ..., 3:, :] == 0).all()
+    assert (networks.bias[0, ..., 3:] == 0).all()
+    assert (networks.head[0, ..., 3:] == 0).all()
+    assert (networks.head != 0).any(axis=(1, 2)).tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+
+
+def test_networks_of_several_dimensions_are_padded_with_zeros(mixed):
+    networks = load_networks(mixed)
+    assert networks.weight.shape == (2, 2, 2, 3, 3, 3)
+    assert (networks.weight[:, 0, ..., 2] == 0).all()  # lines are in the plane
+    assert (networks.weight[:, 1, 1, ..., 2] == 0).all()
+    assert (networks.weight[:, 1, 0, ..., 2] != 0).all()
+    assert load_networks(mixed, kind="line").weight.shape == (2, 2, 3, 3, 2)
+    assert load_networks(mixed, kind="subspace", ambient_dim=2).weight.shape == (2, 3, 3, 2)
+
+
+def test_selection_by_value(tiny):
+    whole = load_networks(tiny)
+    for coordinates, index in [
+        ({"width": 5}, (1,)),
+        ({"seed": 3}, (slice(None), 3)),
+        ({"seed": [3]}, (slice(None), [3])),
+        ({"seed": [9, 3, 9]}, (slice(None), [9, 3, 9])),
+        ({"seed": range(2, 5)}, (slice(None), slice(2, 5))),
+        ({"seed": np.array([4, 2])}, (slice(None), [4, 2])),
+        ({"seed": np.int64(4)}, (slice(None), 4)),
+        ({"init_scale": 0.5, "seed": (1, 2)}, (slice(None), slice(1, 3), 1)),
+        ({"init_scale": np.float32(0.5)}, (slice(None), slice(None), 1)),
+        ({"width": 5, "seed": 11, "init_scale": 1}, (1, 11, 0)),
+    ]:
+        for found, field in zip(load_networks(tiny, **coordinates), whole, strict=True):
+            assert np.array_equal(found, field[index])
+
+
+def test_a_coordinate_of_the_dataset_selects(tiny):
+    dataset = open_results(tiny)
+    best = dataset["margin"].sel(width=5, init_scale=0.5).argmax("seed")
+    found = load_networks(tiny, width=dataset["width"][1], init_scale=0.5, seed=dataset["seed"][best])
+    assert np.array_equal(found.head, load_networks(tiny).head[1, int(best), 1])
+    assert load_networks(tiny, width=5, seed=dataset["seed"][2:5]).head.shape == (3, 2, 5)
+
+
+def test_padding_is_trimmed_where_one_width_is_selected(tmp_path):
+    sweep = read(TINY, "width=6")
+    run(sweep, tmp_path)
+    assert plan(sweep).groups[0].program.padded_width == 7
+    assert load_networks(tmp_path).weight.shape == (1, 12, 2, 6, 2)
+
+
+def test_values_near_the_rounding_of_float32_select(tmp_path):
+    run(read(TINY, "width=3", "init_scale=0.1,0.7"), tmp_path)
+    exact = load_networks(tmp_path, init_scale=0.7)
+    rounded = load_networks(tmp_path, init_scale=float(np.float32(0.7)))
+    assert np.array_equal(exact.weight, rounded.weight)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "message"),
+    [
+        ({"sede": 1}, "sede: no such axis; did you mean 'seed'?"),
+        ({"loss": "logistic"}, "loss: no such axis; known: init_scale, seed, width"),
+        ({"seed": 12}, "seed = 12: not a value of this axis; the nearest is 11"),
+        ({"seed": [0, 99]}, "seed = 99: not a value of this axis; the nearest is 11"),
+        ({"init_scale": 0.6}, "init_scale = 0.6: not a value of this axis; the nearest is 0.5"),
+        ({"init_scale": "big"}, "init_scale = 'big': not a value of this axis"),
+        ({"seed": None}, "seed = None: not a value of this axis"),
+        ({"seed": []}, "seed = []: must be one value of this axis, or a list of some"),
+        ({"seed": [[1, 2]]}, "seed = [[1, 2]]: must be one value of this axis, or a list of some"),
+        ({"seed": float("nan")}, "seed = nan: not a value of this axis"),
+    ],
+)
+def test_unknown_axes_and_values_are_refused(tiny, coordinates, message):
+    with pytest.raises(UserError) as refused:
+        load_networks(tiny, **coordinates)
+    assert str(refused.value).startswith(message)
+
+
+def test_misspelt_names_on_an_axis_are_refused(mixed):
+    with pytest.raises(UserError, match="kind = 'lien': not a value of this axis; did you mean 'line'"):
+        load_networks(mixed, kind="lien")
+
+
+def test_pending_cells_are_nan(tmp_path):
+    sweep = read(MANY)
+    run(sweep, tmp_path)
+    whole, networks = open_results(tmp_path), load_networks(tmp_path)
+    store = Store.open(tmp_path)
+    store.discard(1)
+    cells = store.entries[1].cells
+    dataset = open_results(tmp_path)
+    pending = np.zeros(sweep.cells, bool)
+    pending[cells] = True
+    pending = pending.reshape(sweep.shape)
+    assert np.array_equal(dataset["status"] == 0, pending)
+    for name, variable in dataset.data_vars.items():
+        if name != "status":
+            assert np.isnan(variable.values[pending]).all()
+        assert np.array_equal(variable.values[~pending], whole[name].values[~pending])
+    loaded = load_networks(tmp_path)
+    for field, before in zip(loaded, networks, strict=True):
+        assert np.isnan(field[pending]).all()
+        assert np.array_equal(field[~pending], before[~pending])
+    seed = int(dataset["seed"][np.flatnonzero(pending.all(axis=1))[0]])
+    with pytest.raises(UserError, match="none of the networks selected is trained yet"):
+        load_networks(tmp_path, seed=seed)
+    for number in (0, 2, 3):
+        store.discard(number)
+    assert (open_results(tmp_path)["status"] == 0).all()
+
+
+def test_a_damaged_chunk_is_warned_of_and_pending(tmp_path):
+    run(read(MANY), tmp_path)
+    (tmp_path / "chunks" / "000001" / "seal.json").write_text("{}")
+    with pytest.warns(UserWarning, match="chunks/000001: differs from what was saved; run the sweep again"):
+        dataset = open_results(tmp_path)
+    assert (dataset["status"] == 0).sum() == 256
+    with pytest.warns(UserWarning, match="chunks/000001"):
+        networks = load_networks(tmp_path)
+    assert np.isnan(networks.head_bias).sum() == 256
+
+
+def test_results_can_be_written_as_netcdf(tiny, tmp_path):
+    dataset = open_results(tiny)
+    dataset.to_netcdf(tmp_path / "tiny.nc", engine="scipy")
+    with xr.open_dataset(tmp_path / "tiny.nc", engine="scipy") as again:
+        assert np.array_equal(again["output"], dataset["output"])
+        assert again["status"].attrs["flag_meanings"] == dataset["status"].attrs["flag_meanings"]
+
+
+def test_places_that_hold_no_results(tmp_path):
+    with pytest.raises(UserError, match="not a results folder"):
+        open_results(tmp_path)
+    with pytest.raises(UserError, match="not a results folder"):
+        load_networks(tmp_path / "nowhere")

@@ -1,0 +1,192 @@
+"""Runs: everything is done once, what is done is kept, and whoever listens is told."""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, write
+
+from subspace_adv import UserError, engine, open_results, run, runner
+from subspace_adv.runner import Listener
+from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
+
+
+class _Heard(Listener):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.starts: list[tuple[int, int]] = []
+        self.groups: set[tuple[int, int]] = set()
+        self.networks, self.net_steps = 0, 0
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def start(self, networks: int, done: int) -> None:
+        self.starts.append((networks, done))
+
+    def compiling(self, number: int, total: int) -> None:
+        self.groups.add((number, total))
+
+    def progress(self, networks: int, net_steps: int) -> None:
+        self.networks += networks
+        self.net_steps += net_steps
+
+
+def test_a_run_does_every_cell_and_tells(tmp_path):
+    heard = _Heard()
+    dataset = run(read(TINY), tmp_path / "out", heard)
+    assert dataset.identical(open_results(tmp_path / "out"))
+    assert (dataset["status"] != PENDING).all()
+    assert heard.starts == [(48, 0)]
+    assert heard.groups == {(1, 2), (2, 2)}
+    assert heard.networks == 48
+    assert heard.net_steps == dataset["steps"].sum()
+    assert heard.messages == []
+
+
+def test_running_again_does_nothing_twice(tmp_path, monkeypatch):
+    sweep = read(TINY)
+    first = run(sweep, tmp_path)
+    before = chunk_states(tmp_path)
+    monkeypatch.setattr(engine, "train", lambda *arguments: pytest.fail("nothing is left to train"))
+    heard = _Heard()
+    assert run(sweep, tmp_path, heard).identical(first)
+    assert heard.starts == [(48, 48)]
+    assert (heard.networks, heard.groups) == (0, set())
+    assert chunk_states(tmp_path) == before
+
+
+def test_only_what_is_missing_is_done(tmp_path):
+    sweep = read(MANY)
+    run(sweep, tmp_path)
+    before, whole = chunk_states(tmp_path), content(tmp_path)
+    (tmp_path / "chunks" / "000002" / "seal.json").unlink()
+    heard = _Heard()
+    run(sweep, tmp_path, heard)
+    assert heard.starts == [(1024, 768)]
+    assert heard.networks == 256
+    (message,) = heard.messages
+    assert message == f"{tmp_path / 'chunks' / '000002'}: cannot be read; computing it again"
+    assert content(tmp_path) == whole
+    after = chunk_states(tmp_path)
+    assert len(after) == MANY_CHUNKS
+    assert {name for name in after if after[name] != before[name]} == {"000002"}
+
+
+def test_the_folder_is_results_name_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(read(TINY, "width=3"))
+    assert (tmp_path / "results" / "tiny" / "manifest.json").exists()
+    assert runner.default_out(read("", "name=other")) == Path("results/other")
+
+
+def test_a_failure_stops_the_run_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    sweep, measure, calls = read(MANY), engine.measure, []
+
+    def failing(*arguments: object) -> dict:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return measure(*arguments)  # pyright: ignore[reportArgumentType]
+
+    threads = threading.active_count()
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "measure", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(sweep, tmp_path / "out")
+    assert threading.active_count() == threads
+    kept = chunk_states(tmp_path / "out")
+    assert 1 <= len(kept) < MANY_CHUNKS
+    run(sweep, tmp_path / "out")  # the folder is not locked any more
+    assert chunk_states(tmp_path / "out").items() >= kept.items()
+    run(sweep, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path):
+    class _Impatient(Listener):
+        def progress(self, networks: int, net_steps: int) -> None:
+            if (tmp_path / "chunks" / "000000").exists():
+                raise KeyboardInterrupt
+
+    sweep = read(MANY)
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep, tmp_path, _Impatient())
+    kept = chunk_states(tmp_path)
+    assert "000000" in kept
+    run(sweep, tmp_path)
+    assert chunk_states(tmp_path).items() >= kept.items()
+
+
+def test_an_interrupt_before_all_threads_have_started(tmp_path, monkeypatch):
+    start, starts = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        starts.append(thread)
+        if len(starts) == 2:
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(runner, "workers", lambda: 3)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(read(MANY), tmp_path)
+    assert not starts[0].is_alive()
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "train", lambda *arguments: pytest.fail("too early"))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds files that are no results of ours"):
+        run(read(TINY), tmp_path)
+
+
+def test_a_diverged_network_is_a_value_and_its_neighbours_never_notice(tmp_path):
+    alone = run(read(TINY, "width=3"), tmp_path / "alone")
+    both = run(read(TINY, "width=3", "learning_rate=0.02,1e30"), tmp_path / "both")
+    diverged, healthy = both.sel(learning_rate=1e30), both.sel(learning_rate=0.02, drop=True)
+    assert (diverged["status"] == DIVERGED).any()
+    for name in ("loss", "margin", "output", "gradient_norm_off", "distance_off_l2_upper", "distance_off_l2_lower"):
+        assert diverged[name].where(diverged["status"] == DIVERGED, drop=True).isnull().all()
+        assert healthy[name].values.tobytes() == alone[name].values.tobytes()
+    assert set(np.unique(healthy["status"])) <= {CONVERGED, STEP_LIMIT}
+
+
+def test_no_step_is_a_network_as_drawn(tmp_path):
+    dataset = run(read(TINY, "width=3", "max_steps=0"), tmp_path)
+    assert (dataset["status"] == STEP_LIMIT).all()
+    assert (dataset["steps"] == 0).all()
+
+
+def test_one_cell_without_axes(tmp_path):
+    dataset = run(read("[network]\nwidth = 3\n[training]\nmax_steps = 3\n[measure]\nregions = ['off']\n"), tmp_path)
+    assert dataset["status"].dims == ()
+    assert dataset["output"].dims == ("point",)
+    assert dataset["status"].item() == STEP_LIMIT
+    assert dataset["steps"].item() == 3
+
+
+PEAK = """
+import resource, sys
+from subspace_adv import Sweep, run
+run(Sweep.from_toml("sweep.toml", sys.argv[1:]), "out" + sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_chunk_and_not_by_the_grid(tmp_path):
+    write(tmp_path, TINY.replace("width = [3, 5]\n", ""))
+
+    def peak(seeds: int) -> int:
+        overrides = (f"seed=0:{seeds}", "width=15", "max_steps=200")
+        status, out, err = call(sys.executable, "-c", PEAK, *overrides, cwd=tmp_path, timeout=600)
+        assert (status, err) == (0, "")
+        return int(out)
+
+    small, large = peak(5_000), peak(20_000)  # 10,000 and 40,000 networks
+    assert large < 1.2 * small

@@ -1,0 +1,367 @@
+"""The results folder: whole chunks only, damage noticed, and other people's files left alone."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shell import MANY, TINY, files, read
+
+from subspace_adv import Sweep, UserError, plan, store
+from subspace_adv.planning import Plan
+from subspace_adv.store import DamagedChunk, Store, _pack, _unpack
+
+
+def arrays_of(planned: Plan, number: int) -> dict[str, np.ndarray]:
+    """Arrays as the engine could have made them, of several dtypes and ranks."""
+    rng, n = np.random.default_rng(number), len(planned.chunks[number].cells)
+    return {
+        "weight": rng.standard_normal((n, 3, 2)).astype(np.float32),
+        "head_bias": np.full(n, np.nan, np.float32),
+        "status": rng.integers(0, 4, n).astype(np.int8),
+        "steps": np.arange(n, dtype=np.int32)[::-1],
+    }
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        assert found[name].tobytes() == values.tobytes()
+
+
+@pytest.fixture
+def planned() -> Plan:
+    return plan(read(TINY))
+
+
+@pytest.fixture
+def folder(tmp_path, planned) -> Path:
+    """A results folder with both its chunks."""
+    made = Store.create(tmp_path / "out", planned)
+    for chunk in planned.chunks:
+        made.commit(chunk.number, arrays_of(planned, chunk.number))
+    made.close()
+    return made.folder
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as refused:
+        call(*arguments)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_what_is_committed_is_read_back(folder, planned):
+    opened = Store.open(folder)
+    assert opened.sweep == planned.sweep
+    assert (folder / "sweep.toml").read_text() == planned.sweep.to_toml()
+    for chunk, entry in zip(planned.chunks, opened.entries, strict=True):
+        assert np.array_equal(entry.cells, chunk.cells)
+        assert opened.has(chunk.number)
+        assert_same(opened.load(chunk.number), arrays_of(planned, chunk.number))
+
+
+def test_the_manifest_tells_what_made_it(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["cells"] == 48
+    assert set(manifest["versions"]) == {"subspace-adv", "jax", "jaxlib"}
+    assert len(manifest["chunks"]) == 2
+    assert {path.name for path in folder.iterdir()} == {"sweep.toml", "manifest.json", "chunks", ".lock"}
+    assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
+
+
+def test_the_folder_can_be_moved(folder, planned, tmp_path, monkeypatch):
+    shutil.move(folder, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    opened = Store.open("elsewhere")
+    assert_same(opened.load(1), arrays_of(planned, 1))
+
+
+def damages(path: Path) -> list[tuple[str, bytes | None]]:
+    content, rng = path.read_bytes(), random.Random(path.name)
+    if not content:
+        return [("filled", b"x"), ("deleted", None)]
+    flipped = bytearray(content)
+    flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return [("flipped", bytes(flipped)), ("truncated", content[: len(content) // 2]), ("deleted", None)]
+
+
+def test_any_damage_to_any_file_of_a_chunk_is_noticed_in_silence(folder, planned, capfd):
+    opened, chunk = Store.open(folder), folder / "chunks" / "000001"
+    paths = [path for path in sorted(chunk.rglob("*")) if path.is_file()]
+    assert len(paths) > 5
+    for path in paths:
+        content = path.read_bytes()
+        for damage, damaged in damages(path):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            for reading in (opened.verify, opened.load):
+                with pytest.raises(DamagedChunk, match="chunks/000001: "):
+                    reading(1)
+                    pytest.fail(f"{path} {damage}")
+        path.write_bytes(content)
+    assert_same(opened.load(1), arrays_of(planned, 1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_chunk_in_pieces_is_noticed(folder):
+    opened, chunk = Store.open(folder), folder / "chunks" / "000001"
+
+    def assert_damaged() -> None:
+        assert opened.has(1)
+        with pytest.raises(DamagedChunk):
+            opened.load(1)
+
+    (chunk / "arrays" / "another").touch()
+    assert_damaged()
+    (chunk / "arrays" / "another").unlink()
+    opened.load(1)
+    for path in sorted((chunk / "arrays").rglob("*"))[::2]:
+        if path.is_file():
+            path.unlink()
+    assert_damaged()
+    shutil.rmtree(chunk / "arrays")
+    assert_damaged()
+    shutil.rmtree(chunk)
+    assert not opened.has(1)
+    chunk.mkdir()
+    assert_damaged()
+    chunk.rmdir()
+    chunk.write_text("a file in place of the folder")
+    assert_damaged()
+    opened.discard(1)
+    assert not opened.has(1)
+    opened.discard(1)
+
+
+def test_a_chunk_of_another_place_is_damage(folder):
+    opened = Store.open(folder)
+    opened.discard(1)
+    shutil.copytree(folder / "chunks" / "000000", folder / "chunks" / "000001")
+    with pytest.raises(DamagedChunk, match="differs from what was saved"):
+        opened.load(1)
+
+
+def test_left_overs_of_a_kill_are_cleared(folder, planned):
+    left = folder / "chunks" / "000001.partial" / "arrays.orbax-checkpoint-tmp" / "state"
+    left.mkdir(parents=True)
+    (folder / "manifest.json.tmp").write_text("{")
+    Store.create(folder, planned).close()
+    assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
+
+
+def test_a_run_killed_before_its_manifest_is_begun_anew(tmp_path, planned):
+    out = tmp_path / "out"
+    (out / "chunks").mkdir(parents=True)
+    (out / ".lock").touch()
+    (out / "sweep.toml").write_text(planned.sweep.to_toml())
+    (out / "manifest.json.tmp").write_text("{")
+    Store.create(out, planned).close()
+    assert len(Store.open(out).entries) == 2
+
+
+def test_a_failing_save_names_the_reason_and_leaves_nothing(tmp_path, planned, monkeypatch):
+    made = Store.create(tmp_path / "out", planned)
+    arrays = arrays_of(planned, 0)
+
+    def full(path: str, *arguments: object, **keywords: object) -> None:
+        Path(path).mkdir()
+        (Path(path) / "half").touch()
+        raise ValueError("write failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.ocp, "save", full)
+        message = refusal(made.commit, 0, arrays)
+    assert message.startswith(f"{tmp_path / 'out' / 'chunks' / '000000'}: cannot be saved: No space left on device")
+    assert "run the same command to resume" in message
+    assert list((tmp_path / "out" / "chunks").iterdir()) == []
+    made.commit(0, arrays)
+    assert_same(made.load(0), arrays)
+    made.close()
+
+
+def test_room_is_made_sure_of_before_a_save(tmp_path, planned, monkeypatch):
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    made = Store.create(tmp_path / "out", planned)
+    monkeypatch.setattr(store.ocp, "save", lambda *arguments: pytest.fail("there is no room"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        assert "cannot be saved: File too large" in refusal(made.commit, 0, arrays_of(planned, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    made.close()
+
+
+def test_a_plan_beyond_the_disk_is_refused_before_anything_is_written(tmp_path):
+    planned = plan(read("", "width=16777216", "seed=0:100000"))
+    before = files(tmp_path)
+    message = refusal(Store.create, tmp_path / "out", planned)
+    assert message.startswith(f"{tmp_path / 'out'}: the results need ")
+    assert "are free; make room, choose another --out, or fewer cells" in message
+    assert files(tmp_path) == before
+
+
+def test_two_runs_cannot_write_one_folder(folder, planned):
+    first = Store.create(folder, planned)
+    message = refusal(Store.create, folder, planned)
+    assert message == f"{folder}: another run is writing here; wait for it, or choose another --out"
+    Store.open(folder).load(0)  # reading is free
+    first.close()
+    Store.create(folder, planned).close()
+
+
+def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    Store.create(folder, planned).close()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("max_steps=31",), "training.max_steps is 30 there and 31 here"),
+        (("width=3,6",), "axes.width is [3, 5] there and [3, 6] here"),
+        (("seed=0:200",), "axes.seed is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] there and [0, 1, 2, 3, 4,"),
+        (("weight_decay=0,1",), "axes.weight_decay is not set there and [0.0, 1.0] here"),
+        (("trainable=hidden",), "network.trainable is not set there and 'hidden' here"),
+        (("regions=off,on",), "measure.regions is ['off'] there and ['off', 'on'] here"),
+        (("samples=21",), "data.samples is 20 there and 21 here"),
+    ],
+)
+def test_the_folder_of_another_sweep_is_refused(folder, overrides, words):
+    before = {path: path.stat().st_mtime_ns for path in files(folder)}
+    message = refusal(Store.create, folder, plan(read(TINY, *overrides)))
+    assert message.startswith(f"{folder}: holds another sweep: {words}")
+    assert message.endswith("choose another --out")
+    assert {path: path.stat().st_mtime_ns for path in files(folder)} == before
+
+
+def test_axes_in_another_order_are_another_sweep(folder, planned):
+    axes = planned.sweep.axes
+    turned = planned.sweep.model_copy(update={"axes": dict(reversed(axes.items()))})
+    assert turned == planned.sweep  # as tables go
+    message = refusal(Store.create, folder, plan(turned))
+    assert "in another order, width, seed, init_scale and not init_scale, seed, width" in message
+
+
+def test_the_name_of_a_sweep_makes_no_difference(folder, planned):
+    renamed = Store.create(folder, plan(read(TINY, "name=other")))
+    assert_same(renamed.load(0), arrays_of(planned, 0))
+    renamed.close()
+
+
+def test_another_version_is_refused(folder, planned, monkeypatch):
+    monkeypatch.setattr(store, "version", lambda name: "99.0" if name == "jax" else "1")
+    message = refusal(Store.create, folder, planned)
+    assert "was made with" in message
+    assert message.endswith("choose another --out")
+    Store.open(folder)  # reading is free
+
+
+def test_another_machine_is_refused(folder, planned, monkeypatch):
+    monkeypatch.setattr(store.platform, "machine", lambda: "abacus")
+    assert "and this is abacus; choose another --out" in refusal(Store.create, folder, planned)
+
+
+def test_another_cut_into_chunks_is_refused(folder, planned):
+    one, other = planned.chunks
+    swapped = planned._replace(chunks=(one._replace(cells=other.cells), other._replace(cells=one.cells)))
+    assert "is cut into chunks in another way" in refusal(Store.create, folder, swapped)
+
+
+def test_files_of_others_are_left_alone(tmp_path, planned):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("…")
+    assert (
+        refusal(Store.create, mine, planned) == f"{mine}: holds files that are no results of ours; choose another --out"
+    )
+    assert files(mine) == {mine / "thesis.tex"}
+
+
+def test_a_sweep_file_of_the_users_is_not_overwritten(tmp_path, planned):
+    (tmp_path / "sweep.toml").write_text("# my notes\n" + TINY)
+    assert "holds files that are no results of ours" in refusal(Store.create, tmp_path, planned)
+    assert (tmp_path / "sweep.toml").read_text().startswith("# my notes")
+
+
+def test_places_that_cannot_hold_results(tmp_path, planned):
+    file = tmp_path / "file"
+    file.write_text("…")
+    assert refusal(Store.create, file, planned) == f"{file}: cannot hold results: Not a directory; choose another --out"
+    inside = file / "inside"
+    assert refusal(Store.create, inside, planned).startswith(f"{inside}: cannot be written: Not a directory")
+    assert refusal(Store.create, Path("/proc/out"), planned).startswith("/proc/out: ")
+    assert file.read_text() == "…"
+
+
+def test_places_that_hold_no_results(tmp_path, folder):
+    assert "not a results folder (no manifest.json); `run` makes one" in refusal(Store.open, tmp_path)
+    assert "; did you mean 'out'?" in refusal(Store.open, tmp_path / "outt")
+    assert "not a results folder" in refusal(Store.open, folder / "sweep.toml")
+    shutil.rmtree(folder / "manifest.json", ignore_errors=True)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    assert refusal(Store.open, folder) == f"{folder}: cannot be read: Is a directory"
+
+
+def test_any_damage_to_the_manifest_is_noticed(folder, planned):
+    manifest = folder / "manifest.json"
+    content, rng = manifest.read_bytes(), random.Random(0)
+    for place in rng.sample(range(len(content)), 100):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.randrange(7)
+        if bytes(damaged).split() == content.split():
+            continue  # one white space for another
+        manifest.write_bytes(bytes(damaged))
+        for call in ((Store.open, folder), (Store.create, folder, planned)):
+            assert str(folder) in refusal(*call)
+    for damaged in (b"", b"[]", b"null", b"{}", b'{"chunks": []}', b'{"program": "another"}', content[:-40], b"\xff"):
+        manifest.write_bytes(damaged)
+        assert refusal(Store.open, folder).startswith(f"{manifest}: damaged; move the folder away")
+
+
+def test_another_format_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    assert refusal(Store.open, folder) == f"{folder}: of format 99; this version reads format 1"
+
+
+def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):
+    path = folder / "sweep.toml"
+    content = path.read_text()
+    for damaged in (content.replace("30", "31"), content + "\n", "", content[:-9], content.replace('"off"', '"on"')):
+        path.write_text(damaged)
+        for call in ((Store.open, folder), (Store.create, folder, planned)):
+            assert refusal(*call).startswith(f"{path}: ")
+    path.unlink()
+    assert refusal(Store.open, folder).startswith(f"{path}: no such file")
+
+
+def test_indices_are_packed_without_loss():
+    rng = np.random.default_rng(0)
+    cases = [np.array([5]), np.arange(10), np.arange(3, 90, 7), np.array([0, 1, 3]), np.array([2, 9])]
+    cases += [np.sort(rng.choice(1000, size, replace=False)) for size in (2, 3, 50)]
+    for cells in cases:
+        packed = json.loads(json.dumps(_pack(cells)))
+        assert np.array_equal(_unpack(packed), cells)
+    assert isinstance(_pack(np.arange(0, 10**6, 3)), dict)
+
+
+def test_a_large_manifest_is_small(tmp_path):
+    planned = plan(read(MANY, "seed=0:20000"))
+    Store.create(tmp_path, planned).close()
+    assert (tmp_path / "manifest.json").stat().st_size < 300 * len(planned.chunks)
+    assert Sweep.from_toml(tmp_path / "sweep.toml") == planned.sweep
