@@ -1,0 +1,296 @@
+"""The command line `subspace-adv`: arguments to calls, and results to people."""
+
+import itertools
+import os
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+from xarray import Dataset
+
+from subspace_adv import planning, results, runner, tables, training
+from subspace_adv.sweep import Sweep, UserError, nearest
+
+app = App(
+    name="subspace-adv",
+    help="Train and attack thousands of two-layer ReLU networks on low-dimensional data.",
+    help_epilogue="Example: subspace-adv run sweeps/quickstart.toml",
+    help_format="plaintext",
+)
+
+SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).")]
+Overrides = Annotated[
+    str, Parameter(help="name=value sets a field; name=a,b or name=start:stop makes it an axis.", negative=())
+]
+Folder = Annotated[Path, Parameter(help="Results folder.")]
+
+
+@app.command
+def run(
+    sweep: SweepFile, /, *overrides: Overrides, out: Annotated[Path | None, Parameter(name="--out")] = None
+) -> None:
+    """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
+
+    Example: subspace-adv run sweeps/line.toml seed=0:100 init_scale=1,0.5 --out results/mine
+
+    Parameters
+    ----------
+    out
+        Results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
+    """
+    specified = Sweep.from_toml(sweep, overrides)
+    folder = out or runner.default_out(specified)
+    with _Display() as display:
+        try:
+            dataset = runner.run(specified, folder, display)
+        except KeyboardInterrupt:
+            again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
+            raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
+    _print_table(dataset)
+    _draw(folder)
+
+
+@app.command
+def plan(sweep: SweepFile, /, *overrides: Overrides) -> None:
+    """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing.
+
+    Example: subspace-adv plan sweeps/line.toml seed=0:100000
+    """
+    todo = planning.plan(Sweep.from_toml(sweep, overrides))
+    print(f"cells      {todo.cells:,}")
+    print(f"groups     {len(todo.groups):,}")
+    print(f"programs   {todo.programs:,} to compile, each once")
+    print(f"chunks     {len(todo.chunks):,}")
+    print(f"bytes      {_count(todo.bytes, 'B')} on disk, before compression")
+    print(f"net-steps  at most {todo.max_net_steps:.3g}")
+    seconds = todo.max_seconds(runner.workers())
+    print(f"time       roughly {_duration(seconds)} of training here, if no network stops before max_steps")
+    table = _table("group", "cells", "chunks", "width (padded)", "points", "ambient dim", "lanes", "optimizer", "loss")
+    for i, group in enumerate(todo.groups):
+        p = group.program
+        chunks = sum(chunk.group is group for chunk in todo.chunks)
+        row = (i, len(group.cells), chunks, p.padded_width, p.samples, p.ambient_dim, group.lanes)
+        table.add_row(*map(str, row), p.recipe.optimizer, p.recipe.loss)
+    _stdout().print(table)
+
+
+@app.command
+def status(folder: Folder, /) -> None:
+    """Tell how far a results folder is.
+
+    Example: subspace-adv status results/line
+    """
+    dataset = results.open_results(folder)
+    codes = dataset["status"].values.ravel()
+    print(f"{dataset.attrs['name']}: {(codes != training.PENDING).sum():,} of {codes.size:,} networks done")
+    for code, meaning in enumerate(training.STATUS_MEANINGS):
+        print(f"  {meaning:<11}{(codes == code).sum():,}")
+    if (codes == training.PENDING).any():
+        again = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)])
+        print(f"resume with: {again}")
+
+
+@app.command
+def table(folder: Folder, /) -> None:
+    """Print medians over seeds with 95 % bootstrap intervals, and paired gains of the remedies.
+
+    Example: subspace-adv table results/line
+    """
+    _print_table(results.open_results(folder))
+
+
+@app.command
+def plot(folder: Folder, /) -> None:
+    """Draw the figures of a results folder, as PNG and SVG.
+
+    Example: subspace-adv plot results/line
+    """
+    _draw(folder)
+
+
+class _Interrupted(Exception):
+    """An interrupt, with the words for the user."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exit status 0 done, 2 bad input, 130 interrupted and resumable."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _tell(str(message))
+        try:
+            _call(arguments)
+        except CycloptsError as error:
+            _fail(_explain(error), 2)
+        except UserError as error:
+            _fail(str(error), 2)
+        except _Interrupted as interrupt:
+            _fail(str(interrupt), 130)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _call(arguments: Sequence[str] | None) -> None:
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    finally:
+        sys.stdout.flush()  # where nobody reads on, it should show here
+
+
+def _tell(message: str) -> None:
+    print(f"subspace-adv: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> None:
+    _tell(message)
+    sys.exit(code)
+
+
+def _explain(error: CycloptsError) -> str:
+    message = str(error).strip().rstrip(".") or type(error).__name__
+    unused = getattr(error, "unused_tokens", None)
+    if unused and "Did you mean" not in message:
+        message += nearest(unused[0], app, otherwise_all=False)
+    return f"command line: {message}; see subspace-adv --help"
+
+
+def _draw(folder: Path) -> None:
+    from subspace_adv import plots  # matplotlib takes long to import
+
+    for path in plots.plot(folder):
+        print(f"figure: {path}")
+
+
+def _stdout() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=250)
+
+
+def _table(*columns: Hashable) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(str(column), justify="right")
+    return made
+
+
+def _print_table(dataset: Dataset) -> None:
+    rows = tables.summarize(dataset)
+    varying = [axis for axis in rows[0].arm if dataset.sizes[axis] > 1]
+    first, *others = rows[0].distance
+    gains = len(rows) > 1
+
+    def heads(region: str) -> list[str]:
+        return [f"distance {region}", f"gain {region}"][: 1 + gains]
+
+    def cells(row: tables.Row, region: str) -> list[str]:
+        return [_interval(row.distance[region]), _interval(row.gain.get(region), signed=True)][: 1 + gains]
+
+    made = _table(*varying, "networks", "converged", "steps", "gradient off", *heads(first))
+    other = _table(*varying, *itertools.chain.from_iterable(map(heads, others)))
+    for row in rows:
+        arm = [f"{row.arm[axis]:g}" if isinstance(row.arm[axis], float) else str(row.arm[axis]) for axis in varying]
+        counts = [f"{row.networks:,}", f"{row.converged:.0%}", f"{row.steps:,.0f}"]
+        made.add_row(*arm, *counts, _interval(row.gradient_off), *cells(row, first))
+        other.add_row(*arm, *itertools.chain.from_iterable(cells(row, region) for region in others))
+    _stdout().print(made)
+    if others:
+        _stdout().print(other)
+    print(
+        "Medians over seeds of each network's median over its points, with 95 % bootstrap intervals. Distances are\n"
+        "the least L2 norm found that flips a point."
+    )
+    if gains:
+        print("A gain is the paired difference, seed by seed, from the standard arm (marked –).")
+
+
+def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{estimate.median:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
+
+
+def _count(number: float, unit: str) -> str:
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} T{unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class _Rate(ProgressColumn):
+    """Gradient steps per second since the first."""
+
+    def render(self, task: Task) -> Text:
+        """Text of the column."""
+        return Text(_count(task.fields["rate"], "net-steps/s"), style="cyan")
+
+
+class _Display(runner.Listener):
+    """A live display on a terminal's stderr; elsewhere only messages."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._steps, self._begun = 0, 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("networks"),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("planning", total=None, rate=0.0)
+
+    def __enter__(self) -> "_Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(f"subspace-adv: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, networks: int, done: int) -> None:
+        """Show the totals."""
+        self._progress.update(self._task, total=networks, completed=done)
+
+    def compiling(self, number: int, total: int) -> None:
+        """Show that a group is being compiled."""
+        self._progress.update(self._task, description=f"compiling {number}/{total}")
+
+    def progress(self, networks: int, net_steps: int) -> None:
+        """Advance the bar."""
+        self._begun = self._begun or time.monotonic()
+        self._steps += net_steps
+        rate = self._steps / max(time.monotonic() - self._begun, 0.1)
+        self._progress.update(self._task, advance=networks, rate=rate, description="training")

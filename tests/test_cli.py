@@ -1,0 +1,289 @@
+"""The command line: what it prints, and one line and exit status 2 for whatever a user gets wrong."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from shell import COMMAND, MANY, TINY, call, environment, files, read, write
+from test_sweep import BAD
+
+from subspace_adv import cli, plan, run
+from subspace_adv.store import Store
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, in this process: arguments → exit status, stdout and stderr."""
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        handler = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            cli.main([str(argument) for argument in arguments])
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capsys.readouterr()
+        assert isinstance(status, int)
+        return status, out, err
+
+    return called
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    run(read(TINY), folder)
+    return folder
+
+
+def assert_refused(answer: tuple[int, str, str], *words: str) -> None:
+    status, out, err = answer
+    assert status == 2
+    assert out == ""
+    assert err.startswith("subspace-adv: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for some in words:
+        assert some in err
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
+    text, overrides, (start, *words) = BAD[case]
+    path = write(tmp_path, text)
+    out = ("--out", tmp_path / "out") if verb == "run" else ()
+    answer = command(verb, path, *overrides, *out)
+    assert_refused(answer, f"subspace-adv: {start.replace('FILE', str(path))}", *words)
+    assert files(tmp_path) == {path}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rn"], ('Unknown command "rn"', 'Did you mean "run"?')),
+        (["stats", "x"], ('Did you mean "status"?',)),
+        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, plot")),
+        (["--verson"], ("--verson", "--version")),
+        (["run"], ('"run"', "SWEEP requires an argument")),
+        (["plan"], ('"plan"', "SWEEP requires an argument")),
+        (["status"], ('"status"', "FOLDER requires an argument")),
+        (["run", "x.toml", "--ot", "y"], ("Unknown option: --ot", "Did you mean --out?")),
+        (["run", "x.toml", "--width", "5"], ("Unknown option: --width",)),
+        (["run", "x.toml", "--out"], ("--out requires an argument",)),
+        (["run", "x.toml", "--out", "a", "--out", "b"], ("--out", "multiple times")),
+        (["table", "x", "y"], ("y",)),
+        (["status", "x", "--all"], ("--all",)),
+    ],
+)
+def test_bad_command_lines(tmp_path, monkeypatch, command, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(command(*arguments), "command line: ", *words, "; see subspace-adv --help")
+    assert files(tmp_path) == set()
+
+
+def test_missing_sweep_file(tmp_path, command):
+    write(tmp_path, "", "quickstart.toml")
+    misspelt = tmp_path / "quikstart.toml"
+    assert_refused(command("run", misspelt), f"{misspelt}: no such file; did you mean 'quickstart.toml'?")
+    assert_refused(command("run", tmp_path), f"{tmp_path}: cannot be read: Is a directory")
+
+
+def test_results_folders_that_cannot_be_used(tmp_path, command, tiny):
+    sweep = write(tmp_path, TINY)
+    file = write(tmp_path, "", "thesis.tex")
+    before = files(tmp_path)
+
+    def refused(out: Path, *words: str) -> None:
+        assert_refused(command("run", sweep, "--out", out), f"{out}: ", *words)
+        assert files(tmp_path) == before
+
+    refused(tmp_path, "holds files that are no results of ours; choose another --out")
+    refused(file, "cannot hold results: Not a directory")
+    refused(file / "out", "cannot be written: Not a directory")
+    refused(Path("/proc/out"))
+    refused(tmp_path / "runs [new]", "a path with [ cannot hold results; choose another name")
+    other = ("run", sweep, "max_steps=31", "seed=0:200", "--out", tiny)
+    assert_refused(command(*other), f"{tiny}: holds another sweep: ", "is 30 there and 31 here; choose another --out")
+    large = ("run", sweep, "width=16777216", "seed=0:10000", "--out", tmp_path / "out")
+    assert_refused(command(*large), "the results need ", "are free; make room, choose another --out, or fewer cells")
+    assert files(tmp_path) == before
+
+
+def test_a_folder_in_use(tmp_path, command):
+    sweep = write(tmp_path, TINY)
+    writing = Store.create(tmp_path / "out", plan(read(TINY)))
+    answer = command("run", sweep, "--out", tmp_path / "out")
+    assert_refused(answer, f"{tmp_path / 'out'}: another run is writing here; wait for it, or choose another --out")
+    writing.close()
+
+
+@pytest.mark.parametrize("verb", ["status", "table", "plot"])
+def test_folders_that_hold_no_results(tmp_path, command, tiny, verb):
+    words = "not a results folder (no manifest.json); `run` makes one"
+    assert_refused(command(verb, tmp_path), f"{tmp_path}: {words}")
+    assert_refused(command(verb, tmp_path / "none"), words)
+    assert_refused(command(verb, f"{tiny}y"), words, "did you mean 'tiny'?")
+    assert_refused(command(verb, "results/*"), "results/*: a path with * cannot hold results")
+    assert_refused(command(verb, tiny / "sweep.toml"), words)
+    (tmp_path / "manifest.json").write_text("{")
+    assert_refused(command(verb, tmp_path), "manifest.json: damaged; move the folder away and run the sweep again")
+
+
+@pytest.mark.parametrize("verb", ["status", "table", "plot", "run"])
+def test_a_folder_whose_sweep_was_changed(tmp_path, command, verb):
+    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    resolved = tmp_path / "out" / "sweep.toml"
+    arguments = ["run", write(tmp_path, TINY), "--out", tmp_path / "out"] if verb == "run" else [verb, tmp_path / "out"]
+    resolved.write_text(resolved.read_text().replace("max_steps = 30", "max_steps = 40"))
+    assert_refused(command(*arguments), f"{resolved}: was changed since the run")
+    resolved.write_text("[network")
+    assert_refused(command(*arguments), f"{resolved}: not valid TOML")
+
+
+def test_plan(tmp_path, command):
+    status, out, err = command("plan", write(tmp_path, TINY), "seed=0:1000")
+    assert (status, err) == (0, "")
+    lines = {line.partition(" ")[0]: line for line in out.splitlines()}
+    assert lines["cells"].endswith("4,000")
+    assert lines["groups"].endswith(" 2")
+    assert lines["programs"].endswith("8 to compile, each once")
+    assert " MB" in lines["bytes"] or " kB" in lines["bytes"]
+    assert lines["net-steps"].endswith("1.2e+05")
+    assert "time" in lines
+    assert out.splitlines()[-1].split() == ["1", "2000", "8", "5", "7", "2", "64", "gd", "logistic"]
+    assert files(tmp_path) == {tmp_path / "sweep.toml"}
+
+
+def test_status_and_table(tmp_path, command, tiny):
+    status, out, err = command("status", tiny)
+    assert (status, err) == (0, "")
+    assert "tiny: 48 of 48 networks done" in out
+    assert "step_limit 48" in out
+    assert "resume" not in out
+    status, out, err = command("table", tiny)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split()[:5] == ["width", "init_scale", "networks", "converged", "steps"]
+    assert [line.split()[:5] for line in lines[1:5]] == [
+        [width, scale, "12", "0%", "30"] for width in ("3", "5") for scale in ("1", "0.5")
+    ]
+    assert "paired difference" in out
+    assert all(len(line) < 250 for line in lines)
+
+
+def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
+    folder = tmp_path / "my results"
+    Store.create(folder, plan(read(TINY))).close()
+    status, out, _ = command("status", folder)
+    assert status == 0
+    assert "tiny: 0 of 48 networks done" in out
+    told = shlex.split(out.partition("resume with: ")[2])
+    assert told == ["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)]
+    monkeypatch.setattr(cli, "_draw", lambda folder: None)
+    assert command(*told[1:])[0] == 0
+    assert "48 of 48 networks done" in command("status", folder)[1]
+
+
+def test_a_table_of_nothing_yet(tmp_path, command):
+    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    status, out, err = command("table", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "nan" in out
+
+
+@pytest.mark.filterwarnings("default")
+def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(cli, "_draw", lambda folder: None)
+    sweep, folder = write(tmp_path, MANY), tmp_path / ("long name " * 9) / "100% {of} it's"
+    assert command("run", sweep, "--out", folder)[2] == ""
+    chunks = folder / "chunks"
+    (chunks / "000001" / "seal.json").write_text("{}")
+    (chunks / "000003" / "seal.json").unlink()
+    for verb in ("status", "table"):
+        status, out, err = command(verb, folder)
+        assert status == 0
+        assert out
+        assert err.splitlines() == [
+            f"subspace-adv: {chunks / '000001'}: differs from what was saved; run the sweep again to recompute it",
+            f"subspace-adv: {chunks / '000003'}: cannot be read; run the sweep again to recompute it",
+        ]
+    status, out, err = command("run", sweep, "--out", folder)
+    assert status == 0
+    assert err.splitlines() == [
+        f"subspace-adv: {chunks / '000001'}: differs from what was saved; computing it again",
+        f"subspace-adv: {chunks / '000003'}: cannot be read; computing it again",
+    ]
+    assert command("run", sweep, "--out", folder)[2] == ""
+
+
+def test_help_has_an_example_of_every_command(command):
+    for arguments in ([], ["--help"], ["-h"]):
+        status, out, err = command(*arguments)
+        assert (status, err) == (0, "")
+        assert "Example: subspace-adv run sweeps/quickstart.toml" in out
+        for verb in ("run", "plan", "status", "table", "plot"):
+            assert f" {verb} " in out
+    for verb in ("run", "plan", "status", "table", "plot"):
+        status, out, err = command(verb, "--help")
+        assert (status, err) == (0, "")
+        assert f"Example: subspace-adv {verb} " in out
+    assert "name=value" in command("run", "--help")[1]
+
+
+def test_counts_and_durations_are_short():
+    assert [cli._count(n, "B") for n in (0, 7, 999, 999.6, 1000, 12_345_678, 5e12, 5e16)] == [
+        "0 B",
+        "7 B",
+        "999 B",
+        "1 kB",
+        "1 kB",
+        "12.3 MB",
+        "5 TB",
+        "5e+04 TB",
+    ]
+    assert [cli._duration(s) for s in (3, 119, 600, 7200)] == ["3 s", "119 s", "10 min", "2.0 h"]
+
+
+def test_a_run_as_a_process_is_quiet_and_ends_in_its_table(tmp_path):
+    write(tmp_path, TINY, "tiny.toml")
+    status, out, err = call(COMMAND, "run", "tiny.toml", "width=3", cwd=tmp_path)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["init_scale", "networks"]
+    figures = [line.removeprefix("figure: ") for line in lines if line.startswith("figure: ")]
+    assert figures
+    assert all((tmp_path / figure).stat().st_size > 1000 for figure in figures)
+    assert (tmp_path / "results" / "tiny" / "manifest.json").exists()
+
+
+def test_a_mistake_as_a_process(tmp_path):
+    write(tmp_path, TINY)
+    answer = call(COMMAND, "run", "sweep.toml", "widht=5", cwd=tmp_path)
+    assert_refused(answer, "command line: widht: no such field; did you mean 'width'?")
+    assert {path.name for path in files(tmp_path)} == {"sweep.toml"}
+
+
+def test_the_version_is_the_packages(command):
+    assert command("--version") == (0, f"{version('subspace-adv')}\n", "")
+
+
+def test_a_reader_who_stops_early_is_no_mistake(tmp_path):
+    write(tmp_path, TINY)
+    answer = call("sh", "-c", f"{shlex.quote(str(COMMAND))} plan sweep.toml | true", cwd=tmp_path)
+    assert answer == (0, "", "")
+
+
+def test_matplotlib_is_not_imported_before_it_is_needed():
+    script = "import sys; from subspace_adv import cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], env=environment(), check=False).returncode == 0

@@ -1,0 +1,222 @@
+"""Figures: the geometry they show is right, and they draw whatever axes a sweep has."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from subspace_adv import plots
+from subspace_adv.network import Network
+from subspace_adv.runner import run
+from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.training import CONVERGED, DIVERGED, PENDING
+
+WIDTH = 8
+REMEDIES = {"init_scale": (1.0, 0.5), "weight_decay": (0.0, 0.001, 0.003)}
+SEEDS = {"seed": (0, 1, 2, 3, 4)}
+
+
+def synthetic(axes: dict[str, tuple], d: int = 2, **attrs: Any) -> tuple[xr.Dataset, Callable[..., Network]]:
+    """A Dataset as a results folder gives it, of random numbers, and a loader of random networks."""
+    rng = np.random.default_rng(0)
+    dims, shape = tuple(axes), tuple(len(values) for values in axes.values())
+    units = {"distance_off_l2_upper": "input length", "gradient_norm_off": "output per input length"}
+    dataset = xr.Dataset(
+        {name: ((*dims, "point"), rng.uniform(1, 2, (*shape, 3)), {"units": unit}) for name, unit in units.items()}
+        | {"status": (dims, np.full(shape, CONVERGED, np.int8)), "margin": (dims, np.ones(shape))},
+        coords={axis: list(values) for axis, values in axes.items()},
+        attrs={"name": "synthetic", **attrs},
+    )
+    inner = ((WIDTH, d), (WIDTH,), (WIDTH,), ())
+    networks = [rng.standard_normal((*shape, *size)).astype(np.float32) for size in inner]
+
+    def load(**coordinates: Any) -> Network:
+        places = []
+        for axis, values in axes.items():
+            wanted = coordinates.get(axis, values)
+            many = isinstance(wanted, (list, tuple))
+            places.append([values.index(v) for v in wanted] if many else values.index(wanted))
+        lists = np.ix_(*[np.atleast_1d(place) for place in places])
+        kept = tuple(len(place) for place in places if isinstance(place, list))
+        return Network(*(a[lists].reshape((*kept, *size)) for a, size in zip(networks, inner, strict=True)))
+
+    return dataset, load
+
+
+def output(network: Network, points: np.ndarray) -> np.ndarray:
+    weight, bias, head, head_bias = (np.asarray(array, np.float64) for array in network)
+    return np.maximum(points @ weight.T + bias, 0) @ head + head_bias
+
+
+def titles(figure: Figure) -> list[str]:
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
+    rng = np.random.default_rng(1)
+    plane, reach = 0.5, 1.5
+    found_somewhere = missed_somewhere = False
+    for _ in range(20):
+        network = Network(*(rng.standard_normal(size) for size in ((WIDTH, 3), (WIDTH,), (WIDTH,), ())))
+        network.weight[0], network.bias[0], network.head[0] = 0, 0, 0  # padding
+        network.weight[1, 2] = 0  # a neuron that does not see z
+        network.weight[2, 2] = 1e-4  # one whose kink is far away
+        x, y = rng.uniform(-1, 1, (2, 3, 4))
+        heights = plots.flip_heights(network, x, y, plane=plane, reach=reach)
+        t = np.linspace(-reach, reach, 6001)
+        scan = output(network, np.stack(np.broadcast_arrays(x[..., None], y[..., None], plane + t), axis=-1))
+        changes = np.diff(scan > 0, axis=-1)
+        step = t[1] - t[0]
+        nearest = np.where(changes, np.abs((t[:-1] + t[1:]) / 2), np.inf).min(axis=-1)
+        assert heights.shape == x.shape
+        # The scan may overlook two zeros within a step, so a nearer one is right if the output vanishes there.
+        finite = np.isfinite(heights)
+        assert (np.abs(heights) <= nearest + step).all()
+        zeros = np.stack([x, y, plane + np.where(finite, heights, 0)], axis=-1)
+        np.testing.assert_allclose(output(network, zeros)[finite], 0, atol=1e-12)
+        found_somewhere, missed_somewhere = found_somewhere or finite.any(), missed_somewhere or not finite.all()
+    assert found_somewhere and missed_somewhere
+
+
+def test_flip_height_takes_the_nearer_of_two_sheets_with_its_sign() -> None:
+    # N = 1 − 5·relu(z − ½) − 10·relu(½ − z) vanishes 0.2 above and 0.1 below the plane z = ½.
+    network = Network(*map(np.array, ([[0, 0, 1], [0, 0, -1]], [-0.5, 0.5], [-5, -10], 1.0)))
+    heights = plots.flip_heights(network, np.zeros(2), np.ones(2), plane=0.5, reach=1.0)
+    np.testing.assert_allclose(heights, -0.1, rtol=1e-14)
+    assert np.isinf(plots.flip_heights(network, np.zeros(1), np.ones(1), plane=0.5, reach=0.05)).all()
+
+
+def test_panels_are_the_remedies_alone_and_together_if_trained() -> None:
+    dataset, _ = synthetic({"width": (8, 16)} | SEEDS | REMEDIES)
+    found = plots.panels(dataset)
+    assert [panel.name for panel in found] == ["standard", "smaller initialization", "L2 regularization", "both"]
+    assert found[0].arm == {"width": 8, "init_scale": 1.0, "weight_decay": 0.0}
+    assert found[3].arm == {"width": 8, "init_scale": 0.5, "weight_decay": 0.003}
+    dataset["status"].loc[{"init_scale": 0.5}] = PENDING
+    assert [panel.name for panel in plots.panels(dataset)] == ["standard", "L2 regularization"]
+
+
+def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm() -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
+
+    def vertical(**coordinates: Any) -> Network:
+        loaded = load(**coordinates)
+        sign = np.where(np.arange(WIDTH) < WIDTH / 2, 1, -1).astype(np.float32)
+        loaded.weight[0] = np.stack([sign, 0 * sign], axis=1)  # N = Σ sign·relu(sign·x₁) ∝ x₁
+        loaded.bias[0], loaded.head[0], loaded.head_bias[0] = 0, sign, 0
+        return loaded
+
+    figure = plots.boundaries(dataset, vertical)
+    assert len(titles(figure)) == 4
+    assert all("5 of 5 networks fit" in title for title in titles(figure))
+    ax = figure.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("$x_1$", "$x_2$")
+    thick = [c for c in ax.collections if np.ndim(c.get_linewidth()) and list(c.get_linewidth()) == [1.8]]
+    vertices = np.concatenate([path.vertices for c in thick for path in c.get_paths()])
+    np.testing.assert_allclose(vertices[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose([vertices[:, 1].min(), vertices[:, 1].max()], [-1.5, 1.5])
+
+
+def test_surfaces_have_two_rows_and_finite_sheets_within_sight() -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, d=3, kind="chessboard")
+
+    def slanted(**coordinates: Any) -> Network:
+        loaded = load(**coordinates)
+        loaded.weight[0], loaded.bias[0] = 0, 0
+        loaded.weight[0, 0], loaded.weight[0, 1] = [2, 0, 1], [-2, 0, -1]
+        loaded.head[0] = [1, -1, *[0] * (WIDTH - 2)]
+        loaded.head_bias[0] = -1.5  # N = 2x + z − 1.5: the sheet z = 1.5 − 2x
+        return loaded
+
+    figure = plots.surfaces(dataset, slanted)
+    solid = [ax for ax in figure.axes if ax.name == "3d"]
+    flat = [ax for ax in figure.axes if ax.get_xlabel() == "$x_1$" and ax.name != "3d"]
+    assert len(solid) == len(flat) == len(titles(figure)) == 4
+    for ax in solid:
+        x, _, z = ax.collections[0]._faces.T
+        np.testing.assert_allclose(z, 1.5 - 2 * x, atol=1e-6)
+        assert z.min() == -0.5 and z.max() == 1.5
+
+
+def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    distance = dataset["distance_off_l2_upper"]
+    distance.loc[{"init_scale": 0.5, "weight_decay": 0.001}] = np.inf
+    distance.loc[{"init_scale": 1.0, "seed": 2}] = np.nan
+    dataset["status"].loc[{"init_scale": 1.0, "seed": 2}] = DIVERGED
+    figure = plots.remedies(dataset)
+    by_scale, by_decay = figure.axes[:2]
+    assert [ax.get_xlabel() for ax in figure.axes[2:]] == ["initialization scale", "weight decay λ"]
+    assert "input length" in by_scale.get_ylabel() and "output per input length" in figure.axes[2].get_ylabel()
+    assert [text.get_text() for text in figure.axes[3].get_legend().get_texts()] == ["1", "0.5"]
+    assert len(by_scale.containers) == 3 and len(by_decay.containers) == 2
+    medians = distance.median("point").median("seed")  # skips NaN
+    for container, scale in zip(by_decay.containers, REMEDIES["init_scale"], strict=True):
+        line, caps, bars = container.lines
+        expected = medians.sel(init_scale=scale).values
+        np.testing.assert_allclose(line.get_ydata(), np.where(np.isinf(expected), np.nan, expected))
+        assert np.isnan(line.get_ydata()).sum() == (scale == 0.5)
+        assert caps and bars
+    np.testing.assert_array_equal(by_scale.containers[0].lines[0].get_xdata(), [0.5, 1.0])
+
+
+def test_a_sweep_without_seeds_has_no_intervals_and_names_what_it_holds_fixed() -> None:
+    dataset, load = synthetic({"optimizer": ("gd", "adam"), "width": (4, 8, 16)}, kind="line")
+    figure = plots.remedies(dataset)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["", "width"]
+    assert not figure.axes[0].containers[0].lines[2]
+    assert "optimizer = gd" in figure.get_suptitle() and "width" not in figure.get_suptitle()
+    assert len(titles(plots.boundaries(dataset, load))) == 1
+
+
+def test_codimension_is_counted_from_the_subspace() -> None:
+    dataset, _ = synthetic(SEEDS | {"ambient_dim": (5, 8, 20)} | REMEDIES, kind="subspace", subspace_dim=4)
+    ax = plots.codimension(dataset).axes[0]
+    assert len(ax.containers) == 4
+    np.testing.assert_array_equal(ax.containers[0].lines[0].get_xdata(), [1, 4, 16])
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "names"),
+    [
+        ("line", REMEDIES, ["boundaries", "remedies"]),
+        ("chessboard", {"init_scale": (1.0, 0.5)}, ["surfaces", "remedies"]),
+        ("subspace", {"ambient_dim": (5, 8)}, ["codimension"]),
+        ("subspace", {}, []),
+    ],
+)
+def test_plot_draws_what_fits(
+    kind: str, axes: dict, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, load = synthetic(SEEDS | axes, d=3 if kind == "chessboard" else 2, kind=kind, subspace_dim=4)
+    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
+    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    paths = plots.plot(tmp_path)
+    assert [path.name for path in paths] == [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
+    assert all(path.stat().st_size < 300_000 for path in paths)
+    dataset["status"][:] = DIVERGED
+    assert plots.plot(tmp_path) == []
+    dataset["status"][:] = PENDING
+    with pytest.raises(UserError, match="no network is trained yet"):
+        plots.plot(tmp_path)
+
+
+def test_figures_are_the_same_to_the_byte_if_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, load = synthetic(SEEDS | {"width": (4, 8)}, kind="line")
+    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
+    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    first = {path: path.read_bytes() for path in plots.plot(tmp_path)}
+    assert len(first) == 4
+    assert {path: path.read_bytes() for path in plots.plot(tmp_path)} == first
+
+
+def test_a_results_folder_is_drawn_into_its_figures(tmp_path: Path) -> None:
+    small = {"network": {"width": WIDTH}, "training": {"max_steps": 20}, "measure": {"regions": ("off",)}}
+    run(Sweep.model_validate({"name": "small", **small, "axes": {"seed": (0, 1), "init_scale": (1.0, 0.5)}}), tmp_path)
+    paths = plots.plot(tmp_path, formats=("png",))
+    assert paths == [tmp_path / "figures" / "boundaries.png", tmp_path / "figures" / "remedies.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
