@@ -1,5 +1,6 @@
 """The command line `subspace-adv`: arguments to calls, and results to people."""
 
+import gc
 import itertools
 import os
 import shlex
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -34,6 +36,7 @@ app = App(
     help="Train and attack thousands of two-layer ReLU networks on low-dimensional data.",
     help_epilogue="Example: subspace-adv run sweeps/quickstart.toml",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # it would say nothing
 )
 
 SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).")]
@@ -132,7 +135,9 @@ class _Interrupted(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exit status 0 done, 2 bad input, 130 interrupted and resumable."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _tell(str(message))
         try:
@@ -147,6 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail("interrupted", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; a moment later if Python is in a garbage-collection callback, and would swallow it."""
+    if frame and any(frame.f_code is getattr(callback, "__code__", None) for callback in gc.callbacks):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # SIGALRM
+    else:
+        raise KeyboardInterrupt
 
 
 def _call(arguments: Sequence[str] | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binom
+from scipy.special import bdtrc  # scipy.stats takes long to import
 
 from subspace_adv.training import CONVERGED, PENDING
 
@@ -76,8 +76,8 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     share = np.arange(1, n + 1) / n
     tail = (1 - level) / 2
-    low = np.searchsorted(binom.sf((n + 1) // 2 - 1, n, share), tail)
-    high = np.searchsorted(binom.sf(n // 2, n, share), 1 - tail)
+    low = np.searchsorted(bdtrc((n + 1) // 2 - 1, n, share), tail)
+    high = np.searchsorted(bdtrc(n // 2, n, share), 1 - tail)
     median = (float(ordered[(n - 1) // 2]) + float(ordered[n // 2])) / 2
     return Estimate(median, float(ordered[low]), float(ordered[min(high, n - 1)]))
 

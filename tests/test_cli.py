@@ -1,9 +1,11 @@
 """The command line: what it prints, and one line and exit status 2 for whatever a user gets wrong."""
 
+import gc
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +25,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, in this process: arguments → exit status, stdout and stderr."""
 
     def called(*arguments: object) -> tuple[int, str, str]:
-        handler = signal.getsignal(signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         capsys.readouterr()
         try:
             cli.main([str(argument) for argument in arguments])
@@ -31,7 +33,8 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         except SystemExit as end:
             status = end.code or 0
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         out, err = capsys.readouterr()
         assert isinstance(status, int)
         return status, out, err
@@ -287,3 +290,28 @@ def test_a_reader_who_stops_early_is_no_mistake(tmp_path):
 def test_matplotlib_is_not_imported_before_it_is_needed():
     script = "import sys; from subspace_adv import cli; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], env=environment(), check=False).returncode == 0
+
+
+def test_an_interrupt_is_told_whatever_the_command(command, monkeypatch, tmp_path):
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.results, "open_results", interrupted)
+    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
+
+
+def test_an_interrupt_during_garbage_collection_is_not_lost(command, monkeypatch, tmp_path):
+    def interrupt(phase: str, _: dict) -> None:
+        if phase == "stop":
+            signal.raise_signal(signal.SIGINT)
+
+    def collects(_: Path) -> None:
+        gc.callbacks.append(interrupt)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(interrupt)
+        time.sleep(10)
+
+    monkeypatch.setattr(cli.results, "open_results", collects)
+    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
