@@ -195,11 +195,12 @@ def test_the_order_of_the_axes_changes_no_cell():
 
 def test_the_engine_yields_what_training_one_network_yields():
     """Lanes, refills and calls of many steps change nothing of `training.train` and `measures.measure`."""
-    whole = sweep({}, {"seed": (0, 1, 2), "max_steps": (0, 20, 600)})
+    # Small steps: two compiled programs add up in different orders, and large steps amplify that without bound.
+    whole = sweep({"learning_rate": 0.005}, {"seed": (0, 1, 2), "max_steps": (0, 20, 600)})
     chunk = plan(whole).chunks[0]
     program = chunk.group.program
     for cell, values in zip(run(whole), cells_of(whole.axes), strict=True):
-        rates, stop = (np.float32(v) for v in (0.1, 0, 0.9)), (np.float32(50), np.int32(values["max_steps"]))
+        rates, stop = (np.float32(v) for v in (0.005, 0, 0.9)), (np.float32(50), np.int32(values["max_steps"]))
         hyper = training.Hyper(*rates, np.int32(1), *stop)
         trained, status, steps = _train_alone(values["seed"], hyper, program)
         assert (cell["status"], cell["steps"]) == (status, steps)
