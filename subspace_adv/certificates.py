@@ -3,52 +3,121 @@
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks import rounding_allowance
-from subspace_adv.network import Network, output, preactivations
+from subspace_adv.attacks import Norm, rounding_allowance
+from subspace_adv.attacks.crossing import Slice, around
+from subspace_adv.attacks.norms import dual_length
+from subspace_adv.network import Network
 
 _NEWTON_STEPS = 16
+_BISECTION_STEPS = 14  # to 2⁻¹⁴ of the bracket; what is certified is sound wherever they end
 
 
-def kink_certificate(network: Network, x: jax.Array, region: jax.Array) -> jax.Array:
-    """Largest L2 radius that the kink bound certifies (F7 in docs/theory.md).
+def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2") -> jax.Array:
+    """Largest radius that the kink bound certifies (F7 in docs/theory.md).
 
     With s = sign N(x), no perturbation in the region of norm up to r flips x if
-    |N| − r‖P∇N‖ − Σ_{s·uᵢ<0} |uᵢ|·max(r‖Pwᵢ‖ − |zᵢ|, 0) ≥ 0. The left side, less an allowance for rounding,
-    is concave, decreasing and piecewise linear in r. Newton's iteration from the right reaches its root in a few
-    pieces; the chord to r = 0 then lies below the function, so its root is certified wherever Newton stopped.
+    |N| − r‖P∇N‖ − Σ_{s·uᵢ<0} |uᵢ|·max(r‖Pwᵢ‖ − |zᵢ|, 0) ≥ 0, in dual norms. The left side, less an allowance for
+    rounding, is concave, decreasing and piecewise linear in r. Newton's iteration from the right reaches its root in
+    a few pieces; the chord to r = 0 then lies below the function, so its root is certified wherever Newton stopped.
 
     Args:
         network: weight (m, d).
         x: point (d,).
-        region: orthonormal basis (d, r) of the perturbations allowed.
+        region: basis (d, r) of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf"
+            and "l1".
+        norm: of the perturbation.
 
     Returns:
         The radius, (); inf where no active and no opposing neuron varies within the region, 0 where the output is
         within rounding of 0.
     """
-    z = preactivations(network, x)
-    sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
-    rates = network.weight @ region
-    reach, weight = jnp.linalg.norm(rates, axis=1), jnp.abs(network.head)
-    opposing = jnp.where(sign * network.head < 0, weight, 0)
-    slope = jnp.linalg.norm(jnp.where(z > 0, network.head, 0) @ rates)
-    width = len(z)
-    slack = slope + rounding_allowance(jnp.where(z > 0, weight, opposing) @ reach, width)
-    margin = sign * output(network, x)
-    margin -= rounding_allowance(weight @ jnp.abs(z) + jnp.abs(network.head_bias), width)
+    rays = around(network, x, region)
+    reach, weight = dual_length(rays.rates, norm), jnp.abs(rays.head)
+    opposing = jnp.where(rays.head < 0, weight, 0)
+    margin, slope, width = _safe_margin(rays), _slope(rays, norm), len(reach)
+    slack = slope + rounding_allowance(jnp.where(rays.z > 0, weight, opposing) @ reach, width)
 
     def bound(r: jax.Array) -> jax.Array:
-        return margin - r * slack - opposing @ jnp.maximum(r * reach - jnp.abs(z), 0)
+        return margin - r * slack - opposing @ jnp.maximum(r * reach - jnp.abs(rays.z), 0)
 
     def newton(_: int, r: jax.Array) -> jax.Array:
-        descent = slack + opposing @ jnp.where(r * reach > jnp.abs(z), reach, 0)
+        descent = slack + opposing @ jnp.where(r * reach > jnp.abs(rays.z), reach, 0)
         return jnp.where(bound(r) < 0, r + bound(r) / descent, r)
 
     # Both the first and the last linear piece lie above the function, so their roots lie right of its root.
-    last_root = (margin + opposing @ jnp.abs(z)) / (slack + opposing @ reach)
+    last_root = (margin + opposing @ jnp.abs(rays.z)) / (slack + opposing @ reach)
     start = jnp.minimum(margin / slack, last_root)
     finite = jnp.where(jnp.isfinite(start), start, 0)
     right = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, finite)
     at_right = bound(right)
     chord = right * jnp.where(at_right < 0, margin / (margin - at_right), 1)
     return jnp.where(margin > 0, jnp.where(jnp.isfinite(start), chord, jnp.inf), 0)
+
+
+def crown_certificate(
+    network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2", upper: jax.Array
+) -> jax.Array:
+    """Radius certified by linear bounds on every ReLU (CROWN, Zhang et al. 2018; F8 in docs/theory.md).
+
+    Within radius r, preactivation i lies between l = zᵢ − r‖Pwᵢ‖ and h = zᵢ + r‖Pwᵢ‖ (dual norms). Where that
+    interval holds 0, a ReLU that counts for the prediction lies above the line through 0 of slope 0 or 1,
+    whichever encloses the smaller area, and one that counts against it lies below the chord. The bound is linear in
+    the perturbation, and r is certified while its least value, less an allowance for rounding, is not negative.
+    Bisection between 0 and `upper` finds such an r.
+
+    Args:
+        network: weight (m, d).
+        x: point (d,).
+        region: as in `kink_certificate`.
+        norm: of the perturbation.
+        upper: where to begin, (): a distance at which x is known to flip; inf if none is known.
+
+    Returns:
+        The radius, (); 0 if none was certified.
+    """
+    rays = around(network, x, region)
+    reach, width = dual_length(rays.rates, norm), len(rays.z)
+    margin = _safe_margin(rays)
+    helping = rays.head > 0
+
+    def certified(r: jax.Array) -> jax.Array:
+        low, high = rays.z - r * reach, rays.z + r * reach
+        unstable = (low < 0) & (high > 0)
+        chord = high / jnp.where(unstable, high - low, 1)
+        crossing = jnp.where(helping, (high >= -low).astype(r.dtype), chord)
+        slope = jnp.where(unstable, crossing, (low >= 0).astype(r.dtype))
+        line = rays.head * slope
+        intercept = jnp.where(unstable & ~helping, rays.head * chord * -low, 0)
+        steepness = dual_length(line @ rays.rates, norm)
+        value = line @ rays.z + jnp.sum(intercept) + rays.offset - r * steepness
+        magnitude = jnp.abs(rays.head) @ (jnp.abs(rays.z) + r * reach) + jnp.abs(rays.offset)
+        return value - rounding_allowance(magnitude, width) >= 0
+
+    # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
+    start = jnp.where(jnp.isfinite(upper), upper, _far(rays, reach))
+
+    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        sound = certified(middle)
+        return jnp.where(sound, middle, low), jnp.where(sound, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, (jnp.zeros_like(start), start))
+    return jnp.where(margin > 0, low, 0)
+
+
+def _safe_margin(rays: Slice) -> jax.Array:
+    """|N(x)| less an allowance for rounding."""
+    margin = rays.head @ jax.nn.relu(rays.z) + rays.offset
+    return margin - rounding_allowance(jnp.abs(rays.head) @ jnp.abs(rays.z) + jnp.abs(rays.offset), len(rays.z))
+
+
+def _slope(rays: Slice, norm: Norm) -> jax.Array:
+    """Dual norm of the gradient at x."""
+    return dual_length(jnp.where(rays.z > 0, rays.head, 0) @ rays.rates, norm)
+
+
+def _far(rays: Slice, reach: jax.Array) -> jax.Array:
+    """A length past every kink and at least as large as any root of a bound with a slope."""
+    kinks = jnp.max(jnp.where(reach > 0, jnp.abs(rays.z) / jnp.where(reach > 0, reach, 1), 0))
+    return 2 * kinks + 1

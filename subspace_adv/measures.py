@@ -1,13 +1,15 @@
 """What is recorded of a trained network: one function from a network to named arrays, and their registry."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import random
 
-from subspace_adv.attacks import Norm, line_distance, minimal_norm_attack, universal_attack
-from subspace_adv.certificates import kink_certificate
+from subspace_adv.attacks import AttackResult, Norm, line_distance, minimal_norm_attack, universal_attack
+from subspace_adv.attacks.norms import length
+from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.network import Network, input_gradient, output
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
@@ -94,51 +96,98 @@ def measure(
     def distance(values: jax.Array) -> jax.Array:
         return jnp.where(wrong, 0, values)
 
-    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement).distance)(x)
+    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement))(x)
     record = {
         "loss": jnp.mean(loss_value(margins, recording.loss)),
         "margin": jnp.min(margins),
         "output": outputs,
         "gradient_norm_off": jnp.linalg.norm(gradients @ subspace.complement, axis=1),
         "gradient_norm_on": jnp.linalg.norm(gradients @ subspace.basis, axis=1),
-        "distance_universal": distance(universal),
+        "distance_universal": distance(universal.distance),
     }
-    least = {"off": universal}
-    # A perturbation off or on the subspace is one in the full space too, so "full" comes last.
-    for region in sorted(recording.regions, key=("off", "on", "full").index):
-        basis = region_basis(subspace, region)
-        lower, upper = bracket(network, x, basis, key, recording)
-        upper = jnp.minimum(upper, least.get(region, jnp.inf))
-        if region == "full":
-            upper = jnp.minimum(upper, jnp.minimum(least["off"], least.get("on", jnp.inf)))
-        least[region] = upper
-        record[f"distance_{region}_l2_lower"] = distance(lower)
-        record[f"distance_{region}_l2_upper"] = distance(upper)
+    for (region, norm), (lower, upper) in _brackets(network, x, subspace, universal, key, recording).items():
+        record[f"distance_{region}_{norm}_lower"] = distance(lower)
+        record[f"distance_{region}_{norm}_upper"] = distance(upper)
     return record
 
 
-def bracket(
-    network: Network, x: jax.Array, region: jax.Array, key: jax.Array, recording: Recording
-) -> tuple[jax.Array, jax.Array]:
-    """L2 distances to a flip of every point within a region, from below and above.
+def _brackets(
+    network: Network, x: jax.Array, subspace: Subspace, universal: AttackResult, key: jax.Array, recording: Recording
+) -> dict[tuple[Region, Norm], tuple[jax.Array, jax.Array]]:
+    """Lower and upper distances (n,) of every point by region and norm.
 
-    A region that is a line is crossed exactly, both ways; in a larger one the kink certificate bounds the
-    distance from below and a minimal-norm attack from above. No perturbation in a region of dimension 0 flips.
+    A perturbation found in one norm is one in the others too, at its length there; one off or on the subspace is
+    one in the full space; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
+    distances.
+    """
+    norms = [norm for norm in ("linf", "l2", "l1") if norm in recording.norms]
+    brackets: dict[tuple[Region, Norm], tuple[jax.Array, jax.Array]] = {}
+    for region in sorted(recording.regions, key=("off", "on", "full").index):
+        basis = region_basis(subspace, region)
+        found = {norm: bracket(network, x, basis, key, recording, norm) for norm in norms}
+        attacks = {norm: attack for norm, (_, attack) in found.items()}
+        least = jnp.zeros(len(x), x.dtype)
+        for norm in norms:
+            others = [attacks[other] for other in norms if other != norm]
+            # The universal direction is a direction off the subspace, for the full space as well.
+            others += [universal] if region != "on" else []
+            uppers = [attacks[norm].distance, *(_length(other, norm) for other in others)]
+            if norm == "l2" and region != "on":
+                uppers.append(universal.distance)
+            if region == "full":
+                uppers += [brackets[part, norm][1] for part in ("off", "on") if (part, norm) in brackets]
+            least = jnp.maximum(least, found[norm][0])
+            brackets[region, norm] = least, functools.reduce(jnp.minimum, uppers)
+    return brackets
+
+
+def _length(attack: AttackResult, norm: Norm) -> jax.Array:
+    """Length of perturbations (n, d) in a norm, rounded up; inf where the attack failed."""
+    return jnp.where(attack.is_adv, length(attack.delta, norm) * (1 + 2.0**-40), jnp.inf)
+
+
+def bracket(
+    network: Network, x: jax.Array, region: jax.Array, key: jax.Array, recording: Recording, norm: Norm
+) -> tuple[jax.Array, AttackResult]:
+    """Distances to a flip of every point within a region, from below and above.
+
+    A region that is a line is crossed exactly, both ways; in a larger one the better of two certificates bounds
+    the distance from below and the best of the attacks from above. No perturbation in a region of dimension 0
+    flips.
+
+    Args:
+        network: weight (m, d).
+        x: points (n, d).
+        region: basis (d, r), orthonormal; of coordinate axes for norms other than L2, or a single column.
+        key: typed PRNG key of the attacks' random starts.
+        recording: the attacks' effort.
+        norm: of the distances.
 
     Returns:
-        lower (n,), upper (n,).
+        The lower bounds (n,) and the attacks' results, with a leading axis over points.
     """
     dimension = region.shape[1]
     if dimension == 0:
-        return jnp.full(len(x), jnp.inf, x.dtype), jnp.full(len(x), jnp.inf, x.dtype)
+        unbounded = jnp.full(len(x), jnp.inf, x.dtype)
+        return unbounded, AttackResult(jnp.zeros_like(x), unbounded, jnp.zeros(len(x), bool))
     if dimension == 1:
-        crossing = jax.vmap(lambda point: line_distance(network, point, region[:, 0]))(x)
-        return crossing.lower, crossing.upper
-    keys = random.split(key, len(x))
-    attack = jax.vmap(
-        lambda point, key: minimal_norm_attack(
-            network, point, region, steps=recording.attack_steps, restarts=recording.restarts, key=key
-        )
-    )
-    lower = jax.vmap(lambda point: kink_certificate(network, point, region))(x)
-    return lower, attack(x, keys).distance
+        crossing = jax.vmap(lambda point: line_distance(network, point, region[:, 0], norm))
+        return crossing(x)
+    effort = {"norm": norm, "steps": recording.attack_steps, "restarts": recording.restarts}
+
+    def one(point: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
+        attack = minimal_norm_attack(network, point, region, key=key, toward=toward, **effort)
+        kink = kink_certificate(network, point, region, norm=norm)
+        crown = crown_certificate(network, point, region, norm=norm, upper=attack.distance)
+        return jnp.maximum(kink, crown), attack
+
+    return jax.vmap(one)(x, _nearest_of_other_sign(network, x), random.split(key, len(x)))
+
+
+def _nearest_of_other_sign(network: Network, x: jax.Array) -> jax.Array:
+    """For every point (n, d), the nearest one that the network classifies otherwise; itself where there is none."""
+    positive = output(network, x) >= 0
+    gap = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+    gap = jnp.where(positive[:, None] == positive[None], jnp.inf, gap)
+    nearest = jnp.argmin(gap, axis=1)
+    return jnp.where(jnp.isfinite(jnp.min(gap, axis=1))[:, None], x[nearest], x)

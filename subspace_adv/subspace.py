@@ -43,13 +43,13 @@ def region_basis(subspace: Subspace, region: Region) -> jax.Array:
         region: "off" (orthogonal to M), "on" (within M) or "full" (anywhere in R^d).
 
     Returns:
-        Columns spanning the region: r = d - k, k or d.
+        Columns spanning the region: r = d - k, k or d; the coordinate axes for "full".
     """
     if region == "off":
         return subspace.complement
     if region == "on":
         return subspace.basis
-    return jnp.concatenate([subspace.basis, subspace.complement], axis=1)
+    return jnp.eye(len(subspace.basis), dtype=subspace.basis.dtype)
 
 
 def region_dim(region: Region, ambient_dim: int, subspace_dim: int) -> int:

@@ -1,6 +1,7 @@
 """The sweep file as frozen models: settings, axes, overrides, and messages a user can act on."""
 
 import difflib
+import itertools
 import math
 import re
 import tomllib
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from subspace_adv import data, network, training
 from subspace_adv.attacks import Norm
-from subspace_adv.subspace import Region
+from subspace_adv.subspace import Region, region_dim
 
 Scalar = str | int | float
 
@@ -335,6 +336,23 @@ def _check_combinations(sweep: Sweep, source: Any) -> None:
         n, batch = min(sizes[kind] for kind in kinds), max(sweep.values("batch_size"))
         if batch > n:
             raise UserError(f"{named('batch_size', batch)}: over the {n} points of the data; at most {n} is possible")
+    _check_norms(sweep, source)
+
+
+def _check_norms(sweep: Sweep, source: Any) -> None:
+    """Norms other than L2 need regions whose coordinates have the norm of the perturbation."""
+    rotated = [norm for norm in sweep.measure.norms if norm != "l2"]
+    if not rotated or "subspace" not in sweep.values("kind") or "random" not in sweep.values("basis"):
+        return
+    leaves = ("subspace_dim", "ambient_dim")
+    for region in sweep.measure.regions:
+        dims = [region_dim(region, d, k) for k, d in itertools.product(*map(sweep.values, leaves))]
+        if region != "full" and max(dims) > 1:
+            raise UserError(
+                f"{source('norms')}: measure.norms = {brief(sweep.measure.norms)}: {rotated[0]!r} cannot be measured "
+                f"in region {region!r} of a random subspace, where a perturbation's norm is not that of its coordinates; "
+                f"leave {region!r} out of measure.regions, or set basis = 'axis-aligned'"
+            )
 
 
 def _compact(values: tuple) -> Any:

@@ -1,6 +1,7 @@
 """The rules of the package's structure: imports point one way, and each concern has one home."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,11 @@ LINES = [
 ]
 ORDER = [module for line in LINES for module in line]
 FOLDER = Path(subspace_adv.__file__).parent
-FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"}
+FILES = {
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts): path
+    for path in sorted(FOLDER.rglob("*.py"))
+    if path != FOLDER / "__init__.py"
+}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
@@ -42,15 +47,29 @@ def called(tree: ast.AST) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
 
 
-def test_every_module_has_its_place_and_there_are_no_folders():
-    assert set(FILES) <= set(ORDER)
-    assert not [path for path in FOLDER.rglob("*.py") if path.parent != FOLDER]
+def module(name: str) -> str:
+    """The module that a file belongs to: its own, or the folder's that it lies in."""
+    return name.split(".")[0]
+
+
+def test_every_module_has_its_place_and_folders_hold_no_folders():
+    assert {module(name) for name in FILES} <= set(ORDER)
+    assert all(name.count(".") <= 1 for name in FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_one_way(name):
-    allowed = set(ORDER[: ORDER.index(name)])
-    assert siblings(TREES[name]) <= allowed
+    allowed = set(ORDER[: ORDER.index(module(name))])
+    assert siblings(TREES[name]) - ({module(name)} if "." in name else set()) <= allowed
+
+
+def test_imports_within_a_folder_do_not_go_round():
+    graph = {
+        name: {other for other in FILES if any(f"subspace_adv.{other}" in full for full in imported(tree))}
+        for name, tree in TREES.items()
+        if "." in name and not name.endswith("__init__")
+    }
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_imports_are_seen_in_every_form():
@@ -74,7 +93,7 @@ def test_the_engine_compiles():
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_the_store_knows_orbax(name):
-    knows = any(module.split(".")[0] == "orbax" for module in imported(TREES[name]))
+    knows = any(full.split(".")[0] == "orbax" for full in imported(TREES[name]))
     assert knows == (name == "store")
 
 
@@ -85,13 +104,13 @@ def test_only_the_command_line_prints(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_pickled(name):
-    assert not {module.split(".")[0] for module in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
+    assert not {full.split(".")[0] for full in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
 
 
-CORE = [module for module in LINES[0] + LINES[1] if module in FILES]
+CORE = [name for name in FILES if module(name) in LINES[0] + LINES[1]]
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_numeric_core_does_no_input_or_output(name):
-    outside = {module.split(".")[0] for module in imported(TREES[name])} & {"os", "pathlib", "logging", "sys", "xarray"}
+    outside = {full.split(".")[0] for full in imported(TREES[name])} & {"os", "pathlib", "logging", "sys", "xarray"}
     assert not outside and not called(TREES[name]) & {"open", "input"}

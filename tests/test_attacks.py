@@ -113,7 +113,8 @@ def test_line_distance_is_the_nearer_flip_of_both_rays(dtype):
     counted = slice(200 if dtype == np.float64 else 100)
     networks, x, directions = jax.tree.map(lambda a: a[counted].astype(dtype), _lines())
     with jax.enable_x64(dtype == np.float64):
-        lower, upper = map(np.asarray, jax.jit(jax.vmap(attacks.line_distance))(networks, x, directions))
+        lower, flip = jax.jit(jax.vmap(attacks.line_distance))(networks, x, directions)
+    lower, upper = np.asarray(lower), np.asarray(flip.distance)
     slack = SLACK[dtype]
     for i in range(len(x)):
         network = Network(*(field[i] for field in networks))
@@ -277,7 +278,7 @@ def _universal(i: int) -> np.ndarray:
 @functools.cache
 def _universally_attacked() -> attacks.AttackResult:
     with jax.enable_x64(True):
-        attack = functools.partial(attacks.universal_attack, complement=_basis("off"))
+        attack = functools.partial(attacks.universal_attack, region=_basis("off"))
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(attack))(*_victims()))
 
 

@@ -1,0 +1,44 @@
+"""The one direction off the subspace that serves for every point (F4 in docs/theory.md)."""
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv.attacks.crossing import AttackResult, around, shortest
+from subspace_adv.attacks.norms import Norm, unit
+from subspace_adv.network import Network, output
+
+
+def universal_direction(network: Network, region: jax.Array) -> jax.Array:
+    """The one vector of a region, of L2 length 1, meant to lower the output at all points of the subspace.
+
+    It does so to first order with high probability in a large codimension, and not at every point always; a ray
+    that never crosses zero is found out by its exact crossing.
+
+    Args:
+        network: weight (m, d).
+        region: orthonormal basis (d, r), of the orthogonal complement of the subspace.
+
+    Returns:
+        (d,), the direction of P(Σ_{uᵢ<0} wᵢ − Σ_{uᵢ>0} wᵢ); zeros if that vanishes.
+    """
+    return region @ unit((-jnp.sign(network.head) @ network.weight) @ region, "l2")
+
+
+def universal_attack(
+    network: Network,
+    x: jax.Array,
+    region: jax.Array,
+    *,
+    norm: Norm = "l2",
+    steps: int = 0,
+    restarts: int = 1,
+    key: jax.Array | None = None,
+) -> AttackResult:
+    """Move x along ±`universal_direction`, whichever lowers |N(x)|, to the exact crossing.
+
+    Nothing is searched: `steps`, `restarts` and `key` are there because every attack has them.
+    """
+    del steps, restarts, key
+    rays = around(network, x, region)
+    sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
+    return shortest(rays, region, (sign * universal_direction(network, region) @ region)[None], norm)
