@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from subspace_adv.attacks import Norm, rounding_allowance
 from subspace_adv.attacks.crossing import Slice, around
-from subspace_adv.attacks.norms import dual_length
+from subspace_adv.attacks.norms import dual_length, steepest
 from subspace_adv.network import Network
 
 _NEWTON_STEPS = 16
+_SLOPE_STEPS = 20
 _BISECTION_STEPS = 14  # to 2⁻¹⁴ of the bracket; what is certified is sound wherever they end
 
 
@@ -80,29 +81,41 @@ def crown_certificate(
     margin = _safe_margin(rays)
     helping = rays.head > 0
 
-    def certified(r: jax.Array) -> jax.Array:
+    def bound(r: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Certified output at radius r for these slopes, and the preactivations where it is attained."""
         low, high = rays.z - r * reach, rays.z + r * reach
         unstable = (low < 0) & (high > 0)
         chord = high / jnp.where(unstable, high - low, 1)
-        crossing = jnp.where(helping, (high >= -low).astype(r.dtype), chord)
-        slope = jnp.where(unstable, crossing, (low >= 0).astype(r.dtype))
+        slope = jnp.where(unstable, jnp.where(helping, slopes, chord), (low >= 0).astype(r.dtype))
         line = rays.head * slope
         intercept = jnp.where(unstable & ~helping, rays.head * chord * -low, 0)
-        steepness = dual_length(line @ rays.rates, norm)
-        value = line @ rays.z + jnp.sum(intercept) + rays.offset - r * steepness
+        gradient = line @ rays.rates
+        value = line @ rays.z + jnp.sum(intercept) + rays.offset - r * dual_length(gradient, norm)
         magnitude = jnp.abs(rays.head) @ (jnp.abs(rays.z) + r * reach) + jnp.abs(rays.offset)
-        return value - rounding_allowance(magnitude, width) >= 0
+        worst = rays.z - r * (rays.rates @ steepest(gradient, norm))
+        return value - rounding_allowance(magnitude, width), worst
+
+    def halve(_: int, carry: tuple) -> tuple:
+        low, high, slopes = carry
+        middle = (low + high) / 2
+
+        def improve(i: int, carry: tuple) -> tuple:
+            slopes, best_value, best_slopes = carry
+            value, worst = bound(middle, slopes)
+            better = value > best_value
+            best_value, best_slopes = jnp.where(better, value, best_value), jnp.where(better, slopes, best_slopes)
+            share = 2 / (i + 3)
+            return slopes + share * ((worst > 0) - slopes), best_value, best_slopes
+
+        start = (slopes, jnp.full_like(low, -jnp.inf), slopes)
+        _, value, slopes = jax.lax.fori_loop(0, _SLOPE_STEPS, improve, start)
+        sound = value >= 0
+        return jnp.where(sound, middle, low), jnp.where(sound, high, middle), slopes
 
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
     start = jnp.where(jnp.isfinite(upper), upper, _far(rays, reach))
-
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        sound = certified(middle)
-        return jnp.where(sound, middle, low), jnp.where(sound, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, (jnp.zeros_like(start), start))
+    slopes = (rays.z > 0).astype(start.dtype)
+    low, _, _ = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, (jnp.zeros_like(start), start, slopes))
     return jnp.where(margin > 0, low, 0)
 
 

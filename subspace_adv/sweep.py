@@ -95,7 +95,7 @@ class MeasureSettings(_Table, frozen=True):
     regions: _Regions = ("off", "on", "full")
     norms: _Norms = ("l2",)
     attack_steps: Annotated[int, Field(ge=1, le=100_000)] = 40
-    restarts: Annotated[int, Field(ge=1, le=10_000)] = 4
+    restarts: Annotated[int, Field(ge=1, le=10_000)] = 8
 
 
 TABLES: Mapping[str, type[_Table]] = {
@@ -350,7 +350,7 @@ def _check_norms(sweep: Sweep, source: Any) -> None:
         if region != "full" and max(dims) > 1:
             raise UserError(
                 f"{source('norms')}: measure.norms = {brief(sweep.measure.norms)}: {rotated[0]!r} cannot be measured "
-                f"in region {region!r} of a random subspace, where a perturbation's norm is not that of its coordinates; "
+                f"in region {region!r} of a random subspace: its norm is not that of coordinates there; "
                 f"leave {region!r} out of measure.regions, or set basis = 'axis-aligned'"
             )
 

@@ -16,15 +16,16 @@ def fmn_attack(
     *,
     norm: Norm = "l2",
     steps: int = 40,
-    restarts: int = 4,
+    restarts: int = 8,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:
     """Fast minimum-norm attack with restarts, finished by the exact crossing.
 
-    Each restart begins where the ray of a start direction first crosses the decision boundary: the steepest
-    descent, the direction against all neurons, the one toward a given point, then random ones. The rays of the
-    starts and of all perturbations found are extended or shortened to their own exact crossings. The search
+    A run begins where the ray of a start direction first crosses the decision boundary. The first half of the runs
+    starts along the steepest descent, against all neurons, toward a given point, along the coordinate axes with
+    the nearest crossings (L1) and at random; the second half around the best that the first half found. The rays of
+    all starts and of all perturbations found are extended or shortened to their own exact crossings. The search
     runs in float32, the crossings in the network's dtype.
 
     Args:
@@ -34,7 +35,7 @@ def fmn_attack(
             and "l1", or any single column.
         norm: of the perturbation.
         steps: gradient steps of each restart.
-        restarts: starts tried.
+        restarts: starts of each half.
         key: typed PRNG key of the random starts.
         toward: a point (d,) that the network classifies otherwise; none by default.
 
@@ -46,14 +47,35 @@ def fmn_attack(
     informed = [-steepest(gradient, norm), -unit(rays.head @ rays.rates, norm)]
     if toward is not None:
         informed.append(unit((toward - x) @ region, norm))
-    informed = jnp.stack(informed)[:restarts]
-    drawn = random.normal(key, (restarts - len(informed), region.shape[1]), x.dtype)
-    starts = jnp.concatenate([informed, jax.vmap(lambda c: unit(c, norm))(drawn)])
+    near_key, far_key = random.split(key)
+    others = _random_units(far_key, (restarts, region.shape[1]), norm, x.dtype)
+    if norm == "l1":
+        others = jnp.concatenate([_nearest_axes(rays)[:restarts], others])
+    starts = jnp.concatenate([jnp.stack(informed), others])[:restarts]
     reached = jax.vmap(lambda c: rays.crossing(c).upper)(starts)
-    radii = jnp.where(jnp.isfinite(reached), reached, _scale(rays, reached, gradient, norm))
-    rays32, starts32, radii32 = jax.tree.map(lambda a: a.astype(jnp.float32), (rays, starts, radii))
-    found = jax.vmap(lambda start, radius: _search(rays32, start, radius, norm, steps))(starts32, radii32)
-    return shortest(rays, region, jnp.concatenate([found.astype(x.dtype), starts]), norm)
+    scale = _scale(rays, reached, gradient, norm)
+    rays32, starts32, reached32, scale32 = jax.tree.map(lambda a: a.astype(jnp.float32), (rays, starts, reached, scale))
+
+    def search(start: jax.Array, radius: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _search(rays32, start, jnp.where(jnp.isfinite(radius), radius, scale32), norm, steps)
+
+    first, sizes = jax.vmap(search)(starts32, reached32)
+    best = jnp.argmin(sizes)
+    noise = _random_units(near_key, starts.shape, norm, jnp.float32)
+    around_best = jax.vmap(lambda c: unit(unit(first[best], norm) + c, norm))(noise)
+    second, _ = jax.vmap(search)(around_best, jnp.full(restarts, 1.2 * sizes[best]))
+    return shortest(rays, region, jnp.concatenate([jnp.concatenate([first, second]).astype(x.dtype), starts]), norm)
+
+
+def _random_units(key: jax.Array, shape: tuple[int, int], norm: Norm, dtype: jnp.dtype) -> jax.Array:
+    return jax.vmap(lambda c: unit(c, norm))(random.normal(key, shape, dtype))
+
+
+def _nearest_axes(rays: Slice) -> jax.Array:
+    """Both directions of all coordinate axes (2r, r), those that cross first first."""
+    axes = jnp.eye(rays.rates.shape[1], dtype=rays.z.dtype)
+    both = jnp.concatenate([axes, -axes])
+    return both[jnp.argsort(jax.vmap(lambda c: rays.crossing(c).upper)(both))]
 
 
 def _scale(rays: Slice, reached: jax.Array, gradient: jax.Array, norm: Norm) -> jax.Array:
@@ -66,8 +88,8 @@ def _scale(rays: Slice, reached: jax.Array, gradient: jax.Array, norm: Norm) -> 
     return jnp.where(jnp.isfinite(nearest), nearest, kinks)
 
 
-def _search(rays: Slice, start: jax.Array, radius: jax.Array, norm: Norm, steps: int) -> jax.Array:
-    """Smallest adversarial coordinates (r,) met by one run from `radius`·`start`; zeros if none."""
+def _search(rays: Slice, start: jax.Array, radius: jax.Array, norm: Norm, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Smallest adversarial coordinates (r,) met by one run from `radius`·`start`, and their norm; 0 and inf if none."""
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(steps, dtype=jnp.float32) / steps))
     start_length = jnp.linalg.norm(radius * start)
 
@@ -86,5 +108,5 @@ def _search(rays: Slice, start: jax.Array, radius: jax.Array, norm: Norm, steps:
         return (project(delta, bound, norm), bound, best, best_size), None
 
     inf = jnp.float32(jnp.inf)
-    (_, _, best, _), _ = jax.lax.scan(move, (radius * start, inf, jnp.zeros_like(start), inf), cosine)
-    return best
+    (_, _, best, best_size), _ = jax.lax.scan(move, (radius * start, inf, jnp.zeros_like(start), inf), cosine)
+    return best, best_size
