@@ -93,5 +93,6 @@ def universal_distance(
     Returns:
         The distance, of the shape that the arguments broadcast to; inf where no neuron is active.
     """
-    with np.errstate(divide="ignore"):
-        return np.abs(output) / (np.asarray(scale * np.sqrt(dof / width)) * head_sum)
+    slope = np.asarray(scale * np.sqrt(dof / width)) * head_sum
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(slope == 0, np.float32(np.inf), np.abs(output) / slope)

@@ -123,6 +123,17 @@ def test_misclassified_points_are_at_distance_0_and_no_others(everything):
         np.testing.assert_array_equal(found["predicted_distance_universal"][cell, : len(y)] == 0, wrong)
 
 
+def test_the_origin_of_a_network_without_biases_is_misclassified():
+    """Its output is 0, and no neuron is active."""
+    sweep = read("[network]\ninit = 'theory'\n")
+    record = recorded(sweep, 7)
+    for name in ("output", "head_norm_active", "head_sum_active"):
+        record[name][0, 3] = 0
+    found = predicted(sweep, record)
+    assert found["predicted_distance_universal"][0, 3] == 0
+    assert found["predicted_gradient_norm_off"][0, 3] == 0
+
+
 def test_pending_and_diverged_cells_are_nan():
     sweep = read('[axes]\nseed = "0:3"\n')
     record = recorded(sweep, 7)
