@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 from xarray import Dataset
 
-from subspace_adv import planning, results, runner, tables, training
+from subspace_adv import checks, planning, results, runner, tables, training
 from subspace_adv.sweep import Sweep, UserError, nearest
 
 app = App(
@@ -118,6 +118,15 @@ def table(folder: Folder, /) -> None:
     Example: subspace-adv table results/line
     """
     _print_table(results.open_results(folder))
+
+
+@app.command
+def check(folder: Folder, /) -> None:
+    """Compare the predicted law of the gradient off the subspace with what was measured.
+
+    Example: subspace-adv check results/dimension
+    """
+    _print_check(checks.check(results.open_results(folder)))
 
 
 @app.command
@@ -233,6 +242,32 @@ def _print_table(dataset: Dataset) -> None:
     )
     if gains:
         print("A gain is the paired difference, seed by seed, from the standard arm (marked –).")
+
+
+def _print_check(found: checks.Check) -> None:
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
+    print("law       gradient_norm_off g is |ρ|·β·√A·χ in law given the run, χ of l degrees of freedom (F3)")
+    print(f"networks  {found.networks:,} checked; left out: {left_out}")
+    print(f"points    {found.points:,}, of which {found.idle_points:,} left out as no neuron is active there")
+    print(f"sample    {found.sample:,} independent points: one of each seed, from changing cells")
+    print(f"fit       p = {found.p_value:.3g} (Kolmogorov–Smirnov, exact law)")
+    print(f"scale     {_precise(found.scale)} measured over predicted, sample, 95 % interval")
+    bounds = _table("bound", "held by", "of the sample", "promised")
+    for bound in found.bounds:
+        sample = " ".join((f"{bound.sample.estimate:.2%}", f"[{bound.sample.low:.2%}, {bound.sample.high:.2%}]"))
+        bounds.add_row(bound.side, f"{bound.share:.2%}", sample, f"≥ {bound.promised:.2%}")
+    _stdout().print(bounds)
+    if found.exponents:
+        powers = _table("exponent of", "in the root mean square of", "seeds", "fitted", "predicted")
+        for power in found.exponents:
+            powers.add_row(
+                power.axis, power.quantity, f"{power.seeds:,}", _precise(power.fitted), f"{power.predicted:g}"
+            )
+        _stdout().print(powers)
+
+
+def _precise(found: checks.Interval) -> str:
+    return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ from jax import random
 from subspace_adv.attacks import AttackResult, Norm, line_distance, minimal_norm_attack, universal_attack
 from subspace_adv.attacks.norms import length
 from subspace_adv.certificates import crown_certificate, kink_certificate
-from subspace_adv.network import Network, input_gradient, output
+from subspace_adv.network import Network, input_gradient, output, preactivations
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
 
@@ -52,6 +52,10 @@ def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str,
         "gradient_norm_on": Variable(
             True, "output per input length", "L2 norm of the input gradient's part within the subspace"
         ),
+        "head_norm_active": Variable(True, "1", "L2 norm of the output weights of the neurons active at the point"),
+        "head_sum_active": Variable(
+            True, "1", "sum of the sizes of the output weights of the neurons active at the point"
+        ),
         "distance_universal": Variable(
             True,
             "input length",
@@ -89,6 +93,7 @@ def measure(
         The arrays named by `variables`, () per cell and (n,) per point.
     """
     outputs = output(network, x)
+    active_heads = jnp.where(preactivations(network, x) > 0, jnp.abs(network.head)[None, :], 0)
     gradients = input_gradient(network, x)
     margins = y * outputs
     wrong = margins <= 0
@@ -103,6 +108,8 @@ def measure(
         "output": outputs,
         "gradient_norm_off": jnp.linalg.norm(gradients @ subspace.complement, axis=1),
         "gradient_norm_on": jnp.linalg.norm(gradients @ subspace.basis, axis=1),
+        "head_norm_active": jnp.linalg.norm(active_heads, axis=1),
+        "head_sum_active": jnp.sum(active_heads, axis=1),
         "distance_universal": distance(universal.distance),
     }
     for (region, norm), (lower, upper) in _brackets(network, x, subspace, universal, key, recording).items():

@@ -179,6 +179,21 @@ def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[Data], np.ndarray]:
     return [load_data(settings) for settings in number], which
 
 
+def grid_data(sweep: Sweep) -> tuple[list[Data], np.ndarray]:
+    """The distinct datasets of a sweep, and which of them each cell has.
+
+    Returns:
+        The datasets, and their indices with one dimension for each axis of the sweep, of length 1 where the data do
+        not depend on it.
+    """
+    names = data_leaves(sweep)
+    first = np.zeros((), np.int64)
+    for axis, size in zip(sweep.axes, sweep.shape, strict=True):
+        first = first[..., None] * size + (np.arange(size) if axis in names else np.zeros(1, np.int64))
+    datasets, which = cell_data(sweep, first.ravel())
+    return datasets, which.reshape(first.shape)
+
+
 def _program_key(sweep: Sweep, values: dict) -> tuple[tuple, DataSettings]:
     def value(leaf: str) -> object:
         return values[leaf] if leaf in values else sweep.values(leaf)[0]

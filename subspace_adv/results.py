@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import FIXED_SHAPES
+from subspace_adv.data import FIXED_SHAPES, Data
 from subspace_adv.measures import variables
 from subspace_adv.network import Network
-from subspace_adv.planning import cell_data, data_leaves
+from subspace_adv.planning import data_leaves, grid_data
+from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep, UserError, brief, nearest
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 
 def open_results(folder: str | Path) -> xr.Dataset:
-    """Everything measured in a results folder, by cell and point.
+    """Everything measured in a results folder and predicted of it, by cell and point.
 
     Args:
         folder: a results folder, complete or not.
@@ -26,7 +27,8 @@ def open_results(folder: str | Path) -> xr.Dataset:
     Returns:
         A Dataset with one dimension per axis of the sweep, in its order, and `point`. Cells not yet done have
         status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
-        unit; coordinates `label` and `input` are the training points. Where `loss` is an axis, its measured value
+        unit; coordinates `label` and `input` are the training points. What the theory predicts of a cell stands
+        beside, as `predicted_…`; NaN where it predicts nothing. Where `loss` is an axis, its measured value
         is `loss_value`.
 
     Raises:
@@ -34,21 +36,23 @@ def open_results(folder: str | Path) -> xr.Dataset:
     """
     store = Store.open(folder)
     sweep = store.sweep
-    coordinates = _point_coordinates(sweep)
-    points = coordinates["label"][1].shape[-1]
+    datasets, which = grid_data(sweep)
+    labels, inputs = _points(datasets)
     table = variables(sweep.measure.regions, sweep.measure.norms)
     arrays: dict[str, np.ndarray] = {
         "status": np.full(sweep.cells, PENDING, np.int8),
         "steps": np.full(sweep.cells, np.nan, np.float64),
     }
     for name, variable in table.items():
-        shape = (sweep.cells, points) if variable.per_point else (sweep.cells,)
+        shape = (sweep.cells, labels.shape[1]) if variable.per_point else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
     for entry, chunk in _committed(store):
         for name, values in arrays.items():
             place = (entry, slice(chunk[name].shape[1])) if values.ndim == 2 else entry
             values[place] = chunk[name]
-    axes = list(sweep.axes)
+    arrays |= predict(sweep, arrays, datasets, which, labels)
+    axes, data_axes = list(sweep.axes), data_leaves(sweep)
+    which = which.reshape([len(sweep.axes[axis]) for axis in data_axes])
     dataset = xr.Dataset(
         {
             _shown(name, axes): (
@@ -57,10 +61,14 @@ def open_results(folder: str | Path) -> xr.Dataset:
             )
             for name, values in arrays.items()
         },
-        coords={**{axis: np.array(values) for axis, values in sweep.axes.items()}, **coordinates},
+        coords={
+            **{axis: np.array(values) for axis, values in sweep.axes.items()},
+            "label": ((*data_axes, "point"), labels[which]),
+            "input": ((*data_axes, "point", "feature"), inputs[which]),
+        },
         attrs={"name": sweep.name, **{leaf: v for leaf, v in _settings(sweep).items() if leaf not in axes}},
     )
-    for name, variable in table.items():
+    for name, variable in (table | PREDICTIONS).items():
         dataset[_shown(name, axes)].attrs = {"long_name": variable.meaning, "units": variable.unit}
     dataset["status"].attrs = {
         "long_name": "outcome of training",
@@ -132,23 +140,14 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
     return {leaf: value for table in tables.values() for leaf, value in table.items()}
 
 
-def _point_coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """`label` and `input`, with a leading axis for each axis of the sweep that the data depend on."""
-    axes = data_leaves(sweep)
-    shape = tuple(len(sweep.axes[axis]) for axis in axes)
-    first = np.zeros((), np.int64)
-    for axis, size in zip(sweep.axes, sweep.shape, strict=True):
-        first = first[..., None] * size + (np.arange(size) if axis in axes else np.zeros(1, np.int64))
-    datasets, which = cell_data(sweep, first.ravel())
+def _points(datasets: list[Data]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (datasets, n) and inputs (datasets, n, d), the smaller datasets padded with 0 and NaN."""
     n, d = (max(data.x.shape[i] for data in datasets) for i in (0, 1))
     labels, inputs = np.zeros((len(datasets), n), np.int8), np.full((len(datasets), n, d), np.nan, np.float32)
     for i, data in enumerate(datasets):
         labels[i, : len(data.y)] = data.y
         inputs[i, : data.x.shape[0], : data.x.shape[1]] = data.x
-    return {
-        "label": ((*axes, "point"), labels[which].reshape(*shape, n)),
-        "input": ((*axes, "point", "feature"), inputs[which].reshape(*shape, n, d)),
-    }
+    return labels, inputs
 
 
 def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -13,8 +13,8 @@ import subspace_adv
 LINES = [
     ["subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["sweep", "planning", "engine", "store", "results", "runner"],
-    ["tables", "plots", "cli"],
+    ["sweep", "planning", "engine", "store", "predictions", "results", "runner"],
+    ["checks", "tables", "plots", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
 FOLDER = Path(subspace_adv.__file__).parent

@@ -76,7 +76,7 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
     [
         (["rn"], ('Unknown command "rn"', 'Did you mean "run"?')),
         (["stats", "x"], ('Did you mean "status"?',)),
-        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, plot")),
+        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, check, plot")),
         (["--verson"], ("--verson", "--version")),
         (["run"], ('"run"', "SWEEP requires an argument")),
         (["plan"], ('"plan"', "SWEEP requires an argument")),
@@ -131,7 +131,7 @@ def test_a_folder_in_use(tmp_path, command):
     writing.close()
 
 
-@pytest.mark.parametrize("verb", ["status", "table", "plot"])
+@pytest.mark.parametrize("verb", ["status", "table", "check", "plot"])
 def test_folders_that_hold_no_results(tmp_path, command, tiny, verb):
     words = "not a results folder (no manifest.json); `run` makes one"
     assert_refused(command(verb, tmp_path), f"{tmp_path}: {words}")
@@ -143,7 +143,7 @@ def test_folders_that_hold_no_results(tmp_path, command, tiny, verb):
     assert_refused(command(verb, tmp_path), "manifest.json: damaged; move the folder away and run the sweep again")
 
 
-@pytest.mark.parametrize("verb", ["status", "table", "plot", "run"])
+@pytest.mark.parametrize("verb", ["status", "table", "check", "plot", "run"])
 def test_a_folder_whose_sweep_was_changed(tmp_path, command, verb):
     Store.create(tmp_path / "out", plan(read(TINY))).close()
     resolved = tmp_path / "out" / "sweep.toml"
@@ -205,6 +205,18 @@ def test_a_table_of_nothing_yet(tmp_path, command):
     assert "nan" in out
 
 
+def test_check(tmp_path, command, tiny):
+    status, out, err = command("check", tiny)
+    assert (status, err) == (0, "")
+    assert "48 checked; left out: 0 pending, 0 diverged, 0 without prediction" in out
+    assert "12 independent points" in out
+    assert "p = 0." in out
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bound", "lower", "upper"]
+    assert all(len(line) < 120 for line in out.splitlines())
+    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    assert_refused(command("check", tmp_path / "out"), "tiny: nothing to check: no network is trained yet")
+
+
 @pytest.mark.filterwarnings("default")
 def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
     monkeypatch.setattr(cli, "_draw", lambda folder: None)
@@ -235,9 +247,9 @@ def test_help_has_an_example_of_every_command(command):
         status, out, err = command(*arguments)
         assert (status, err) == (0, "")
         assert "Example: subspace-adv run sweeps/quickstart.toml" in out
-        for verb in ("run", "plan", "status", "table", "plot"):
+        for verb in ("run", "plan", "status", "table", "check", "plot"):
             assert f" {verb} " in out
-    for verb in ("run", "plan", "status", "table", "plot"):
+    for verb in ("run", "plan", "status", "table", "check", "plot"):
         status, out, err = command(verb, "--help")
         assert (status, err) == (0, "")
         assert f"Example: subspace-adv {verb} " in out

@@ -92,6 +92,8 @@ def test_recorded_variables():
         "output",
         "gradient_norm_off",
         "gradient_norm_on",
+        "head_norm_active",
+        "head_sum_active",
         "distance_universal",
         "distance_off_l2_upper",
         "distance_off_l2_lower",
@@ -101,6 +103,8 @@ def test_recorded_variables():
 
 
 def test_commands():
-    assert {name for name in cli.app if not name.startswith("-")} >= {"run", "plan", "status", "table", "plot"}
+    assert {name for name in cli.app if not name.startswith("-")} >= {
+        *("run", "plan", "status", "table", "check", "plot")
+    }
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {COMMAND.name: "subspace_adv.cli:main"}

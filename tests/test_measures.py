@@ -104,6 +104,9 @@ def test_outputs_losses_and_gradient_norms_agree_with_numpy(case):
         assert record["gradient_norm_on"][at] == pytest.approx(np.linalg.norm(on @ gradient), rel=1e-9)
         off = np.linalg.norm(gradient - on @ gradient)
         assert record["gradient_norm_off"][at] == pytest.approx(off, rel=1e-9, abs=1e-12)
+        active = network.weight @ x + network.bias > 0
+        assert record["head_norm_active"][at] == pytest.approx(np.linalg.norm(network.head[active]), rel=1e-9)
+        assert record["head_sum_active"][at] == pytest.approx(np.abs(network.head[active]).sum(), rel=1e-9)
     signed = case.data.y * record["output"]
     np.testing.assert_allclose(record["margin"], signed.min(axis=1), rtol=1e-12)
     np.testing.assert_allclose(record["loss"], np.exp(-signed).mean(axis=1), rtol=1e-12)

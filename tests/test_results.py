@@ -58,10 +58,22 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
         "output",
         "gradient_norm_off",
         "gradient_norm_on",
+        "head_norm_active",
+        "head_sum_active",
         "distance_universal",
         "distance_off_l2_upper",
         "distance_off_l2_lower",
+        "predicted_decay",
+        "predicted_bound_probability",
+        "predicted_gradient_norm_off",
+        "predicted_gradient_norm_off_low",
+        "predicted_gradient_norm_off_high",
+        "predicted_gradient_norm_off_lower_bound",
+        "predicted_gradient_norm_off_upper_bound",
+        "predicted_distance_universal",
     }
+    assert dataset["predicted_decay"].dims == dataset["predicted_bound_probability"].dims == axes
+    assert dataset["predicted_gradient_norm_off"].dims == (*axes, "point")
 
 
 def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
@@ -110,6 +122,22 @@ def test_variables_are_finite_where_they_should_be(tiny):
         assert np.isfinite(dataset[name]).all()
     assert (dataset["distance_off_l2_lower"] <= dataset["distance_off_l2_upper"]).all()
     assert np.allclose(dataset["margin"], (dataset["output"] * dataset["label"]).min("point"), rtol=1e-6)
+
+
+def test_predictions_stand_beside_what_they_predict(tiny):
+    """As one line of NumPy has them: in codimension 1, ρ = 1, β = init_scale / √2."""
+    dataset = open_results(tiny)
+    scale = dataset["head_norm_active"] * dataset["init_scale"] / np.sqrt(2)
+    active = dataset["head_norm_active"] > 0
+    assert (dataset["predicted_decay"] == 1).all()
+    assert np.allclose(dataset["predicted_bound_probability"], 1 - np.exp(-1 / 16))
+    for name, length in {"": 0.67449, "_low": 0.031338, "_high": 2.241403, "_upper_bound": 2**0.5}.items():
+        assert np.allclose(dataset[f"predicted_gradient_norm_off{name}"], length * scale, rtol=1e-4)
+    below = dataset["gradient_norm_off"] <= dataset["predicted_gradient_norm_off"]
+    assert 0.3 < below.where(active).mean() < 0.7
+    slope = dataset["head_sum_active"] * dataset["init_scale"] / np.sqrt(2 * dataset["width"])
+    size = (np.abs(dataset["output"]) / slope).where(dataset["output"] * dataset["label"] > 0, 0)
+    assert np.allclose(dataset["predicted_distance_universal"], size.transpose(*size.dims), rtol=1e-4)
 
 
 def test_a_cell_is_where_its_values_are(tiny, tmp_path):

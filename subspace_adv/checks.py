@@ -1,0 +1,252 @@
+"""The predicted law of the off gradient (F3 in docs/theory.md) against what a sweep measured."""
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from subspace_adv.data import FIXED_SHAPES
+from subspace_adv.sweep import UserError
+from subspace_adv.theory import bound_probability, chi_cdf, length_bounds
+from subspace_adv.training import DIVERGED, PENDING
+
+_GOLDEN = (5**0.5 - 1) / 2
+_RESAMPLES = 1000
+_BLOCKS = 2000  # of neighbouring seeds, resampled together where there are more seeds than that
+_LEAST_SEEDS = 20  # for a bootstrap interval to mean what it says
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class Bound(NamedTuple):
+    """How often a bound held, and how often it must at least."""
+
+    side: str
+    share: float  # of all points compared
+    sample: Interval  # share of the independent sample, Clopper–Pearson
+    promised: float  # mean over that sample of the probability promised
+
+
+class Exponent(NamedTuple):
+    """Power of an axis with which a root mean square over seeds grows, fitted and predicted."""
+
+    axis: str
+    quantity: str
+    seeds: int
+    fitted: Interval  # bootstrap over seeds
+    predicted: float
+
+
+class Check(NamedTuple):
+    """Outcome of comparing law and measurement."""
+
+    networks: int  # compared
+    left_out: dict[str, int]  # networks, by reason
+    points: int  # of the networks compared
+    idle_points: int  # of them, left out as no neuron is active there
+    sample: int  # independent points
+    p_value: float  # Kolmogorov–Smirnov, of the sample's probability integral transform
+    scale: Interval  # of the sample, measured over predicted
+    bounds: tuple[Bound, ...]
+    exponents: tuple[Exponent, ...]
+
+
+class _Measured(NamedTuple):
+    """Float32 arrays (seeds, other axes together, points), and settings that broadcast to them."""
+
+    ratio: np.ndarray  # of the gradient norm to |ρ|·β·√A, hence χ_l; NaN where there is nothing to compare
+    per_decay: np.ndarray  # the gradient norm over |ρ|·√l; NaN alike
+    head_norm: np.ndarray  # √A
+    head_sum: np.ndarray  # Σ|uᵢ|
+    codimension: np.ndarray  # (1, other axes, 1), and so are the following
+    ambient_dim: np.ndarray
+    width: np.ndarray
+    init_scale: np.ndarray
+    fixed_head: np.ndarray  # whether all |uᵢ| = 1/√m
+
+
+def check(dataset: xr.Dataset) -> Check:
+    """Compare the predicted law of `gradient_norm_off` with the measurement, over all cells.
+
+    Cells of one seed share their base draws, and the points of a network its weights. So the sample that is tested
+    has one point for each seed; which cell and point that is goes round with the seed.
+
+    Args:
+        dataset: as from `open_results`.
+
+    Raises:
+        UserError: if there is nothing to compare.
+    """
+    predicted = ~np.isnan(dataset["predicted_bound_probability"].values)
+    status = dataset["status"].values
+    left_out = {"pending": int((status == PENDING).sum()), "diverged": int((status == DIVERGED).sum())}
+    left_out["without prediction"] = int((~predicted).sum()) - sum(left_out.values())
+    measured = _measured(dataset)
+    valid = ~np.isnan(measured.ratio)
+    if not valid.any():
+        reason = _why_nothing(status.size, int(predicted.sum()), left_out)
+        raise UserError(f"{dataset.attrs['name']}: nothing to check: {reason}")
+    points = int((~np.isnan(dataset["predicted_gradient_norm_off"].values)).sum())
+    at = _independent(valid)
+    ratio = measured.ratio[at].astype(np.float64)
+    codimension = np.broadcast_to(measured.codimension, valid.shape)
+    return Check(
+        networks=int(predicted.sum()),
+        left_out=left_out,
+        points=points,
+        idle_points=points - int(valid.sum()),
+        sample=len(ratio),
+        p_value=_p_value(chi_cdf(codimension[at], ratio)),
+        scale=_scale(ratio, codimension[at]),
+        bounds=_bounds(measured.ratio, codimension, at),
+        exponents=_exponents(measured),
+    )
+
+
+def _why_nothing(cells: int, predicted: int, left_out: dict[str, int]) -> str:
+    if left_out["pending"] == cells:
+        return "no network is trained yet; run the sweep to its end"
+    if left_out["diverged"] + left_out["pending"] == cells:
+        return "every network has diverged; lower the learning rate"
+    if predicted:
+        return "no neuron is active at any point"
+    return (
+        "no cell has a prediction; that takes Gaussian weights (init theory or paper-code), and training that leaves "
+        "them alone off the subspace, see F3 in docs/theory.md"
+    )
+
+
+def _measured(dataset: xr.Dataset) -> _Measured:
+    if "seed" not in dataset.dims:
+        dataset = dataset.expand_dims("seed")
+    others = [dim for dim in dataset["status"].dims if dim != "seed"]
+    one_seed = dataset["status"].isel(seed=0, drop=True).transpose(*others)
+
+    def recorded(name: str) -> np.ndarray:
+        values = dataset[name].transpose("seed", *others, *([] if "point" not in dataset[name].dims else ["point"]))
+        shape = (dataset.sizes["seed"], one_seed.size, -1)
+        return values.values.reshape(shape)
+
+    def setting(leaf: str) -> xr.DataArray:
+        values = dataset[leaf] if leaf in dataset.coords else xr.DataArray(dataset.attrs.get(leaf))
+        return values.broadcast_like(one_seed).transpose(*others)
+
+    def column(values: xr.DataArray) -> np.ndarray:
+        return values.values.reshape(1, -1, 1)
+
+    d, k = setting("ambient_dim"), setting("subspace_dim")
+    for kind, (_, its_d, its_k) in FIXED_SHAPES.items():
+        of_kind = setting("kind") == kind
+        d, k = xr.where(of_kind, its_d, d), xr.where(of_kind, its_k, k)
+    codimension = column(d - k)
+    gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
+    scale = recorded("predicted_gradient_norm_off_upper_bound") / length_bounds(np.maximum(codimension, 1))[1]
+    scale[scale == 0] = np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # where the scale is NaN or 0
+        ratio = (gradient / scale).astype(np.float32)
+        per_decay = np.where(np.isnan(ratio), np.float32(np.nan), gradient / decay / np.sqrt(codimension))
+    return _Measured(
+        ratio,
+        per_decay,
+        recorded("head_norm_active"),
+        recorded("head_sum_active"),
+        codimension,
+        column(d),
+        column(setting("width")),
+        column(setting("init_scale")),
+        column((setting("init") == "theory") & (setting("trainable") != "all")),
+    )
+
+
+def _independent(valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Index of one valid entry for each seed that has any, going evenly round all of them."""
+    chosen = []
+    for seed, entries in enumerate(valid.reshape(len(valid), -1)):
+        places = np.flatnonzero(entries)
+        if len(places):
+            chosen.append((seed, places[int(seed * _GOLDEN % 1 * len(places))]))
+    seeds, places = np.array(chosen).T
+    return seeds, *np.unravel_index(places, valid.shape[1:])
+
+
+def _p_value(transformed: np.ndarray) -> float:
+    from scipy.stats import kstest  # takes long to import
+
+    return float(kstest(transformed, "uniform").pvalue)
+
+
+def _scale(ratio: np.ndarray, codimension: np.ndarray) -> Interval:
+    """Measured over predicted scale: the sum of squares is χ² of Σl degrees of freedom, so the interval is exact."""
+    from scipy.stats import chi2
+
+    squares, dof = np.sum(ratio**2), np.sum(codimension)
+    low, high = (float(np.sqrt(squares / chi2.isf(tail, dof))) for tail in (0.025, 0.975))
+    return Interval(float(np.sqrt(squares / dof)), low, high)
+
+
+def _bounds(ratio: np.ndarray, codimension: np.ndarray, at: tuple[np.ndarray, ...]) -> tuple[Bound, ...]:
+    from scipy.stats import binomtest
+
+    promised = float(bound_probability(codimension[at]).mean())
+    lower, upper = length_bounds(codimension)
+    found = []
+    for side, held in (("lower", ratio >= lower), ("upper", ratio <= upper)):
+        successes, trials = int(held[at].sum()), len(at[0])
+        interval = binomtest(successes, trials).proportion_ci(0.95, method="exact")
+        sample = Interval(successes / trials, float(interval.low), float(interval.high))
+        found.append(Bound(side, float(held.sum() / np.isfinite(ratio).sum()), sample, promised))
+    return tuple(found)
+
+
+def _exponents(measured: _Measured) -> tuple[Exponent, ...]:
+    """Powers along every axis that varies; the law's other factors are divided out as measured (docs/theory.md)."""
+    codimension, d, s = measured.codimension, measured.ambient_dim, measured.init_scale
+    per_active, per_head = measured.per_decay / measured.head_norm, np.sqrt(d) / s
+    with np.errstate(invalid="ignore"):  # where no neuron is active
+        root_k = np.where(measured.fixed_head, measured.head_sum / measured.head_norm, np.nan)
+    laws = (
+        ("codimension", "g/(ρβ√A)", codimension, lambda: per_active * np.sqrt(codimension) * per_head, 0.5),
+        ("ambient_dim", "g/(ρs√(Al))", d, lambda: per_active / s, -0.5),
+        ("width", "g/(ρβ√(kl))", measured.width, lambda: measured.per_decay * per_head / root_k, -0.5),
+        ("init_scale", "g√d/(ρ√(Al))", s, lambda: per_active * np.sqrt(d), 1.0),
+    )
+    found = []
+    for axis, quantity, along, values, predicted in laws:
+        if len(np.unique(along)) > 1 and (fitted := _power(values(), along.ravel())):
+            found.append(Exponent(axis, quantity, *fitted, predicted))
+    return tuple(found)
+
+
+def _power(values: np.ndarray, along: np.ndarray) -> tuple[int, Interval] | None:
+    """Seeds and slope of the log root mean square of `values` (seeds, others, points) in log `along` (others,).
+
+    Squares are averaged over whatever else differs at one seed; seeds enter if they have all of `along`, so they are
+    paired. None where there are too few seeds, or fewer than two places.
+    """
+    there = ~np.isnan(values)
+    places = np.unique(along[there.any(axis=(0, 2))])
+    squares = np.empty((len(values), len(places)))
+    for i, place in enumerate(places):
+        mine, count = values[:, along == place], there[:, along == place].sum(axis=(1, 2))
+        total = np.nansum(mine**2, axis=(1, 2), dtype=np.float64)
+        squares[:, i] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    squares = squares[~np.isnan(squares).any(axis=1)]
+    seeds = len(squares)
+    if seeds < _LEAST_SEEDS or len(places) < 2:
+        return None
+    x = np.log(places) - np.log(places).mean()
+
+    def slope(sums: np.ndarray) -> float:
+        return float(np.log(sums) @ x / (x @ x) / 2)
+
+    rng = np.random.default_rng(0)
+    blocks = np.stack([block.mean(axis=0) for block in np.array_split(squares, min(seeds, _BLOCKS))])
+    shares = np.full(len(blocks), 1 / len(blocks))
+    resampled = [slope(rng.multinomial(len(blocks), shares) @ blocks) for _ in range(_RESAMPLES)]
+    return seeds, Interval(slope(squares.sum(axis=0)), *map(float, np.quantile(resampled, (0.025, 0.975))))

@@ -1,0 +1,136 @@
+"""What the theory predicts for every cell of a sweep, from its settings and what was recorded of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from subspace_adv import theory
+from subspace_adv.data import Data
+from subspace_adv.measures import Variable
+from subspace_adv.sweep import Sweep
+from subspace_adv.training import CONVERGED, STEP_LIMIT
+
+GAUSSIAN = ("theory", "paper-code")
+"""Initial laws whose first-layer weights are N(0, β²), β = init_scale / √d."""
+
+_DECAY_HOLDS = (
+    "NaN where training moves the part in ways of its own: adam, but for points and region on coordinate axes apart "
+    "and without weight decay, and points that do not span a subspace of the region's complement (chessboard)"
+)
+_HOLDS = "NaN where there is no predicted_decay, where the initial weights are not Gaussian (torch), in codimension 0"
+_GRADIENT = "predicted gradient_norm_off given the training run"
+_GRADIENT_UNIT = "output per input length"
+
+PREDICTIONS = {
+    "predicted_decay": Variable(
+        False, "1", f"factor by which training multiplies the weights orthogonal to the subspace; {_DECAY_HOLDS}"
+    ),
+    "predicted_bound_probability": Variable(
+        False, "1", f"least probability of predicted_gradient_norm_off_lower_bound, and of the upper one; {_HOLDS}"
+    ),
+    "predicted_gradient_norm_off": Variable(True, _GRADIENT_UNIT, f"{_GRADIENT}: median of its law; {_HOLDS}"),
+    "predicted_gradient_norm_off_low": Variable(
+        True, _GRADIENT_UNIT, f"{_GRADIENT}: 2.5 % quantile of its law; {_HOLDS}"
+    ),
+    "predicted_gradient_norm_off_high": Variable(
+        True, _GRADIENT_UNIT, f"{_GRADIENT}: 97.5 % quantile of its law; {_HOLDS}"
+    ),
+    "predicted_gradient_norm_off_lower_bound": Variable(
+        True, _GRADIENT_UNIT, f"{_GRADIENT}: exceeded with predicted_bound_probability; {_HOLDS}"
+    ),
+    "predicted_gradient_norm_off_upper_bound": Variable(
+        True, _GRADIENT_UNIT, f"{_GRADIENT}: not exceeded with predicted_bound_probability; {_HOLDS}"
+    ),
+    "predicted_distance_universal": Variable(
+        True,
+        "input length",
+        "predicted distance_universal, to first order and at the typical slope; 0 where misclassified, inf where no "
+        f"neuron is active; {_HOLDS}",
+    ),
+}
+
+Setting = Callable[..., np.ndarray]
+"""Values of a leaf, shaped to broadcast over the grid."""
+OfData = Callable[[list], np.ndarray]
+"""A fact of each dataset, shaped to broadcast over the grid."""
+
+
+def predict(
+    sweep: Sweep, recorded: dict[str, np.ndarray], datasets: Sequence[Data], which: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Predictions for all cells of a grid.
+
+    Args:
+        sweep: the sweep.
+        recorded: what was recorded, (cells,) or (cells, points); NaN where pending.
+        datasets: the distinct datasets of the grid.
+        which: the dataset of each cell, as from `planning.grid_data`.
+        labels: training labels (datasets, points); 0 where there is no such point.
+
+    Returns:
+        Float32 arrays named by `PREDICTIONS`, (cells,) or (cells, points).
+    """
+
+    def setting(leaf: str, dtype: Any = np.float32) -> np.ndarray:
+        return np.array(sweep.values(leaf), dtype).reshape([-1 if axis == leaf else 1 for axis in sweep.axes])
+
+    def of_data(facts: list) -> np.ndarray:
+        return np.array(facts)[which]
+
+    def per_cell(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values, sweep.shape).astype(np.float32).reshape(-1)
+
+    def per_point(factor: np.ndarray) -> np.ndarray:
+        return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
+
+    rho = np.where(_off_untrained(setting, of_data, datasets), _decay(sweep, setting, recorded), np.nan)
+    beta = np.where(np.isin(setting("init", None), GAUSSIAN), setting("init_scale"), np.nan) / np.sqrt(
+        of_data([data.x.shape[1] for data in datasets])
+    )
+    scale = np.abs(rho) * beta
+    codimension = np.maximum(of_data([data.subspace.complement.shape[1] for data in datasets]), 1)
+    lower_bound, upper_bound = theory.length_bounds(codimension)
+    universal = theory.universal_distance(
+        recorded["output"],
+        recorded["head_sum_active"],
+        *(per_cell(values)[:, None] for values in (scale, codimension, setting("width"))),
+    )
+    wrong = _signed(sweep, recorded["output"], labels[which]) <= 0
+    gradient = "predicted_gradient_norm_off"
+    return {
+        "predicted_decay": per_cell(rho),
+        "predicted_bound_probability": per_cell(
+            np.where(np.isnan(scale), np.nan, theory.bound_probability(codimension))
+        ),
+        gradient: per_point(theory.chi_quantile(codimension, 0.5)),
+        f"{gradient}_low": per_point(theory.chi_quantile(codimension, 0.025)),
+        f"{gradient}_high": per_point(theory.chi_quantile(codimension, 0.975)),
+        f"{gradient}_lower_bound": per_point(lower_bound),
+        f"{gradient}_upper_bound": per_point(upper_bound),
+        "predicted_distance_universal": np.where(wrong & ~np.isnan(universal), np.float32(0), universal),
+    }
+
+
+def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[Data]) -> np.ndarray:
+    """Where training does to the off part what `theory.decay` says, and there is an off part."""
+    regions = [(data.x, np.asarray(data.subspace.complement)) for data in datasets]
+    by_any = of_data([complement.size > 0 and theory.is_off_untrained(x, complement) for x, complement in regions])
+    by_adam = of_data([theory.is_off_apart(x, complement) for x, complement in regions])
+    return by_any & ((setting("optimizer", None) != "adam") | (by_adam & (setting("weight_decay") == 0)))
+
+
+def _decay(sweep: Sweep, setting: Setting, recorded: dict[str, np.ndarray]) -> np.ndarray:
+    trained = np.isin(recorded["status"], (CONVERGED, STEP_LIMIT))
+    momentum = np.where(setting("optimizer", None) == "momentum", setting("momentum"), 0)
+    return theory.decay(
+        np.where(trained, recorded["steps"], np.nan).reshape(sweep.shape),
+        setting("learning_rate"),
+        setting("weight_decay"),
+        momentum,
+    )
+
+
+def _signed(sweep: Sweep, output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    points = output.shape[1]
+    return np.broadcast_to(labels, (*sweep.shape, points)).reshape(-1, points) * output

@@ -1,0 +1,225 @@
+"""The comparison of law and measurement: on data made by the law, and on data made by another."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+from shell import read
+from test_predictions import predicted
+
+from subspace_adv import UserError, checks
+from subspace_adv.checks import check
+from subspace_adv.planning import grid_data
+from subspace_adv.sweep import Sweep
+from subspace_adv.training import CONVERGED, DIVERGED, PENDING
+
+WIDE = """
+name = "wide"
+[data]
+kind = "subspace"
+ambient_dim = 24
+subspace_dim = 4
+samples = 3
+[network]
+init = "theory"
+width = 50
+"""
+VARIED = (
+    WIDE
+    + """
+[axes]
+width = [25, 50, 100]
+ambient_dim = [6, 12, 40]
+seed = "0:60"
+init_scale = [1.0, 0.5, 0.1]
+weight_decay = [0.0, 0.01]
+"""
+)
+
+
+def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
+    """A Dataset by F3, times `factor` (cells, 1).
+
+    All cells of a seed share one off direction and the points of a network its neurons, as in a sweep: only one of
+    them is an independent draw.
+    """
+    datasets, which = grid_data(sweep)
+    n = max(len(data.y) for data in datasets)
+    cells = np.arange(sweep.cells)
+    width = sweep.column("width", cells).astype(int)
+    seed = np.unique(sweep.column("seed", cells), return_inverse=True)[1]
+    codimension = np.array([data.subspace.complement.shape[1] for data in datasets])
+    codimension = np.broadcast_to(codimension[which], sweep.shape).ravel()
+    active = rng.integers(1, width[:, None] + 1, (sweep.cells, n))
+    record = {
+        "status": np.full(sweep.cells, CONVERGED, np.int8),
+        "steps": rng.integers(0, 50, sweep.cells).astype(float),
+        "output": rng.standard_normal((sweep.cells, n)),
+        "head_norm_active": np.sqrt(active / width[:, None]).astype(np.float32),
+        "head_sum_active": (active / np.sqrt(width)[:, None]).astype(np.float32),
+    }
+    found = predicted(sweep, record)
+    normal = rng.standard_normal((seed.max() + 1, codimension.max()))
+    chi = np.sqrt(np.cumsum(normal**2, axis=1)[seed, codimension - 1])[:, None]
+    scale = found["predicted_gradient_norm_off_upper_bound"] / np.sqrt(2 * codimension)[:, None]
+    arrays = record | found | {"gradient_norm_off": (scale * chi * factor).astype(np.float32)}
+    settings = {**sweep.data.model_dump(), **sweep.network.model_dump(exclude_none=True)}
+    return xr.Dataset(
+        {
+            name: ((*sweep.axes, "point")[: len(sweep.axes) + a.ndim - 1], a.reshape((*sweep.shape, *a.shape[1:])))
+            for name, a in arrays.items()
+        },
+        coords={axis: np.array(values) for axis, values in sweep.axes.items()},
+        attrs={"name": sweep.name} | {leaf: v for leaf, v in settings.items() if leaf not in sweep.axes},
+    )
+
+
+def test_where_the_law_holds_p_values_are_uniform():
+    """Although cells and points are heavily dependent: each sample has one of a seed."""
+    sweep, rng = read(WIDE, "seed=0:40", "data_seed=0:3", "weight_decay=0,0.1"), np.random.default_rng(0)
+    found = [check(simulated(sweep, rng)) for _ in range(100)]
+    assert {outcome.sample for outcome in found} == {40}
+    assert stats.kstest([outcome.p_value for outcome in found], "uniform").pvalue > 0.01
+    covered = np.mean([outcome.scale.low < 1 < outcome.scale.high for outcome in found])
+    assert covered == pytest.approx(0.95, abs=0.05)
+
+
+def test_a_scale_wrong_by_3_percent_is_rejected():
+    sweep = read(WIDE, "seed=0:2000")
+    for seed, factor in enumerate((1.03, 0.97)):
+        right, wrong = (check(simulated(sweep, np.random.default_rng(seed), f)) for f in (1.0, factor))
+        assert right.p_value > 0.01
+        assert wrong.p_value < 1e-3
+        assert right.scale.low < 1 < right.scale.high
+        assert wrong.scale.low < factor < wrong.scale.high
+        assert not wrong.scale.low < 1 < wrong.scale.high
+
+
+def test_a_law_of_another_shape_is_rejected():
+    """Of the right root mean square: the length in a codimension of half the size, times √2."""
+    sweep, rng = read(WIDE, "seed=0:1000"), np.random.default_rng(0)
+    dataset = simulated(sweep, rng)
+    other = simulated(read(WIDE, "seed=0:1000", "ambient_dim=14"), rng)
+    ratio = other["gradient_norm_off"] / other["predicted_gradient_norm_off_upper_bound"]
+    dataset["gradient_norm_off"] = ratio * dataset["predicted_gradient_norm_off_upper_bound"]
+    assert check(dataset).p_value < 1e-3
+
+
+def test_exponents_of_the_law_are_found():
+    found = check(simulated(read(VARIED), np.random.default_rng(0)))
+    predictions = {exponent.axis: exponent.predicted for exponent in found.exponents}
+    assert predictions == {"codimension": 0.5, "ambient_dim": -0.5, "width": -0.5, "init_scale": 1.0}
+    for exponent in found.exponents:
+        assert exponent.seeds == 60
+        fitted, low, high = exponent.fitted
+        assert low <= fitted <= high
+        assert fitted == pytest.approx(exponent.predicted, abs=high - low + 1e-6)  # four standard errors
+        assert high - low < 0.2
+
+
+@pytest.mark.parametrize("axis", ["ambient_dim", "width", "init_scale"])
+def test_exponents_of_another_law_are_found_too(axis):
+    sweep = read(VARIED)
+    values = np.asarray(sweep.column(axis, np.arange(sweep.cells)), float)
+    found = check(simulated(sweep, np.random.default_rng(0), values[:, None] ** 0.2))
+    [exponent] = [e for e in found.exponents if e.axis == axis]
+    fitted, low, high = exponent.fitted
+    assert fitted == pytest.approx(exponent.predicted + 0.2, abs=high - low + 1e-6)
+    assert low > exponent.predicted + 0.1
+
+
+def test_exponents_cover_the_truth_as_often_as_they_say():
+    sweep, rng = read(WIDE, "seed=0:80", "ambient_dim=8,24,60"), np.random.default_rng(1)
+    found = [check(simulated(sweep, rng)).exponents[0].fitted for _ in range(40)]
+    assert np.mean([fitted.low <= 0.5 <= fitted.high for fitted in found]) == pytest.approx(0.95, abs=0.1)
+
+
+def test_exponents_need_seeds_and_fixed_heads():
+    rng = np.random.default_rng(0)
+    assert check(simulated(read(VARIED, "seed=0:19"), rng)).exponents == ()
+    for overrides in (["init=paper-code"], ["trainable=all"]):
+        found = check(simulated(read(VARIED, "seed=0:25", *overrides), rng))
+        assert [exponent.axis for exponent in found.exponents] == ["codimension", "ambient_dim", "init_scale"]
+    found = check(simulated(read(VARIED, "seed=0:25", "trainable=hidden,all"), rng))
+    assert "width" in [exponent.axis for exponent in found.exponents]
+    assert check(simulated(read(WIDE, "seed=0:25", "weight_decay=0,0.1"), rng)).exponents == ()
+
+
+def test_bounds_are_counted():
+    sweep = read(WIDE, "seed=0:500", "ambient_dim=6,24")
+    dataset = simulated(sweep, np.random.default_rng(0))
+    for found, name, held in zip(check(dataset).bounds, ("lower", "upper"), ("__ge__", "__le__"), strict=True):
+        bound = dataset[f"predicted_gradient_norm_off_{name}_bound"]
+        share = getattr(dataset["gradient_norm_off"], held)(bound).mean()
+        assert found.side == name
+        assert found.share == pytest.approx(float(share), abs=1e-9)
+        assert found.sample.low < share < found.sample.high
+        assert found.promised == pytest.approx(1 - (np.exp(-2 / 16) + np.exp(-20 / 16)) / 2, abs=0.01)
+        assert found.sample.high >= found.promised
+    dataset["gradient_norm_off"] *= 0.1
+    lower, upper = check(dataset).bounds
+    assert lower.sample.high < lower.promised
+    assert upper.sample == (1, pytest.approx(0.025 ** (1 / 500)), 1)  # Clopper–Pearson
+
+
+def test_what_cannot_be_compared_is_left_out_and_counted():
+    sweep = read(WIDE, "seed=0:100", "init=theory,torch", "init_scale=1,0.5")
+    dataset = simulated(sweep, np.random.default_rng(0))
+    whole = check(dataset)
+    assert (whole.networks, whole.sample) == (200, 100)
+    assert whole.left_out == {"pending": 0, "diverged": 0, "without prediction": 200}
+    assert (whole.points, whole.idle_points) == (600, 0)
+    status = dataset["status"].values
+    status[:10], status[10:15, 0, 1] = PENDING, DIVERGED
+    for name in dataset.data_vars:
+        if name != "status":
+            dataset[name] = dataset[name].where(dataset["status"] == CONVERGED)
+    idle = xr.DataArray(np.arange(3) == 1, dims="point") & (dataset["seed"] >= 50)
+    for name in ("gradient_norm_off", "head_norm_active", "head_sum_active", *predictions_of_points(dataset)):
+        dataset[name] = dataset[name] * ~idle
+    part = check(dataset)
+    assert part.left_out == {"pending": 40, "diverged": 5, "without prediction": 180}
+    assert (part.networks, part.sample) == (175, 90)
+    assert (part.points, part.idle_points) == (525, 100)
+    assert part.p_value > 0.01
+
+
+def predictions_of_points(dataset: xr.Dataset) -> list[str]:
+    return [str(name) for name in dataset.data_vars if str(name).startswith("predicted_gradient")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status", "words"),
+    [
+        (["init=torch"], CONVERGED, "wide: nothing to check: no cell has a prediction; that takes Gaussian weights"),
+        (["optimizer=adam"], CONVERGED, "no cell has a prediction"),
+        (["ambient_dim=4"], CONVERGED, "no cell has a prediction"),
+        ([], PENDING, "no network is trained yet; run the sweep to its end"),
+        ([], DIVERGED, "every network has diverged"),
+    ],
+)
+def test_where_there_is_nothing_to_compare_the_reason_is_told(overrides, status, words):
+    rng = np.random.default_rng(0)
+    dataset = simulated(read(WIDE, "seed=0:3"), rng)
+    sweep = read(WIDE, "seed=0:3", *overrides)
+    record = {name: dataset[name].values for name in dataset.data_vars if not str(name).startswith("predicted")}
+    dataset["status"][:] = record["status"][:] = status
+    for name, values in predicted(sweep, record).items():  # pyright: ignore[reportArgumentType]
+        dataset[name] = (dataset[name].dims, values)
+    with pytest.raises(UserError, match=words):
+        check(dataset)
+
+
+def test_one_network_without_axes_is_a_sample_of_one():
+    found = check(simulated(read(WIDE), np.random.default_rng(0)))
+    assert (found.networks, found.sample, found.exponents) == (1, 1, ())
+    assert 0 <= found.p_value <= 1
+
+
+def test_the_sample_goes_round_all_cells_and_points():
+    seeds, others, points = checks._independent(np.ones((240, 4, 3), bool))
+    assert seeds.tolist() == list(range(240))
+    counts = np.bincount(others * 3 + points)
+    assert len(counts) == 12
+    assert counts.min() >= 19
+    assert counts.max() <= 21
