@@ -122,6 +122,28 @@ def universal_direction(network: Network, complement: jax.Array) -> jax.Array:
     return complement @ _unit((-jnp.sign(network.head) @ network.weight) @ complement)
 
 
+def random_direction(key: jax.Array, complement: jax.Array) -> jax.Array:
+    """A uniformly random unit vector (d,) off the subspace, to compare `universal_direction` with; zeros in no room."""
+    return complement @ _unit(random.normal(key, complement.shape[1:], complement.dtype))
+
+
+def descent_distance(network: Network, x: jax.Array, direction: jax.Array) -> jax.Array:
+    """Exact distance to a flip of x along ±direction, with the sign that lowers |N| to first order at x.
+
+    Args:
+        network: weight (m, d).
+        x: point (d,).
+        direction: unit vector (d,).
+
+    Returns:
+        (), a flip whatever the rounding; inf where that ray never flips x.
+    """
+    z, head, offset = _signed(network, x)
+    rate = network.weight @ direction
+    slope = jnp.where(z > 0, head, 0) @ rate
+    return first_crossing(z, jnp.where(slope > 0, -rate, rate), head, offset).upper
+
+
 def universal_attack(network: Network, x: jax.Array, complement: jax.Array) -> AttackResult:
     """Move x along ±`universal_direction`, whichever lowers |N(x)|, to the exact crossing."""
     z, head, offset = _signed(network, x)

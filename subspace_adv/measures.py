@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from subspace_adv.attacks import Norm, line_distance, minimal_norm_attack, universal_attack
+from subspace_adv.attacks import (
+    Norm,
+    descent_distance,
+    line_distance,
+    minimal_norm_attack,
+    random_direction,
+    universal_attack,
+)
 from subspace_adv.certificates import kink_certificate
+from subspace_adv.data import HELDOUT
 from subspace_adv.network import Network, input_gradient, output
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
+
+_DIRECTION_STREAM = 2**32 - 1  # apart from the attacks' keys, which are split off one a point
 
 
 class Recording(NamedTuple):
@@ -29,6 +39,11 @@ class Variable(NamedTuple):
     per_point: bool
     unit: str
     meaning: str
+    per_heldout: bool = False
+
+    def values(self, points: int) -> int:
+        """How many a network has."""
+        return HELDOUT if self.per_heldout else points if self.per_point else 1
 
 
 _REGION_WORDS = {
@@ -56,6 +71,24 @@ def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str,
             "L2 distance to a flip along the one direction off the subspace that serves every point, exact; "
             "0 where misclassified, inf where that direction never flips the point",
         ),
+        "distance_random": Variable(
+            True,
+            "input length",
+            "L2 distance to a flip along one random direction off the subspace, or against it, whichever lowers "
+            "|N| to first order, exact; 0 where misclassified, inf where it never flips the point",
+        ),
+        "distance_universal_heldout": Variable(
+            False,
+            "input length",
+            "as distance_universal, of the network's own prediction at held-out points",
+            per_heldout=True,
+        ),
+        "distance_random_heldout": Variable(
+            False,
+            "input length",
+            "as distance_random, of the network's own prediction at held-out points",
+            per_heldout=True,
+        ),
     }
     for region in regions:
         for norm in norms:
@@ -71,7 +104,14 @@ def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str,
 
 
 def measure(
-    network: Network, x: jax.Array, y: jax.Array, subspace: Subspace, key: jax.Array, *, recording: Recording
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    subspace: Subspace,
+    heldout: jax.Array,
+    key: jax.Array,
+    *,
+    recording: Recording,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 
@@ -80,11 +120,12 @@ def measure(
         x: training points (n, d).
         y: labels (n,), −1 or +1.
         subspace: the data's subspace.
-        key: typed PRNG key of the attacks' random starts.
+        heldout: further points of the subspace (h, d).
+        key: typed PRNG key of the attacks' random starts and of the random direction.
         recording: regions, norms, attack effort; static.
 
     Returns:
-        The arrays named by `variables`, () per cell and (n,) per point.
+        The arrays named by `variables`, () per cell, (n,) per point and (h,) per held-out point.
     """
     outputs = output(network, x)
     gradients = input_gradient(network, x)
@@ -94,7 +135,12 @@ def measure(
     def distance(values: jax.Array) -> jax.Array:
         return jnp.where(wrong, 0, values)
 
-    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement).distance)(x)
+    drawn = random_direction(random.fold_in(key, _DIRECTION_STREAM), subspace.complement)
+    points = jnp.concatenate([x, heldout])
+    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement).distance)(points)
+    along_drawn = jax.vmap(lambda point: descent_distance(network, point, drawn))(points)
+    universal, universal_heldout = jnp.split(universal, [len(x)])
+    along_drawn, drawn_heldout = jnp.split(along_drawn, [len(x)])
     record = {
         "loss": jnp.mean(loss_value(margins, recording.loss)),
         "margin": jnp.min(margins),
@@ -102,6 +148,9 @@ def measure(
         "gradient_norm_off": jnp.linalg.norm(gradients @ subspace.complement, axis=1),
         "gradient_norm_on": jnp.linalg.norm(gradients @ subspace.basis, axis=1),
         "distance_universal": distance(universal),
+        "distance_random": distance(along_drawn),
+        "distance_universal_heldout": universal_heldout,
+        "distance_random_heldout": drawn_heldout,
     }
     least = {"off": universal}
     # A perturbation off or on the subspace is one in the full space too, so "full" comes last.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import FIXED_SHAPES
-from subspace_adv.measures import variables
+from subspace_adv.data import FIXED_SHAPES, HELDOUT
+from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import cell_data, data_leaves
 from subspace_adv.store import DamagedChunk, Store
@@ -18,16 +18,16 @@ from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 
 def open_results(folder: str | Path) -> xr.Dataset:
-    """Everything measured in a results folder, by cell and point.
+    """Everything measured in a results folder, by cell and point, trained on or held out.
 
     Args:
         folder: a results folder, complete or not.
 
     Returns:
-        A Dataset with one dimension per axis of the sweep, in its order, and `point`. Cells not yet done have
-        status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
-        unit; coordinates `label` and `input` are the training points. Where `loss` is an axis, its measured value
-        is `loss_value`.
+        A Dataset with one dimension per axis of the sweep, in its order, `point` and `heldout`. Cells not yet done
+        have status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
+        unit; coordinates `label` and `input` are the training points, `heldout_input` those held out. Where `loss`
+        is an axis, its measured value is `loss_value`.
 
     Raises:
         UserError: if the folder is no results folder.
@@ -41,8 +41,9 @@ def open_results(folder: str | Path) -> xr.Dataset:
         "status": np.full(sweep.cells, PENDING, np.int8),
         "steps": np.full(sweep.cells, np.nan, np.float64),
     }
+    inner = {name: _inner(variable) for name, variable in table.items()}
     for name, variable in table.items():
-        shape = (sweep.cells, points) if variable.per_point else (sweep.cells,)
+        shape = (sweep.cells, variable.values(points)) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
     for entry, chunk in _committed(store):
         for name, values in arrays.items():
@@ -52,7 +53,7 @@ def open_results(folder: str | Path) -> xr.Dataset:
     dataset = xr.Dataset(
         {
             _shown(name, axes): (
-                (*axes, "point") if values.ndim == 2 else axes,
+                (*axes, *inner.get(name, ())),
                 values.reshape((*sweep.shape, *values.shape[1:])),
             )
             for name, values in arrays.items()
@@ -70,7 +71,13 @@ def open_results(folder: str | Path) -> xr.Dataset:
     dataset["steps"].attrs = {"long_name": "gradient steps taken", "units": "1"}
     dataset["label"].attrs = {"long_name": "training label, −1 or +1; 0 where there is no such point"}
     dataset["input"].attrs = {"long_name": "training point in ambient coordinates", "units": "input length"}
+    dataset["heldout_input"].attrs = {"long_name": "held-out point in ambient coordinates", "units": "input length"}
     return dataset
+
+
+def _inner(variable: Variable) -> tuple[str, ...]:
+    """Dimensions of a variable beside the sweep's axes."""
+    return ("heldout",) if variable.per_heldout else ("point",) if variable.per_point else ()
 
 
 def _shown(name: str, axes: list[str]) -> str:
@@ -133,7 +140,7 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
 
 
 def _point_coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """`label` and `input`, with a leading axis for each axis of the sweep that the data depend on."""
+    """`label`, `input` and `heldout_input`, with a leading axis for each axis of the sweep that the data depend on."""
     axes = data_leaves(sweep)
     shape = tuple(len(sweep.axes[axis]) for axis in axes)
     first = np.zeros((), np.int64)
@@ -142,12 +149,15 @@ def _point_coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndar
     datasets, which = cell_data(sweep, first.ravel())
     n, d = (max(data.x.shape[i] for data in datasets) for i in (0, 1))
     labels, inputs = np.zeros((len(datasets), n), np.int8), np.full((len(datasets), n, d), np.nan, np.float32)
+    heldout = np.full((len(datasets), HELDOUT, d), np.nan, np.float32)
     for i, data in enumerate(datasets):
         labels[i, : len(data.y)] = data.y
         inputs[i, : data.x.shape[0], : data.x.shape[1]] = data.x
+        heldout[i, :, : data.x.shape[1]] = data.heldout
     return {
         "label": ((*axes, "point"), labels[which].reshape(*shape, n)),
         "input": ((*axes, "point", "feature"), inputs[which].reshape(*shape, n, d)),
+        "heldout_input": ((*axes, "heldout", "feature"), heldout[which].reshape(*shape, HELDOUT, d)),
     }
 
 
