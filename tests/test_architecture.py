@@ -16,8 +16,17 @@ LINES = [
     ["tables", "plots", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
+# A module may be a folder. Its files import from those to their left, and nobody else imports them.
+PARTS = {"plots": ["panels", "line", "chessboard", "medians", "robustness"]}
 FOLDER = Path(subspace_adv.__file__).parent
-FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"}
+
+
+def module(path: Path) -> str:
+    """Name of a file within the package; that of a folder stands for its __init__."""
+    return ".".join(part for part in path.relative_to(FOLDER).with_suffix("").parts if part != "__init__")
+
+
+FILES = {module(path): path for path in sorted(FOLDER.rglob("*.py")) if module(path)}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
@@ -32,9 +41,18 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def siblings(tree: ast.AST) -> set[str]:
-    """The package's modules that a file imports."""
+    """The package's modules that a file imports, and files of their folders."""
     parts = (name.split(".") for name in imported(tree))
-    return {part[1] for part in parts if part[0] == "subspace_adv"}
+    names = [(part[1], ".".join(part[1:3])) for part in parts if part[0] == "subspace_adv"]
+    return {inner if inner in FILES else outer for outer, inner in names}
+
+
+def before(name: str) -> set[str]:
+    """What a file may import from."""
+    outer, _, inner = name.partition(".")
+    parts = PARTS.get(outer, [])
+    visible = parts[: parts.index(inner)] if inner else parts
+    return {*ORDER[: ORDER.index(outer)], *(f"{outer}.{part}" for part in visible)}
 
 
 def called(tree: ast.AST) -> set[str]:
@@ -42,15 +60,20 @@ def called(tree: ast.AST) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
 
 
-def test_every_module_has_its_place_and_there_are_no_folders():
-    assert set(FILES) <= set(ORDER)
-    assert not [path for path in FOLDER.rglob("*.py") if path.parent != FOLDER]
+def test_every_module_has_its_place_and_folders_hold_no_folders():
+    parts = {f"{outer}.{inner}" for outer, inners in PARTS.items() for inner in inners}
+    assert parts <= set(FILES) <= {*ORDER, *parts}
+    assert all((FOLDER / outer / "__init__.py").exists() and not (FOLDER / f"{outer}.py").exists() for outer in PARTS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_modules_are_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_one_way(name):
-    allowed = set(ORDER[: ORDER.index(name)])
-    assert siblings(TREES[name]) <= allowed
+    assert siblings(TREES[name]) <= before(name)
 
 
 def test_imports_are_seen_in_every_form():
@@ -60,6 +83,14 @@ def test_imports_are_seen_in_every_form():
     )
     assert siblings(ast.parse(source)) == {"cli", "plots", "store"}
     assert siblings(TREES["measures"]) >= {"attacks", "certificates", "network"}
+    inside = "from subspace_adv.plots.panels import a\nfrom subspace_adv.plots import line\nimport subspace_adv.plots"
+    assert siblings(ast.parse(inside)) == {"plots.panels", "plots.line", "plots"}
+
+
+def test_the_files_of_a_folder_are_its_own():
+    assert "plots" in before("cli")
+    assert not {name for name in before("cli") if "." in name}
+    assert before("plots.line") - before("tables") == {"tables", "plots.panels"}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"engine"}))
@@ -88,7 +119,7 @@ def test_nothing_is_pickled(name):
     assert not {module.split(".")[0] for module in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
 
 
-CORE = [module for module in LINES[0] + LINES[1] if module in FILES]
+CORE = [name for name in FILES if name.partition(".")[0] in LINES[0] + LINES[1]]
 
 
 @pytest.mark.parametrize("name", CORE)
