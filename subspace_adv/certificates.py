@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks import Norm, rounding_allowance
-from subspace_adv.attacks.crossing import Slice, around
-from subspace_adv.attacks.norms import dual_length, steepest
+from subspace_adv.attacks import Norm, Slice, around, dual_length, rounding_allowance, steepest
 from subspace_adv.network import Network
 
 _NEWTON_STEPS = 16

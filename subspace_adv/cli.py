@@ -2,11 +2,11 @@
 
 import gc
 import itertools
+import math
 import os
 import shlex
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -15,21 +15,12 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 from xarray import Dataset
 
 from subspace_adv import checks, planning, results, runner, tables, training
-from subspace_adv.sweep import Sweep, UserError, nearest
+from subspace_adv.progress import Display, count
+from subspace_adv.sweep import Sweep, UserError, brief, nearest
 
 app = App(
     name="subspace-adv",
@@ -61,7 +52,7 @@ def run(
     """
     specified = Sweep.from_toml(sweep, overrides)
     folder = out or runner.default_out(specified)
-    with _Display() as display:
+    with Display() as display:
         try:
             dataset = runner.run(specified, folder, display)
         except KeyboardInterrupt:
@@ -82,7 +73,7 @@ def plan(sweep: SweepFile, /, *overrides: Overrides) -> None:
     print(f"groups     {len(todo.groups):,}")
     print(f"programs   {todo.programs:,} to compile, each once")
     print(f"chunks     {len(todo.chunks):,}")
-    print(f"bytes      {_count(todo.bytes, 'B')} on disk, before compression")
+    print(f"bytes      {count(todo.bytes, 'B')} on disk, before compression")
     print(f"net-steps  at most {todo.max_net_steps:.3g}")
     seconds = todo.max_seconds(runner.workers())
     print(f"time       roughly {_duration(seconds)} of training here, if no network stops before max_steps")
@@ -112,12 +103,18 @@ def status(folder: Folder, /) -> None:
 
 
 @app.command
-def table(folder: Folder, /) -> None:
-    """Print medians over seeds with 95 % bootstrap intervals, and paired gains of the remedies.
+def table(folder: Folder, /, *, epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None) -> None:
+    """Print medians over seeds with 95 % bootstrap intervals, paired gains of the remedies, and robust accuracy.
 
-    Example: subspace-adv table results/line
+    Example: subspace-adv table results/line --epsilon 0.1,0.3
+
+    Parameters
+    ----------
+    epsilon
+        Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
     """
-    _print_table(results.open_results(folder))
+    epsilons = None if epsilon is None else [_size(text) for text in epsilon.split(",")]
+    _print_table(results.open_results(folder), epsilons)
 
 
 @app.command
@@ -214,7 +211,17 @@ def _table(*columns: Hashable) -> Table:
     return made
 
 
-def _print_table(dataset: Dataset) -> None:
+def _size(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise UserError(f"command line: --epsilon: {brief(text)} is no perturbation size; give numbers such as 0.1,0.3")
+    return size
+
+
+def _print_table(dataset: Dataset, epsilons: Sequence[float] | None = None) -> None:
     rows = tables.summarize(dataset)
     varying = [axis for axis in rows[0].arm if dataset.sizes[axis] > 1]
     first, *others = rows[0].distance
@@ -229,7 +236,7 @@ def _print_table(dataset: Dataset) -> None:
     made = _table(*varying, "networks", "converged", "steps", "gradient off", *heads(first))
     other = _table(*varying, *itertools.chain.from_iterable(map(heads, others)))
     for row in rows:
-        arm = [f"{row.arm[axis]:g}" if isinstance(row.arm[axis], float) else str(row.arm[axis]) for axis in varying]
+        arm = _values(row.arm, varying)
         counts = [f"{row.networks:,}", f"{row.converged:.0%}", f"{row.steps:,.0f}"]
         made.add_row(*arm, *counts, _interval(row.gradient_off), *cells(row, first))
         other.add_row(*arm, *itertools.chain.from_iterable(cells(row, region) for region in others))
@@ -242,6 +249,50 @@ def _print_table(dataset: Dataset) -> None:
     )
     if gains:
         print("A gain is the paired difference, seed by seed, from the standard arm (marked –).")
+    _print_robustness(dataset, varying, epsilons)
+
+
+def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: Sequence[float] | None) -> None:
+    """Robust accuracy and fooling rates, arm by arm at each size of perturbation."""
+    pairs = tables.regions_and_norms(dataset)
+    norms = list(dict.fromkeys([norm for _, norm in pairs] + ["l2"]))  # the one in which steps are measured
+    regions = list(dict.fromkeys(region for region, _ in pairs))
+    made = _table("norm", "epsilon", *varying, *(f"robust {r}" for r in regions), "fooled universal", "fooled random")
+    for norm in norms:
+        for e in tables.typical_epsilons(dataset, norm) if epsilons is None else epsilons:
+            for arm in tables.arms(dataset):
+                cells = ["–"] * len(regions) + ["–"] * len(tables.DIRECTIONS)
+                for i, region in enumerate(regions):
+                    if (region, norm) in pairs:
+                        cells[i] = " – ".join(_ends(tables.robust_accuracy(dataset, arm, region, norm, [e])))
+                for i, direction in enumerate(tables.DIRECTIONS, start=len(regions)):
+                    if norm == "l2":
+                        fooled = tables.fooling_rate(dataset, arm, direction, [e])
+                        cells[i] = " / ".join(_percent(curve.mean[0]) for curve in fooled)
+                made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)
+    print()
+    _stdout().print(made)
+    print(
+        "Robust: mean share of training points classified correctly whatever perturbation of norm epsilon is added,\n"
+        "certified – attacked (the truth lies between). Fooled: mean share of the correctly classified training\n"
+        "points / of held-out points whose prediction a step of at most epsilon changes, along the universal\n"
+        "direction or along a random one off the subspace."
+    )
+
+
+def _ends(robust: tables.RobustAccuracy) -> list[str]:
+    return list(dict.fromkeys(_percent(curve.mean[0]) for curve in robust))
+
+
+def _percent(share: float) -> str:
+    """Without decimals; 0 and 100 stand for none and all."""
+    if math.isnan(share):
+        return "–"
+    return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
+def _values(arm: tables.Arm, axes: Sequence[Hashable]) -> list[str]:
+    return [f"{arm[axis]:g}" if isinstance(arm[axis], float) else str(arm[axis]) for axis in axes]
 
 
 def _print_check(found: checks.Check) -> None:
@@ -277,68 +328,7 @@ def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
     return f"{estimate.median:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
 
 
-def _count(number: float, unit: str) -> str:
-    for prefix in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.3g} {prefix}{unit}"
-        number /= 1000
-    return f"{number:.3g} T{unit}"
-
-
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-class _Rate(ProgressColumn):
-    """Gradient steps per second since the first."""
-
-    def render(self, task: Task) -> Text:
-        """Text of the column."""
-        return Text(_count(task.fields["rate"], "net-steps/s"), style="cyan")
-
-
-class _Display(runner.Listener):
-    """A live display on a terminal's stderr; elsewhere only messages."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._steps, self._begun = 0, 0.0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("networks"),
-            _Rate(),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("planning", total=None, rate=0.0)
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def message(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(f"subspace-adv: {text}", highlight=False, markup=False, soft_wrap=True)
-
-    def start(self, networks: int, done: int) -> None:
-        """Show the totals."""
-        self._progress.update(self._task, total=networks, completed=done)
-
-    def compiling(self, number: int, total: int) -> None:
-        """Show that a group is being compiled."""
-        self._progress.update(self._task, description=f"compiling {number}/{total}")
-
-    def progress(self, networks: int, net_steps: int) -> None:
-        """Advance the bar."""
-        self._begun = self._begun or time.monotonic()
-        self._steps += net_steps
-        rate = self._steps / max(time.monotonic() - self._begun, 0.1)
-        self._progress.update(self._task, advance=networks, rate=rate, description="training")

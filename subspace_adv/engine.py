@@ -11,7 +11,7 @@ import numpy as np
 from jax import random
 
 from subspace_adv import measures, network, training
-from subspace_adv.data import Data
+from subspace_adv.data import HELDOUT, Data
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, Program, cell_data
 from subspace_adv.subspace import Subspace
@@ -49,7 +49,7 @@ class Executables(NamedTuple):
     fill: Callable[..., TrainState]  # (state, settings, replace) → state: fresh networks where `replace`
     advance: Callable[..., TrainState]  # (state, hyper, x, y) → state
     advance_few: Callable[..., TrainState]  # the same on `tail_lanes`
-    measure: Callable[..., dict[str, jax.Array]]  # (network, x, y, subspace, seed) → named arrays
+    measure: Callable[..., dict[str, jax.Array]]  # (network, data, seed) → named arrays
 
 
 def train_and_measure(
@@ -118,14 +118,13 @@ def _compile(program: Program, lanes: int, tail_lanes: int) -> Executables:
 
         return jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1]
 
-    def measure(trained: Network, x: jax.Array, y: jax.Array, subspace: Subspace, seed: jax.Array) -> Any:
-        def one(net: Network, x: jax.Array, y: jax.Array, subspace: Subspace, seed: jax.Array) -> Any:
+    def measure(trained: Network, data: Data, seed: jax.Array) -> Any:
+        def one(net: Network, data: Any, seed: jax.Array) -> Any:
             key = random.fold_in(random.key(seed), 1)
-            net, x, y, subspace = jax.tree.map(lambda a: a.astype(jnp.float64), (net, x, y, subspace))
-            return measures.measure(net, x, y, subspace, key, recording=program.recording)
+            net, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (net, data))
+            return measures.measure(net, x, y, subspace, heldout, key, recording=program.recording)
 
-        shared = None if program.shared_data else 0
-        return jax.vmap(one, in_axes=(0, shared, shared, shared, 0))(trained, x, y, subspace, seed)
+        return jax.vmap(one, in_axes=(0, None if program.shared_data else 0, 0))(trained, data, seed)
 
     def abstract(lanes: int) -> tuple:
         def array(dtype: Any, *shape: int) -> Any:
@@ -138,20 +137,21 @@ def _compile(program: Program, lanes: int, tail_lanes: int) -> Executables:
         own = () if program.shared_data else (lanes,)
         x, y = array(jnp.float32, *own, n, d), array(jnp.float32, *own, n)
         subspace = Subspace(array(jnp.float64, *own, d, k), array(jnp.float64, *own, d, d - k))
-        return state, settings, array(jnp.bool_, lanes), hyper, x, y, subspace
+        data = Data(x, y, subspace, array(jnp.float32, *own, HELDOUT, d))  # pyright: ignore[reportArgumentType]
+        return state, settings, array(jnp.bool_, lanes), hyper, data
 
-    state, settings, mask, hyper, x, y, _ = abstract(lanes)
+    state, settings, mask, hyper, data = abstract(lanes)
     jit_advance = jax.jit(advance, donate_argnums=0)
     lowered = {"fill": jax.jit(fill, donate_argnums=0).lower(state, settings, mask)}
-    lowered["advance"] = jit_advance.lower(state, hyper, x, y)
+    lowered["advance"] = jit_advance.lower(state, hyper, data.x, data.y)
     if lanes != tail_lanes:
-        few, _, _, few_hyper, few_x, few_y, _ = abstract(tail_lanes)
-        lowered["advance_few"] = jit_advance.lower(few, few_hyper, few_x, few_y)
+        few, _, _, few_hyper, few_data = abstract(tail_lanes)
+        lowered["advance_few"] = jit_advance.lower(few, few_hyper, few_data.x, few_data.y)
     # Measurements are in float64, so that rounding hardly widens the brackets; training stays in float32.
     with jax.enable_x64(True):
         trained = jax.eval_shape(jax.vmap(training.finish), state)
-        *_, subspace = abstract(lanes)
-        lowered["measure"] = jax.jit(measure).lower(trained, x, y, subspace, settings.seed)
+        *_, data = abstract(lanes)
+        lowered["measure"] = jax.jit(measure).lower(trained, data, settings.seed)
     # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
     quick: dict[str, str | bool] = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else {}
     compiled = {
@@ -292,7 +292,7 @@ def _move_in(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write a cell's settings into a lane; returns the lanes' x and y, the group's one set if that is shared."""
     jax.tree.map(lambda to, given: to.__setitem__(lane, given[row]), settings, job.cells)
-    x, y, _ = job.datasets[job.which[row]]
+    x, y = job.datasets[job.which[row]][:2]
     if shared:
         return x, y
     if points is None:
@@ -313,8 +313,8 @@ def measure(
         stop: set to give up.
 
     Returns:
-        Float32 arrays named as in `measures.variables`, (cells,) or (cells, n), bounds rounded outwards; NaN where
-        training diverged.
+        Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), bounds rounded
+        outwards; NaN where training diverged.
     """
     group, total = chunk.group, len(chunk.cells)
     programs = executables(group)
@@ -330,7 +330,7 @@ def measure(
         if not group.program.shared_data:
             data = jax.tree.map(lambda *leaves: np.stack(leaves), *(datasets[i] for i in which[here]))
         with jax.enable_x64(True):
-            recorded = programs.measure(networks, *data, seeds[here])
+            recorded = programs.measure(networks, data, seeds[here])
         parts.append(_take(recorded, slice(total - begin)))
     measured = {name: _rounded(name, np.concatenate([part[name] for part in parts])) for name in parts[0]}
     for values in measured.values():

@@ -7,12 +7,23 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from subspace_adv.attacks import AttackResult, Norm, line_distance, minimal_norm_attack, universal_attack
-from subspace_adv.attacks.norms import length
+from subspace_adv.attacks import (
+    AttackResult,
+    Norm,
+    descent_distance,
+    length,
+    line_distance,
+    minimal_norm_attack,
+    random_direction,
+    universal_attack,
+)
 from subspace_adv.certificates import crown_certificate, kink_certificate
+from subspace_adv.data import HELDOUT
 from subspace_adv.network import Network, input_gradient, output, preactivations
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
+
+_DIRECTION_STREAM = 2**32 - 1  # apart from the attacks' keys, which are split off one a point
 
 
 class Recording(NamedTuple):
@@ -31,6 +42,11 @@ class Variable(NamedTuple):
     per_point: bool
     unit: str
     meaning: str
+    per_heldout: bool = False
+
+    def values(self, points: int) -> int:
+        """How many a network has."""
+        return HELDOUT if self.per_heldout else points if self.per_point else 1
 
 
 _REGION_WORDS = {
@@ -62,6 +78,24 @@ def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str,
             "L2 distance to a flip along the one direction off the subspace that serves every point, exact; "
             "0 where misclassified, inf where that direction never flips the point",
         ),
+        "distance_random": Variable(
+            True,
+            "input length",
+            "L2 distance to a flip along one random direction off the subspace, or against it, whichever lowers "
+            "|N| to first order, exact; 0 where misclassified, inf where it never flips the point",
+        ),
+        "distance_universal_heldout": Variable(
+            False,
+            "input length",
+            "as distance_universal, of the network's own prediction at held-out points",
+            per_heldout=True,
+        ),
+        "distance_random_heldout": Variable(
+            False,
+            "input length",
+            "as distance_random, of the network's own prediction at held-out points",
+            per_heldout=True,
+        ),
     }
     for region in regions:
         for norm in norms:
@@ -77,7 +111,14 @@ def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str,
 
 
 def measure(
-    network: Network, x: jax.Array, y: jax.Array, subspace: Subspace, key: jax.Array, *, recording: Recording
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    subspace: Subspace,
+    heldout: jax.Array,
+    key: jax.Array,
+    *,
+    recording: Recording,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 
@@ -86,11 +127,12 @@ def measure(
         x: training points (n, d).
         y: labels (n,), −1 or +1.
         subspace: the data's subspace.
-        key: typed PRNG key of the attacks' random starts.
+        heldout: further points of the subspace (h, d).
+        key: typed PRNG key of the attacks' random starts and of the random direction.
         recording: regions, norms, attack effort; static.
 
     Returns:
-        The arrays named by `variables`, () per cell and (n,) per point.
+        The arrays named by `variables`, () per cell, (n,) per point and (h,) per held-out point.
     """
     outputs = output(network, x)
     active_heads = jnp.where(preactivations(network, x) > 0, jnp.abs(network.head)[None, :], 0)
@@ -101,7 +143,13 @@ def measure(
     def distance(values: jax.Array) -> jax.Array:
         return jnp.where(wrong, 0, values)
 
-    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement))(x)
+    drawn = random_direction(random.fold_in(key, _DIRECTION_STREAM), subspace.complement)
+    points = jnp.concatenate([x, heldout])
+    universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement))(points)
+    along_drawn = jax.vmap(lambda point: descent_distance(network, point, drawn))(points)
+    along_drawn, drawn_heldout = jnp.split(along_drawn, [len(x)])
+    universal_heldout = universal.distance[len(x) :]
+    universal = jax.tree.map(lambda a: a[: len(x)], universal)
     record = {
         "loss": jnp.mean(loss_value(margins, recording.loss)),
         "margin": jnp.min(margins),
@@ -111,6 +159,9 @@ def measure(
         "head_norm_active": jnp.linalg.norm(active_heads, axis=1),
         "head_sum_active": jnp.sum(active_heads, axis=1),
         "distance_universal": distance(universal.distance),
+        "distance_random": distance(along_drawn),
+        "distance_universal_heldout": universal_heldout,
+        "distance_random_heldout": drawn_heldout,
     }
     for (region, norm), (lower, upper) in _brackets(network, x, subspace, universal, key, recording).items():
         record[f"distance_{region}_{norm}_lower"] = distance(lower)
@@ -127,7 +178,8 @@ def _brackets(
     one in the full space; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
     distances.
     """
-    norms = [norm for norm in ("linf", "l2", "l1") if norm in recording.norms]
+    shortest_first = {"linf": 0, "l2": 1, "l1": 2}
+    norms = sorted(recording.norms, key=lambda norm: shortest_first[norm])
     brackets: dict[tuple[Region, Norm], tuple[jax.Array, jax.Array]] = {}
     for region in sorted(recording.regions, key=("off", "on", "full").index):
         basis = region_basis(subspace, region)

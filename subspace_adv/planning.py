@@ -79,7 +79,7 @@ class Group(NamedTuple):
         p = self.program
         network = 4 * (p.padded_width * (p.ambient_dim + 2) + 1)
         recorded = variables(p.recording.regions, p.recording.norms).values()
-        return network + 5 + sum(4 * (p.samples if v.per_point else 1) for v in recorded)
+        return network + 5 + sum(4 * v.values(p.samples) for v in recorded)
 
 
 class Plan(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import FIXED_SHAPES, Data
-from subspace_adv.measures import variables
+from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data
+from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import data_leaves, grid_data
 from subspace_adv.predictions import PREDICTIONS, predict
@@ -19,17 +19,17 @@ from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 
 def open_results(folder: str | Path) -> xr.Dataset:
-    """Everything measured in a results folder and predicted of it, by cell and point.
+    """Everything measured in a results folder and predicted of it, by cell and point, trained on or held out.
 
     Args:
         folder: a results folder, complete or not.
 
     Returns:
-        A Dataset with one dimension per axis of the sweep, in its order, and `point`. Cells not yet done have
-        status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
-        unit; coordinates `label` and `input` are the training points. What the theory predicts of a cell stands
-        beside, as `predicted_…`; NaN where it predicts nothing. Where `loss` is an axis, its measured value
-        is `loss_value`.
+        A Dataset with one dimension per axis of the sweep, in its order, `point` and `heldout`. Cells not yet done
+        have status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
+        unit; coordinates `label` and `input` are the training points, `heldout_input` those held out. What the
+        theory predicts of a cell stands beside, as `predicted_…`; NaN where it predicts nothing. Where `loss` is an
+        axis, its measured value is `loss_value`.
 
     Raises:
         UserError: if the folder is no results folder.
@@ -37,14 +37,15 @@ def open_results(folder: str | Path) -> xr.Dataset:
     store = Store.open(folder)
     sweep = store.sweep
     datasets, which = grid_data(sweep)
-    labels, inputs = _points(datasets)
+    labels, inputs, heldout = _points(datasets)
     table = variables(sweep.measure.regions, sweep.measure.norms)
     arrays: dict[str, np.ndarray] = {
         "status": np.full(sweep.cells, PENDING, np.int8),
         "steps": np.full(sweep.cells, np.nan, np.float64),
     }
+    inner = {name: _inner(variable) for name, variable in (table | PREDICTIONS).items()}
     for name, variable in table.items():
-        shape = (sweep.cells, labels.shape[1]) if variable.per_point else (sweep.cells,)
+        shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
     for entry, chunk in _committed(store):
         for name, values in arrays.items():
@@ -56,7 +57,7 @@ def open_results(folder: str | Path) -> xr.Dataset:
     dataset = xr.Dataset(
         {
             _shown(name, axes): (
-                (*axes, "point") if values.ndim == 2 else axes,
+                (*axes, *inner.get(name, ())),
                 values.reshape((*sweep.shape, *values.shape[1:])),
             )
             for name, values in arrays.items()
@@ -65,6 +66,7 @@ def open_results(folder: str | Path) -> xr.Dataset:
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
             "label": ((*data_axes, "point"), labels[which]),
             "input": ((*data_axes, "point", "feature"), inputs[which]),
+            "heldout_input": ((*data_axes, "heldout", "feature"), heldout[which]),
         },
         attrs={"name": sweep.name, **{leaf: v for leaf, v in _settings(sweep).items() if leaf not in axes}},
     )
@@ -78,7 +80,13 @@ def open_results(folder: str | Path) -> xr.Dataset:
     dataset["steps"].attrs = {"long_name": "gradient steps taken", "units": "1"}
     dataset["label"].attrs = {"long_name": "training label, −1 or +1; 0 where there is no such point"}
     dataset["input"].attrs = {"long_name": "training point in ambient coordinates", "units": "input length"}
+    dataset["heldout_input"].attrs = {"long_name": "held-out point in ambient coordinates", "units": "input length"}
     return dataset
+
+
+def _inner(variable: Variable) -> tuple[str, ...]:
+    """Dimensions of a variable beside the sweep's axes."""
+    return ("heldout",) if variable.per_heldout else ("point",) if variable.per_point else ()
 
 
 def _shown(name: str, axes: list[str]) -> str:
@@ -140,14 +148,16 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
     return {leaf: value for table in tables.values() for leaf, value in table.items()}
 
 
-def _points(datasets: list[Data]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (datasets, n) and inputs (datasets, n, d), the smaller datasets padded with 0 and NaN."""
+def _points(datasets: list[Data]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (datasets, n), inputs (datasets, n, d), padded with 0 and NaN, and held-out inputs (datasets, h, d)."""
     n, d = (max(data.x.shape[i] for data in datasets) for i in (0, 1))
     labels, inputs = np.zeros((len(datasets), n), np.int8), np.full((len(datasets), n, d), np.nan, np.float32)
+    heldout = np.full((len(datasets), HELDOUT, d), np.nan, np.float32)
     for i, data in enumerate(datasets):
         labels[i, : len(data.y)] = data.y
         inputs[i, : data.x.shape[0], : data.x.shape[1]] = data.x
-    return labels, inputs
+        heldout[i, :, : data.x.shape[1]] = data.heldout
+    return labels, inputs, heldout
 
 
 def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:

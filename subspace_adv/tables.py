@@ -1,13 +1,14 @@
-"""Summaries of a Dataset: medians over seeds with intervals, and paired differences between the arms."""
+"""Summaries of a Dataset: medians over seeds with intervals, paired differences between arms, robust accuracy."""
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.special import bdtrc  # scipy.stats takes long to import
+from scipy.special import bdtrc, stdtrit  # scipy.stats takes long to import
 
 from subspace_adv.training import CONVERGED, PENDING
 
@@ -15,6 +16,8 @@ REPLICATES = ("seed", "data_seed")
 """Axes whose values are repetitions of one experiment."""
 REMEDIES = ("init_scale", "weight_decay")
 """Axes whose first value is the standard setting that the others are compared with."""
+DIRECTIONS = ("universal", "random")
+"""Directions off the subspace along which the training points and held-out ones were moved."""
 
 Arm = dict[Hashable, Any]
 
@@ -37,6 +40,28 @@ class Row(NamedTuple):
     gradient_off: Estimate
     distance: dict[str, Estimate]  # region → L2 distance, upper
     gain: dict[str, Estimate]  # region → paired difference of the distance from the standard arm's; empty there
+
+
+class Curve(NamedTuple):
+    """A share at each of k perturbation sizes: its mean over networks, with a 95 % interval."""
+
+    mean: np.ndarray  # (k,)
+    low: np.ndarray  # (k,), NaN where there are less than two networks
+    high: np.ndarray  # (k,)
+
+
+class RobustAccuracy(NamedTuple):
+    """The share of points classified correctly under every perturbation of a size: it lies between the two."""
+
+    certified: Curve
+    attacked: Curve
+
+
+class FoolingRate(NamedTuple):
+    """The share of predictions that change somewhere along a direction up to a distance."""
+
+    training: Curve  # of the training points that are classified correctly
+    heldout: Curve  # of all held-out points
 
 
 def arms(dataset: xr.Dataset) -> Iterator[Arm]:
@@ -114,6 +139,85 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
             )
         )
     return rows
+
+
+def regions_and_norms(dataset: xr.Dataset) -> list[tuple[str, str]]:
+    """The regions and norms in which distances were measured, norm by norm."""
+    found = [re.fullmatch("distance_(off|on|full)_([^_]+)_lower", str(name)) for name in dataset.data_vars]
+    pairs = [(match[1], match[2]) for match in found if match]
+    norms = list(dict.fromkeys(norm for _, norm in pairs))
+    return [(region, norm) for norm in norms for region in ("off", "on", "full") if (region, norm) in pairs]
+
+
+def robust_accuracy(
+    dataset: xr.Dataset, arm: Arm, region: str, norm: str, epsilons: Sequence[float] | np.ndarray
+) -> RobustAccuracy:
+    """Share of an arm's training points that keep their correct label under every perturbation up to each epsilon.
+
+    A point is robust if its distance exceeds epsilon: certainly if the lower bound does, and as far as the attack
+    could tell if the upper bound does. A misclassified point has distance 0.
+    """
+    sides = (point_values(dataset, f"distance_{region}_{norm}_{side}", arm) for side in ("lower", "upper"))
+    return RobustAccuracy(*(_curve([_share(values > e, ~np.isnan(values)) for e in epsilons]) for values in sides))
+
+
+def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequence[float] | np.ndarray) -> FoolingRate:
+    """Share of predictions that a step of at most each epsilon changes, along one direction off the subspace.
+
+    Args:
+        dataset: a Dataset as `open_results` gives it.
+        arm: axis → value.
+        direction: "universal" or "random".
+        epsilons: (k,), L2 norms.
+    """
+    training = point_values(dataset, f"distance_{direction}", arm)
+    heldout = point_values(dataset, f"distance_{direction}_heldout", arm)
+    return FoolingRate(
+        _curve([_share((training > 0) & (training <= e), training > 0) for e in epsilons]),
+        _curve([_share(heldout <= e, ~np.isnan(heldout)) for e in epsilons]),
+    )
+
+
+def typical_epsilons(dataset: xr.Dataset, norm: str) -> list[float]:
+    """Round perturbation sizes about which the standard arm's points flip: near the quartiles of its distances."""
+    names = [f"distance_{region}_{n}_upper" for region, n in regions_and_norms(dataset) if n == norm]
+    standard = standard_arm(dataset, next(arms(dataset)))
+    values = np.concatenate(
+        [point_values(dataset, name, standard).ravel() for name in names or ["distance_universal"] if name in dataset]
+        or [np.zeros(0)]
+    )
+    flips = values[np.isfinite(values) & (values > 0)]
+    if not flips.size:
+        return [0.1, 0.3, 1.0]
+    quartiles = np.quantile(flips, (0.25, 0.5, 0.75))
+    rounded = [sorted({float(f"{q:.{digits}g}") for q in quartiles}) for digits in (1, 2)]
+    return max(rounded, key=len)
+
+
+def point_values(dataset: xr.Dataset, variable: str, arm: Arm) -> np.ndarray:
+    """A variable of all networks of an arm, (networks, points)."""
+    values = dataset[variable].sel(arm)
+    along = "heldout" if "heldout" in values.dims else "point"
+    return values.transpose(..., along).values.reshape(-1, dataset.sizes[along])
+
+
+def _share(holds: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Share of each network's points that are counted, (networks,); NaN where none is."""
+    count = counted.sum(axis=1)
+    return np.where(count > 0, holds.sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def _curve(shares: list[np.ndarray], level: float = 0.95) -> Curve:
+    """Means over networks with Student's interval, within 0 and 1; networks whose share is NaN are left out."""
+    values = np.stack(shares)
+    values = values[:, ~np.isnan(values).any(axis=0)]
+    k, n = values.shape
+    unknown = np.full(k, np.nan)
+    if n < 2:
+        return Curve(values[:, 0] if n else unknown, unknown, unknown)
+    mean = values.mean(axis=1)
+    reach = stdtrit(n - 1, (1 + level) / 2) * values.std(axis=1, ddof=1) / math.sqrt(n)
+    return Curve(mean, np.maximum(mean - reach, 0), np.minimum(mean + reach, 1))
 
 
 def _median_ignoring_nan(values: np.ndarray) -> np.ndarray:

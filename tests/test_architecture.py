@@ -1,7 +1,6 @@
 """The rules of the package's structure: imports point one way, and each concern has one home."""
 
 import ast
-import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +13,23 @@ LINES = [
     ["subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
     ["sweep", "planning", "engine", "store", "predictions", "results", "runner"],
-    ["checks", "tables", "plots", "cli"],
+    ["checks", "tables", "plots", "progress", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
-FOLDER = Path(subspace_adv.__file__).parent
-FILES = {
-    ".".join(path.relative_to(FOLDER).with_suffix("").parts): path
-    for path in sorted(FOLDER.rglob("*.py"))
-    if path != FOLDER / "__init__.py"
+# A module may be a folder. Its files import from those to their left, and nobody else imports them.
+PARTS = {
+    "attacks": ["norms", "crossing", "universal", "fmn", "fab", "minimal_norm"],
+    "plots": ["panels", "line", "chessboard", "medians", "robustness"],
 }
+FOLDER = Path(subspace_adv.__file__).parent
+
+
+def module(path: Path) -> str:
+    """Name of a file within the package; that of a folder stands for its __init__."""
+    return ".".join(part for part in path.relative_to(FOLDER).with_suffix("").parts if part != "__init__")
+
+
+FILES = {module(path): path for path in sorted(FOLDER.rglob("*.py")) if module(path)}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
@@ -37,9 +44,18 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def siblings(tree: ast.AST) -> set[str]:
-    """The package's modules that a file imports."""
+    """The package's modules that a file imports, and files of their folders."""
     parts = (name.split(".") for name in imported(tree))
-    return {part[1] for part in parts if part[0] == "subspace_adv"}
+    names = [(part[1], ".".join(part[1:3])) for part in parts if part[0] == "subspace_adv"]
+    return {inner if inner in FILES else outer for outer, inner in names}
+
+
+def before(name: str) -> set[str]:
+    """What a file may import from."""
+    outer, _, inner = name.partition(".")
+    parts = PARTS.get(outer, [])
+    visible = parts[: parts.index(inner)] if inner else parts
+    return {*ORDER[: ORDER.index(outer)], *(f"{outer}.{part}" for part in visible)}
 
 
 def called(tree: ast.AST) -> set[str]:
@@ -47,29 +63,20 @@ def called(tree: ast.AST) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
 
 
-def module(name: str) -> str:
-    """The module that a file belongs to: its own, or the folder's that it lies in."""
-    return name.split(".")[0]
-
-
 def test_every_module_has_its_place_and_folders_hold_no_folders():
-    assert {module(name) for name in FILES} <= set(ORDER)
-    assert all(name.count(".") <= 1 for name in FILES)
+    parts = {f"{outer}.{inner}" for outer, inners in PARTS.items() for inner in inners}
+    assert parts <= set(FILES) <= {*ORDER, *parts}
+    assert all((FOLDER / outer / "__init__.py").exists() and not (FOLDER / f"{outer}.py").exists() for outer in PARTS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_modules_are_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_one_way(name):
-    allowed = set(ORDER[: ORDER.index(module(name))])
-    assert siblings(TREES[name]) - ({module(name)} if "." in name else set()) <= allowed
-
-
-def test_imports_within_a_folder_do_not_go_round():
-    graph = {
-        name: {other for other in FILES if any(f"subspace_adv.{other}" in full for full in imported(tree))}
-        for name, tree in TREES.items()
-        if "." in name and not name.endswith("__init__")
-    }
-    graphlib.TopologicalSorter(graph).prepare()
+    assert siblings(TREES[name]) <= before(name)
 
 
 def test_imports_are_seen_in_every_form():
@@ -79,6 +86,14 @@ def test_imports_are_seen_in_every_form():
     )
     assert siblings(ast.parse(source)) == {"cli", "plots", "store"}
     assert siblings(TREES["measures"]) >= {"attacks", "certificates", "network"}
+    inside = "from subspace_adv.plots.panels import a\nfrom subspace_adv.plots import line\nimport subspace_adv.plots"
+    assert siblings(ast.parse(inside)) == {"plots.panels", "plots.line", "plots"}
+
+
+def test_the_files_of_a_folder_are_its_own():
+    assert "plots" in before("cli")
+    assert not {name for name in before("cli") if "." in name}
+    assert before("plots.line") - before("tables") == {"tables", "plots.panels"}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"engine"}))
@@ -93,7 +108,7 @@ def test_the_engine_compiles():
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_the_store_knows_orbax(name):
-    knows = any(full.split(".")[0] == "orbax" for full in imported(TREES[name]))
+    knows = any(module.split(".")[0] == "orbax" for module in imported(TREES[name]))
     assert knows == (name == "store")
 
 
@@ -104,13 +119,13 @@ def test_only_the_command_line_prints(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_pickled(name):
-    assert not {full.split(".")[0] for full in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
+    assert not {module.split(".")[0] for module in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
 
 
-CORE = [name for name in FILES if module(name) in LINES[0] + LINES[1]]
+CORE = [name for name in FILES if name.partition(".")[0] in LINES[0] + LINES[1]]
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_numeric_core_does_no_input_or_output(name):
-    outside = {full.split(".")[0] for full in imported(TREES[name])} & {"os", "pathlib", "logging", "sys", "xarray"}
+    outside = {module.split(".")[0] for module in imported(TREES[name])} & {"os", "pathlib", "logging", "sys", "xarray"}
     assert not outside and not called(TREES[name]) & {"open", "input"}

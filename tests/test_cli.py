@@ -14,7 +14,8 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import cli, plan, run
+from subspace_adv import cli, open_results, plan, run
+from subspace_adv.progress import count
 from subspace_adv.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -183,6 +184,43 @@ def test_status_and_table(tmp_path, command, tiny):
     ]
     assert "paired difference" in out
     assert all(len(line) < 250 for line in lines)
+    begin = next(i for i, line in enumerate(lines) if line.startswith("norm"))
+    assert lines[begin].split()[1:6] == ["epsilon", "width", "init_scale", "robust", "off"]
+    block = [line.split() for line in lines[begin + 1 :] if line.startswith("  l2")]
+    assert [row[2:4] for row in block[:4]] == [[width, scale] for width in ("3", "5") for scale in ("1", "0.5")]
+    assert len(block) % 4 == 0 and 1 <= len({row[1] for row in block}) <= 3
+    assert all(len(line) <= 120 for line in lines[begin:])
+
+
+def test_table_tells_robust_accuracy_and_fooling_rates_at_the_sizes_asked_for(command, tiny):
+    status, out, err = command("table", tiny, "--epsilon", "0,0.25,1e3")
+    assert (status, err) == (0, "")
+    block = [line.replace(" / ", "/").split() for line in out.splitlines() if line.startswith("  l2")]
+    assert [row[1] for row in block] == ["0"] * 4 + ["0.25"] * 4 + ["1000"] * 4
+    dataset = open_results(tiny)
+    for _, epsilon, width, scale, robust, *fooled in block:
+        here, size = dataset.sel(width=int(width), init_scale=float(scale)), float(epsilon)
+        share = float((here["distance_off_l2_upper"] > size).mean())  # a line: certified and attacked are the same
+        assert robust == cli._percent(share)
+        for name, found in zip(("universal", "random"), fooled, strict=True):
+            right = here[f"distance_{name}"].where(here[f"distance_{name}"] > 0)
+            shares = (right <= size).sum("point") / right.notnull().sum("point")
+            heldout = float((here[f"distance_{name}_heldout"] <= size).mean())
+            assert found == f"{cli._percent(float(shares.mean()))}/{cli._percent(heldout)}"
+
+
+@pytest.mark.parametrize("epsilon", ["0.1,x", "-0.1", "nan", "0.1,inf", "", "0.1,,0.2", "1e999"])
+def test_sizes_that_are_none_are_named(command, tiny, epsilon):
+    named = next(text for text in epsilon.split(",") if text not in ("0.1", "0.2"))
+    words = ("command line: --epsilon: ", f"{named!r} is no perturbation size", "give numbers such as 0.1,0.3")
+    assert_refused(command("table", tiny, f"--epsilon={epsilon}"), *words)
+    if epsilon:
+        assert_refused(command("table", tiny, "--epsilon", epsilon), *words)
+
+
+def test_shares_are_rounded_to_0_and_100_only_where_they_are_that():
+    shares = (0, 1e-6, 0.0099, 0.01, 0.5, 0.99, 0.9999, 1, float("nan"))
+    assert [cli._percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
 
 
 def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
@@ -257,7 +295,7 @@ def test_help_has_an_example_of_every_command(command):
 
 
 def test_counts_and_durations_are_short():
-    assert [cli._count(n, "B") for n in (0, 7, 999, 999.6, 1000, 12_345_678, 5e12, 5e16)] == [
+    assert [count(n, "B") for n in (0, 7, 999, 999.6, 1000, 12_345_678, 5e12, 5e16)] == [
         "0 B",
         "7 B",
         "999 B",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from subspace_adv.data import CLUSTER_SPREAD, FIXED_SHAPES, Data, chessboard, line, random_subspace
+from subspace_adv.data import CLUSTER_SPREAD, FIXED_SHAPES, HELDOUT, Data, chessboard, line, random_subspace
 
 SETTINGS = dict(
     ambient_dim=9, subspace_dim=3, samples=50, basis="random", distribution="gaussian", labels="random", data_seed=0
@@ -17,6 +17,10 @@ def draw(**changes) -> Data:
 
 def coordinates(data: Data) -> np.ndarray:
     return data.x @ data.subspace.basis
+
+
+def heldout(data: Data) -> np.ndarray:
+    return data.heldout @ data.subspace.basis
 
 
 def test_line_is_seven_alternating_points_on_the_diagonal():
@@ -42,7 +46,7 @@ def test_fixed_shapes_are_those_of_the_data(kind, data):
 
 @pytest.mark.parametrize("data", [line(), chessboard(), draw()], ids=["line", "chessboard", "subspace"])
 def test_points_and_labels_are_float32_and_bases_float64(data):
-    assert data.x.dtype == data.y.dtype == np.float32
+    assert data.x.dtype == data.y.dtype == data.heldout.dtype == np.float32
     assert data.subspace.basis.dtype == data.subspace.complement.dtype == np.float64
 
 
@@ -54,6 +58,7 @@ def test_points_lie_in_the_subspace(basis, subspace_dim):
     assert data.subspace.complement.shape == (9, 9 - subspace_dim)
     np.testing.assert_allclose(data.x @ data.subspace.complement, 0, atol=1e-6)
     assert np.linalg.matrix_rank(data.x, tol=1e-4) == subspace_dim
+    np.testing.assert_allclose(data.heldout @ data.subspace.complement, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
@@ -65,7 +70,38 @@ def test_coordinates_and_labels_do_not_depend_on_the_ambient_space(labels, distr
     )
     for other in (high, axes):
         np.testing.assert_allclose(coordinates(low), coordinates(other), atol=3e-6)
+        np.testing.assert_allclose(heldout(low), heldout(other), atol=3e-6)
         np.testing.assert_array_equal(low.y, other.y)
+
+
+@pytest.mark.parametrize("data", [line(), chessboard(), draw()], ids=["line", "chessboard", "subspace"])
+def test_heldout_points_are_no_training_points_and_the_same_every_time(data):
+    assert data.heldout.shape == (HELDOUT, data.x.shape[1])
+    assert np.linalg.norm(data.heldout[:, None] - data.x, axis=2).min() > 1e-3
+    again = {2: line, 3: chessboard, 9: draw}[data.x.shape[1]]()
+    np.testing.assert_array_equal(again.heldout, data.heldout)
+
+
+def test_heldout_points_of_the_fixed_datasets_lie_between_the_training_points():
+    t, other = line().heldout.T
+    np.testing.assert_array_equal(t, other)
+    assert -1 <= t.min() < -0.5 and 0.5 < t.max() <= 1
+    *square, height = chessboard().heldout.T
+    np.testing.assert_array_equal(height, 0.5)
+    for side in square:
+        assert 0 <= side.min() < 0.25 and 0.75 < side.max() <= 1
+    assert abs(np.corrcoef(*square)[0, 1]) < 0.6
+
+
+@pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
+@pytest.mark.parametrize("distribution", ["gaussian", "sphere"])
+def test_heldout_points_have_the_law_of_the_training_points(labels, distribution):
+    drawn = [draw(labels=labels, distribution=distribution, samples=18, data_seed=seed) for seed in range(500)]
+    trained, fresh = (np.concatenate([of(data) for data in drawn]) for of in (coordinates, heldout))
+    np.testing.assert_allclose(fresh.mean(axis=0), 0, atol=0.05)
+    np.testing.assert_allclose(np.cov(fresh.T), np.cov(trained.T), atol=0.06)
+    lengths = [np.quantile(np.linalg.norm(points, axis=1), (0.1, 0.5, 0.9)) for points in (trained, fresh)]
+    np.testing.assert_allclose(*lengths, rtol=0.03)
 
 
 def test_random_basis_depends_on_the_data_seed_and_axes_do_not():

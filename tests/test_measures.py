@@ -10,8 +10,8 @@ import pytest
 import reference
 from reference import Ray
 
-from subspace_adv import measures, training
-from subspace_adv.data import Data, line, random_subspace
+from subspace_adv import attacks, measures, training
+from subspace_adv.data import HELDOUT, Data, line, random_subspace
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Network, init_network
 from subspace_adv.training import Hyper, Recipe, trained_fields
@@ -70,7 +70,7 @@ def measured(data: Data, networks: Network, regions: tuple = ALL) -> Measured:
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), data)
     with jax.enable_x64(True):
         one = functools.partial(measures.measure, recording=recording)
-        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, 0)), compiler_options=QUICK)
+        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)), compiler_options=QUICK)
         record = batched(networks, *wide, jax.random.split(jax.random.key(1), len(networks.head)))
         return Measured(data, networks, jax.tree.map(np.asarray, record))
 
@@ -90,6 +90,7 @@ def test_the_registry_names_what_is_measured_and_its_shape(case):
     assert set(case.record) == set(table)
     for name, variable in table.items():
         points = (len(case.data.x),) if variable.per_point else ()
+        points = (HELDOUT,) if variable.per_heldout else points
         assert case.record[name].shape == (RANDOM + TRAINED, *points)
         assert case.record[name].dtype == np.float64
         assert variable.unit and variable.meaning
@@ -120,6 +121,8 @@ def test_distances_are_in_their_order(case):
     for region in ("off", "on"):
         assert (record["distance_full_l2_upper"] <= record[f"distance_{region}_l2_upper"]).all()
         assert (record["distance_full_l2_lower"] <= record[f"distance_{region}_l2_lower"] * (1 + 1e-9)).all()
+    for direction in ("universal", "random"):
+        assert (record["distance_off_l2_lower"] <= record[f"distance_{direction}"]).all()
     assert (record["distance_off_l2_upper"] <= record["distance_universal"]).all()
 
 
@@ -137,7 +140,7 @@ def test_misclassified_points_are_at_distance_0_and_no_others(case):
     wrong = case.data.y * case.record["output"] <= 0
     assert wrong[:RANDOM].mean() > 0.2 > wrong[RANDOM:].mean()
     for name, values in case.record.items():
-        if name.startswith("distance"):
+        if name.startswith("distance") and not name.endswith("heldout"):
             np.testing.assert_array_equal(values == 0, wrong)
 
 
@@ -153,8 +156,10 @@ def test_most_distances_are_finite_and_their_brackets_mean_something(case):
 def test_codimension_0_has_no_perturbation_off_the_subspace():
     case = _case("codimension 0")
     right = case.data.y * case.record["output"] > 0
-    for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_universal"):
+    for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_universal", "distance_random"):
         np.testing.assert_array_equal(case.record[name], np.where(right, np.inf, 0))
+    for name in ("distance_universal_heldout", "distance_random_heldout"):
+        np.testing.assert_array_equal(case.record[name], np.inf)
     np.testing.assert_array_equal(case.record["gradient_norm_off"], 0)
 
 
@@ -170,12 +175,66 @@ def test_one_dimensional_regions_are_crossed_exactly(region, basis):
             assert upper[at] == flip or upper[at] == pytest.approx(lower[at], rel=1e-7)
 
 
-def test_universal_distance_is_the_crossing_along_the_one_direction():
-    case = _case("subspace")
+def universal(case: Measured, network: Network, x: np.ndarray) -> np.ndarray:
     off = case.data.subspace.complement @ case.data.subspace.complement.T
-    for at, network, x in case.each():
-        value = float(reference.output(network, x))
-        direction = np.sign(value) * off @ (-np.sign(network.head) @ network.weight)
-        flip = float(Ray.from_point(network, x, direction / np.linalg.norm(direction)).first_flip())
-        expected = flip if case.data.y[at[1]] * value > 0 else 0
-        assert case.record["distance_universal"][at] == pytest.approx(expected, rel=1e-7)
+    direction = np.sign(float(reference.output(network, x))) * off @ (-np.sign(network.head) @ network.weight)
+    return direction / np.linalg.norm(direction)
+
+
+def drawn(case: Measured, i: int, network: Network, x: np.ndarray) -> np.ndarray:
+    """The random direction of the i-th network, against |N| at x to first order."""
+    complement = case.data.subspace.complement
+    with jax.enable_x64(True):
+        key = jax.random.split(jax.random.key(1), len(case.networks.head))[i]
+        normal = np.asarray(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), complement.shape[1:], np.float64))
+    direction = complement @ normal / np.linalg.norm(normal)
+    return -np.sign(float(reference.output(network, x)) * reference.gradient(network, x) @ direction) * direction
+
+
+def test_distances_along_a_direction_are_the_crossings_at_training_points():
+    case = _case("subspace")
+    for (i, j), network, x in case.each():
+        right = case.data.y[j] * reference.output(network, x) > 0
+        for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
+            expected = float(Ray.from_point(network, x, direction).first_flip()) if right else 0
+            assert case.record[f"distance_{name}"][i, j] == pytest.approx(expected, rel=1e-7)
+
+
+def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whatever_their_label():
+    case = _case("subspace")
+    for i, j in np.ndindex(len(case.networks.head), HELDOUT):
+        network, x = Network(*(field[i] for field in case.networks)), case.data.heldout[j].astype(float)
+        for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
+            expected = float(Ray.from_point(network, x, direction).first_flip())
+            assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7)
+
+
+def test_off_a_line_both_directions_are_the_one_there_is():
+    """A crossing along either is one of the two rays; the shorter of both rays is the distance off the line."""
+    record = _case("line").record
+    assert (record["distance_off_l2_upper"] <= record["distance_random"] * (1 + 1e-9)).all()
+    found = np.isfinite(record["distance_random"]) & (record["distance_random"] > 0)
+    alike = np.isclose(record["distance_random"], record["distance_off_l2_upper"], rtol=1e-9)
+    assert alike[found].mean() > 0.8
+
+
+def test_random_directions_differ_between_networks_and_are_uniform(x64):
+    complement = jnp.asarray(DATA["subspace"].subspace.complement)
+    keys = jax.random.split(jax.random.key(5), 4000)
+    found = np.asarray(jax.vmap(lambda key: attacks.random_direction(key, complement))(keys))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(found @ DATA["subspace"].subspace.basis, 0, atol=1e-12)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=0.05)
+    np.testing.assert_allclose(found.T @ found / len(found), complement @ complement.T / 3, atol=0.03)
+
+
+def test_distance_along_a_direction_in_a_linear_network(x64):
+    """N(x) = a·x + c flips at |N(x)| / |a·v| along ±v, and never across a."""
+    rng = np.random.default_rng(0)
+    a, c = rng.standard_normal(6), 0.3
+    network = Network(*map(jnp.asarray, (np.stack([a, -a]), np.zeros(2), np.array([1.0, -1.0]), np.float64(c))))
+    for x, v in rng.standard_normal((20, 2, 6)):
+        v /= np.linalg.norm(v)
+        expected = abs(a @ x + c) / abs(a @ v)
+        assert attacks.descent_distance(network, jnp.asarray(x), jnp.asarray(v)) == pytest.approx(expected, rel=1e-9)
+    assert np.isinf(attacks.descent_distance(network, jnp.asarray(a), jnp.zeros(6)))

@@ -89,6 +89,7 @@ def test_groups_are_the_cells_of_one_program(planned):
         assert set(which) == set(range(len(datasets)))
         for data in datasets:
             assert data.x.shape == (program.samples, program.ambient_dim)
+            assert data.heldout.shape == (16, program.ambient_dim)
             assert data.subspace.basis.shape == (program.ambient_dim, program.subspace_dim)
 
 
@@ -160,7 +161,8 @@ def test_bytes_are_those_of_the_arrays():
     for width, ambient_dim, samples in itertools.product((3, 7), (2, 5), (3, 4)):  # 6 is padded to 7
         network = width * ambient_dim + width + width + 1
         recorded = variables(("on", "full"), ("l2",)).values()
-        measured = sum(samples if variable.per_point else 1 for variable in recorded)
+        assert [variable.per_heldout for variable in recorded].count(True) == 2
+        measured = sum(samples if v.per_point else 16 if v.per_heldout else 1 for v in recorded)
         expected += 4 * (network + measured) + 1 + 4  # status and steps
     assert planned.bytes == expected
 

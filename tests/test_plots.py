@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 
 from subspace_adv import plots
 from subspace_adv.network import Network
+from subspace_adv.plots.chessboard import flip_heights
+from subspace_adv.plots.panels import panels
+from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep, UserError
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
@@ -25,8 +28,11 @@ def synthetic(axes: dict[str, tuple], d: int = 2, **attrs: Any) -> tuple[xr.Data
     rng = np.random.default_rng(0)
     dims, shape = tuple(axes), tuple(len(values) for values in axes.values())
     units = {"distance_off_l2_upper": "input length", "gradient_norm_off": "output per input length"}
+    units |= dict.fromkeys(("distance_universal", "distance_random"), "input length")
+    heldout = {f"distance_{name}_heldout": rng.uniform(1, 2, (*shape, 16)) for name in ("universal", "random")}
     dataset = xr.Dataset(
         {name: ((*dims, "point"), rng.uniform(1, 2, (*shape, 3)), {"units": unit}) for name, unit in units.items()}
+        | {name: ((*dims, "heldout"), values) for name, values in heldout.items()}
         | {"status": (dims, np.full(shape, CONVERGED, np.int8)), "margin": (dims, np.ones(shape))},
         coords={axis: list(values) for axis, values in axes.items()},
         attrs={"name": "synthetic", **attrs},
@@ -66,7 +72,7 @@ def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
         network.weight[1, 2] = 0  # a neuron that does not see z
         network.weight[2, 2] = 1e-4  # one whose kink is far away
         x, y = rng.uniform(-1, 1, (2, 3, 4))
-        heights = plots.flip_heights(network, x, y, plane=plane, reach=reach)
+        heights = flip_heights(network, x, y, plane=plane, reach=reach)
         t = np.linspace(-reach, reach, 6001)
         scan = output(network, np.stack(np.broadcast_arrays(x[..., None], y[..., None], plane + t), axis=-1))
         changes = np.diff(scan > 0, axis=-1)
@@ -85,19 +91,19 @@ def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
 def test_flip_height_takes_the_nearer_of_two_sheets_with_its_sign() -> None:
     # N = 1 − 5·relu(z − ½) − 10·relu(½ − z) vanishes 0.2 above and 0.1 below the plane z = ½.
     network = Network(*map(np.array, ([[0, 0, 1], [0, 0, -1]], [-0.5, 0.5], [-5, -10], 1.0)))
-    heights = plots.flip_heights(network, np.zeros(2), np.ones(2), plane=0.5, reach=1.0)
+    heights = flip_heights(network, np.zeros(2), np.ones(2), plane=0.5, reach=1.0)
     np.testing.assert_allclose(heights, -0.1, rtol=1e-14)
-    assert np.isinf(plots.flip_heights(network, np.zeros(1), np.ones(1), plane=0.5, reach=0.05)).all()
+    assert np.isinf(flip_heights(network, np.zeros(1), np.ones(1), plane=0.5, reach=0.05)).all()
 
 
 def test_panels_are_the_remedies_alone_and_together_if_trained() -> None:
     dataset, _ = synthetic({"width": (8, 16)} | SEEDS | REMEDIES)
-    found = plots.panels(dataset)
+    found = panels(dataset)
     assert [panel.name for panel in found] == ["standard", "smaller initialization", "L2 regularization", "both"]
     assert found[0].arm == {"width": 8, "init_scale": 1.0, "weight_decay": 0.0}
     assert found[3].arm == {"width": 8, "init_scale": 0.5, "weight_decay": 0.003}
     dataset["status"].loc[{"init_scale": 0.5}] = PENDING
-    assert [panel.name for panel in plots.panels(dataset)] == ["standard", "L2 regularization"]
+    assert [panel.name for panel in panels(dataset)] == ["standard", "L2 regularization"]
 
 
 def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm() -> None:
@@ -180,19 +186,60 @@ def test_codimension_is_counted_from_the_subspace() -> None:
     np.testing.assert_array_equal(ax.containers[0].lines[0].get_xdata(), [1, 4, 16])
 
 
+def test_robust_accuracy_has_a_panel_for_each_region_and_norm_and_a_band_for_each_arm() -> None:
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    for i, name in enumerate(("off_l2", "full_l2", "off_linf")):
+        dataset[f"distance_{name}_upper"] = dataset["distance_off_l2_upper"] * (1 + i)
+        dataset[f"distance_{name}_lower"] = dataset[f"distance_{name}_upper"] / 2
+    figure = robust_accuracies(dataset)
+    off, full, off_linf, empty = figure.axes
+    assert [ax.get_title() for ax in (off, full, off_linf)] == ["off the subspace", "anywhere", "off the subspace"]
+    assert not empty.axison and not empty.lines
+    assert "$L_2$" in full.get_xlabel() and "infty" in off_linf.get_xlabel()
+    assert off.get_ylabel() == off_linf.get_ylabel() == "robust accuracy (%)"
+    upper = dataset["distance_full_l2_upper"].sel(init_scale=0.5, weight_decay=0.0).values
+    certified, attacked = full.lines[2:4]
+    sizes = attacked.get_xdata()
+    assert sizes[0] == 0 and full.get_xlim() == (0, sizes[-1])
+    np.testing.assert_allclose(attacked.get_ydata(), [100 * (upper > size).mean() for size in sizes])
+    np.testing.assert_allclose(certified.get_ydata(), [100 * (upper / 2 > size).mean() for size in sizes])
+    (legend,) = figure.legends
+    assert [text.get_text().split("\n")[0] for text in legend.get_texts()] == [p.name for p in panels(dataset)]
+
+
+def test_fooling_rates_have_a_panel_for_each_arm_and_a_line_for_each_kind_of_point() -> None:
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    dataset["distance_random"][0] = 0  # misclassified by the first seed's networks
+    dataset["distance_random_heldout"][1] = np.inf
+    figure = fooling_rates(dataset)
+    assert [title.split("\n")[0] for title in titles(figure)] == [panel.name for panel in panels(dataset)]
+    assert all("input length" in ax.get_xlabel() and ax.get_xscale() == "log" for ax in figure.axes)
+    names = ["distance_universal", "distance_universal_heldout", "distance_random", "distance_random_heldout"]
+    for ax, panel in zip(figure.axes, panels(dataset), strict=True):
+        for line, name in zip(ax.lines, names, strict=True):
+            values = dataset[name].sel(panel.arm).values
+            values = values[values > 0]
+            np.testing.assert_allclose(line.get_ydata(), [100 * (values <= size).mean() for size in line.get_xdata()])
+    assert figure.axes[0].lines[3].get_ydata().max() <= 80
+
+
 @pytest.mark.parametrize(
     ("kind", "axes", "names"),
     [
-        ("line", REMEDIES, ["boundaries", "remedies"]),
-        ("chessboard", {"init_scale": (1.0, 0.5)}, ["surfaces", "remedies"]),
-        ("subspace", {"ambient_dim": (5, 8)}, ["codimension"]),
-        ("subspace", {}, []),
+        ("line", REMEDIES, ["boundaries", "remedies", "robust_accuracy", "fooling_rate"]),
+        ("chessboard", {"init_scale": (1.0, 0.5)}, ["surfaces", "remedies", "robust_accuracy", "fooling_rate"]),
+        ("subspace", {"ambient_dim": (5, 8)}, ["codimension", "robust_accuracy", "fooling_rate"]),
+        ("subspace", {"subspace_dim": (5,)}, []),
     ],
 )
 def test_plot_draws_what_fits(
     kind: str, axes: dict, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, load = synthetic(SEEDS | axes, d=3 if kind == "chessboard" else 2, kind=kind, subspace_dim=4)
+    dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"]
+    if not names:  # nothing varies, no region was measured, and nothing flips off the subspace
+        dataset = dataset.drop_vars("distance_off_l2_lower")
+        dataset["distance_random_heldout"][:] = np.inf
     monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
     monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
     paths = plots.plot(tmp_path)
@@ -210,7 +257,7 @@ def test_figures_are_the_same_to_the_byte_if_drawn_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
     monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
     first = {path: path.read_bytes() for path in plots.plot(tmp_path)}
-    assert len(first) == 4
+    assert len(first) == 6
     assert {path: path.read_bytes() for path in plots.plot(tmp_path)} == first
 
 
@@ -218,5 +265,6 @@ def test_a_results_folder_is_drawn_into_its_figures(tmp_path: Path) -> None:
     small = {"network": {"width": WIDTH}, "training": {"max_steps": 20}, "measure": {"regions": ("off",)}}
     run(Sweep.model_validate({"name": "small", **small, "axes": {"seed": (0, 1), "init_scale": (1.0, 0.5)}}), tmp_path)
     paths = plots.plot(tmp_path, formats=("png",))
-    assert paths == [tmp_path / "figures" / "boundaries.png", tmp_path / "figures" / "remedies.png"]
+    names = ["boundaries", "remedies", "robust_accuracy", "fooling_rate"]
+    assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -49,7 +49,8 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
     axes = ("width", "seed", "init_scale")
     assert dataset["status"].dims == dataset["steps"].dims == dataset["loss"].dims == dataset["margin"].dims == axes
     assert dataset["output"].dims == dataset["distance_universal"].dims == (*axes, "point")
-    assert dict(dataset.sizes) == {"width": 2, "seed": 12, "init_scale": 2, "point": 7, "feature": 2}
+    assert dict(dataset.sizes) == {"width": 2, "seed": 12, "init_scale": 2, "point": 7, "heldout": 16, "feature": 2}
+    assert dataset["distance_universal_heldout"].dims == dataset["distance_random_heldout"].dims == (*axes, "heldout")
     assert set(dataset.data_vars) == {
         "status",
         "steps",
@@ -61,6 +62,9 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
         "head_norm_active",
         "head_sum_active",
         "distance_universal",
+        "distance_universal_heldout",
+        "distance_random",
+        "distance_random_heldout",
         "distance_off_l2_upper",
         "distance_off_l2_lower",
         "predicted_decay",
@@ -78,7 +82,7 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
 
 def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
     dataset = open_results(tiny)
-    assert set(dataset.coords) == {"width", "seed", "init_scale", "label", "input"}
+    assert set(dataset.coords) == {"width", "seed", "init_scale", "label", "input", "heldout_input"}
     assert dataset["width"].values.tolist() == [3, 5]
     assert dataset["seed"].values.tolist() == list(range(12))
     assert dataset["init_scale"].values.tolist() == [1.0, 0.5]
@@ -87,6 +91,8 @@ def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
     data = load_data(data_settings(read(TINY), {}))
     assert np.array_equal(dataset["label"], data.y)
     assert np.array_equal(dataset["input"], data.x)
+    assert dataset["heldout_input"].dims == ("heldout", "feature")
+    assert np.array_equal(dataset["heldout_input"], data.heldout)
 
 
 def test_dtypes_and_meanings(tiny):
@@ -97,7 +103,7 @@ def test_dtypes_and_meanings(tiny):
     assert dataset["status"].attrs["flag_meanings"] == "pending converged step_limit diverged"
     assert dataset["steps"].dtype == np.float64  # NaN where pending
     assert dataset["label"].dtype == np.int8
-    assert dataset["input"].dtype == np.float32
+    assert dataset["input"].dtype == dataset["heldout_input"].dtype == np.float32
     for name, variable in dataset.data_vars.items():
         assert variable.attrs["long_name"]
         if name != "status":
@@ -121,6 +127,8 @@ def test_variables_are_finite_where_they_should_be(tiny):
     for name in ("loss", "margin", "output", "gradient_norm_off", "gradient_norm_on"):
         assert np.isfinite(dataset[name]).all()
     assert (dataset["distance_off_l2_lower"] <= dataset["distance_off_l2_upper"]).all()
+    for name in ("distance_universal_heldout", "distance_random_heldout"):
+        assert (dataset[name] > 0).all()
     assert np.allclose(dataset["margin"], (dataset["output"] * dataset["label"]).min("point"), rtol=1e-6)
 
 
@@ -164,6 +172,7 @@ def test_points_have_the_axes_of_the_data(mixed):
     assert list(dataset.dims)[:4] == ["seed", "kind", "ambient_dim", "data_seed"]
     assert dataset["label"].dims == ("kind", "ambient_dim", "data_seed", "point")
     assert dataset["input"].dims == ("kind", "ambient_dim", "data_seed", "point", "feature")
+    assert dataset["heldout_input"].dims == ("kind", "ambient_dim", "data_seed", "heldout", "feature")
     assert (dataset.sizes["point"], dataset.sizes["feature"]) == (7, 3)
     for kind in ("line", "subspace"):
         for ambient_dim in (3, 2):
@@ -177,6 +186,9 @@ def test_points_have_the_axes_of_the_data(mixed):
                 assert np.array_equal(points[:n, :d], data.x)
                 assert np.isnan(points[n:]).all()
                 assert np.isnan(points[:, d:]).all()
+                heldout = dataset["heldout_input"].sel(at).values
+                assert np.array_equal(heldout[:, :d], data.heldout)
+                assert np.isnan(heldout[:, d:]).all()
                 output = dataset["output"].sel(at).values
                 assert np.isfinite(output[:, :n]).all()
                 assert np.isnan(output[:, n:]).all()

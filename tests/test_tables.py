@@ -5,11 +5,22 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 from shell import TINY, read
 
 from subspace_adv import run
-from subspace_adv.tables import Estimate, arms, median_interval, per_network, standard_arm, summarize
+from subspace_adv.tables import (
+    Estimate,
+    arms,
+    fooling_rate,
+    median_interval,
+    per_network,
+    regions_and_norms,
+    robust_accuracy,
+    standard_arm,
+    summarize,
+    typical_epsilons,
+)
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 SCALES, DECAYS, SEEDS, POINTS = [1.0, 0.5, 0.25], [0.0, 0.1], 41, 5
@@ -200,3 +211,126 @@ def test_interval_of_samples_at_the_edge():
     assert median_interval(np.array([1.0, np.inf, np.inf])) == (math.inf, 1, math.inf)
     assert median_interval(np.full(9, 3.0)) == (3, 3, 3)
     assert median_interval(np.arange(101.0), level=0.5).high < median_interval(np.arange(101.0)).high
+
+
+HELDOUT, SIZES = 16, (0.0, 0.3, 1.0, 2.5, 1e9)
+
+
+@pytest.fixture
+def flips() -> xr.Dataset:
+    """Distances of random networks and points: misclassified, never flipped, diverged, pending, no such point."""
+    rng = np.random.default_rng(7)
+    dims, shape = ("seed", "init_scale", "data_seed"), (SEEDS, 2, 3)
+    upper = rng.exponential(size=(*shape, POINTS)).astype(np.float32)
+    upper[rng.random(upper.shape) < 0.2] = 0
+    upper[rng.random(upper.shape) < 0.2] = np.inf
+    arrays = {
+        "distance_off_l2_upper": upper,
+        "distance_off_l2_lower": np.where(np.isinf(upper), 3, upper * rng.random(upper.shape).astype(np.float32)),
+        "distance_universal": upper * 2,
+        "distance_random": upper * 4,
+    }
+    status = np.full(shape, CONVERGED, np.int8)
+    status[0], status[1] = DIVERGED, PENDING
+    for values in arrays.values():
+        values[:2] = np.nan
+        values[:, :, 1, 3:] = np.nan  # points beyond a smaller dataset's
+    variables = {name: ((*dims, "point"), values) for name, values in arrays.items()}
+    for direction in ("universal", "random"):
+        heldout = rng.exponential(size=(*shape, HELDOUT)).astype(np.float32)
+        heldout[:2] = np.nan
+        variables[f"distance_{direction}_heldout"] = ((*dims, "heldout"), heldout)
+    coords = {"seed": np.arange(SEEDS), "init_scale": [1.0, 0.5], "data_seed": [0, 1, 2]}
+    return xr.Dataset({"status": (dims, status)} | variables, coords=coords)
+
+
+def mean_share(values: np.ndarray, holds) -> list[float]:
+    """Mean over networks of the share of points, and its interval, one network at a time."""
+    shares = []
+    for network in values.reshape(-1, values.shape[-1]):
+        known = [holds(float(point)) for point in network if not math.isnan(point)]
+        told = [answer for answer in known if answer is not None]
+        if told:
+            shares.append(sum(told) / len(told))
+    mean, reach = np.mean(shares), t.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5
+    return [float(mean), max(float(mean - reach), 0), min(float(mean + reach), 1)]
+
+
+def test_robust_accuracy_is_the_share_of_points_whose_distance_exceeds_epsilon(flips):
+    for arm in arms(flips):
+        for side, curve in zip(("lower", "upper"), robust_accuracy(flips, arm, "off", "l2", SIZES), strict=True):
+            values = flips[f"distance_off_l2_{side}"].sel(arm).values
+            for i, size in enumerate(SIZES):
+                expected = mean_share(values, lambda distance, size=size: distance > size)
+                assert [curve.mean[i], curve.low[i], curve.high[i]] == pytest.approx(expected, rel=1e-9)
+            assert (np.diff(curve.mean) <= 0).all()
+
+
+def test_a_certified_share_is_no_larger_than_an_attacked_one_and_0_is_the_accuracy(flips):
+    certified, attacked = robust_accuracy(flips, {"init_scale": 1.0}, "off", "l2", SIZES)
+    assert (certified.mean <= attacked.mean).all()
+    upper = flips["distance_off_l2_upper"].sel(init_scale=1.0).values
+    shares = [(row[~np.isnan(row)] > 0).mean() for row in upper.reshape(-1, POINTS) if not np.isnan(row).all()]
+    assert attacked.mean[0] == pytest.approx(np.mean(shares))
+    assert certified.mean[-1] == 0 < attacked.mean[-1]
+
+
+def test_fooling_rates_leave_out_misclassified_training_points_and_no_heldout_ones(flips):
+    for arm in arms(flips):
+        for direction in ("universal", "random"):
+            found = fooling_rate(flips, arm, direction, SIZES)
+            for end, curve in (("", found.training), ("_heldout", found.heldout)):
+                values = flips[f"distance_{direction}{end}"].sel(arm).values
+                for i, size in enumerate(SIZES):
+                    expected = mean_share(values, lambda d, size=size: None if d == 0 else d <= size)
+                    assert [curve.mean[i], curve.low[i], curve.high[i]] == pytest.approx(expected, rel=1e-9)
+            assert found.training.mean[0] == found.heldout.mean[0] == 0
+            assert found.heldout.mean[-1] == 1 > found.training.mean[-1]
+
+
+def test_one_network_has_no_interval_and_none_has_no_share(flips):
+    one = robust_accuracy(flips.isel(seed=[5], data_seed=[0]), {"init_scale": 1.0}, "off", "l2", [0.5])
+    values = flips["distance_off_l2_upper"].values[5, 0, 0]
+    assert one.attacked.mean == [(values > 0.5).mean()]
+    assert np.isnan([*one.attacked.low, *one.attacked.high]).all()
+    none = fooling_rate(flips.isel(seed=[0, 1]), {"init_scale": 1.0}, "random", [0.5])
+    assert np.isnan([*none.training.mean, *none.heldout.mean]).all()
+
+
+def test_linear_networks_have_their_closed_forms():
+    """N(x) = a·x flips at |N(x)| / |a| off a subspace, and at |N(x)| / |a·v| along v."""
+    rng = np.random.default_rng(3)
+    a, v, margins = rng.standard_normal(4), np.array([0.6, 0.8, 0, 0]), np.sort(rng.uniform(-1, 3, (1, 40)))
+    exact = np.maximum(margins, 0) / np.linalg.norm(a)
+    along = np.maximum(margins, 0) / abs(a @ v)
+    points = {"distance_off_l2_lower": exact, "distance_off_l2_upper": exact, "distance_universal": along}
+    dataset = xr.Dataset(
+        {name: (("seed", "point"), values) for name, values in points.items()}
+        | {"distance_universal_heldout": (("seed", "heldout"), np.abs(margins) / abs(a @ v))}
+    )
+    for size in (0.0, 0.2, 1.0):
+        certified, attacked = robust_accuracy(dataset, {}, "off", "l2", [size])
+        assert certified.mean == attacked.mean == (margins > size * np.linalg.norm(a)).mean()
+        fooled = fooling_rate(dataset, {}, "universal", [size])
+        right = margins[margins > 0]
+        assert fooled.training.mean == (right <= size * abs(a @ v)).mean()
+        assert fooled.heldout.mean == (np.abs(margins) <= size * abs(a @ v)).mean()
+
+
+def test_regions_and_norms_are_those_measured(flips):
+    assert regions_and_norms(flips) == [("off", "l2")]
+    other = {f"distance_{where}_lower": flips["distance_off_l2_lower"] for where in ("full_linf", "on_l2", "off_linf")}
+    assert regions_and_norms(flips.assign(other)) == [("off", "l2"), ("on", "l2"), ("off", "linf"), ("full", "linf")]
+    assert regions_and_norms(flips.drop_vars("distance_off_l2_lower")) == []
+
+
+def test_typical_sizes_are_round_numbers_near_the_quartiles_of_the_standard_arm(flips):
+    values = flips["distance_off_l2_upper"].sel(init_scale=1.0).values
+    finite = values[np.isfinite(values) & (values > 0)]
+    found = typical_epsilons(flips, "l2")
+    np.testing.assert_allclose(found, np.quantile(finite, (0.25, 0.5, 0.75)), rtol=0.34)
+    assert all(float(f"{size:.2g}") == size for size in found)
+    flips["distance_off_l2_upper"].loc[{"init_scale": 1.0}] = 0.123
+    assert typical_epsilons(flips, "l2") == [0.1]
+    flips["distance_off_l2_upper"][:] = np.inf
+    assert typical_epsilons(flips, "l2") == [0.1, 0.3, 1.0]

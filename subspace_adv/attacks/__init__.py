@@ -6,24 +6,39 @@ allowed. Attacks flip the network's own prediction, sign N(x), and work on the s
 never on a loss, whose gradient vanishes at large outputs. All end at the exact crossing of a ray.
 """
 
-from subspace_adv.attacks.crossing import AttackResult, Crossing, first_crossing, line_distance, rounding_allowance
+from subspace_adv.attacks.crossing import (
+    AttackResult,
+    Crossing,
+    Slice,
+    around,
+    first_crossing,
+    line_distance,
+    rounding_allowance,
+)
 from subspace_adv.attacks.fab import fab_attack
 from subspace_adv.attacks.fmn import fmn_attack
 from subspace_adv.attacks.minimal_norm import minimal_norm_attack
-from subspace_adv.attacks.norms import NORMS, Norm
-from subspace_adv.attacks.universal import universal_attack, universal_direction
+from subspace_adv.attacks.norms import NORMS, Norm, dual_length, length, steepest
+from subspace_adv.attacks.universal import descent_distance, random_direction, universal_attack, universal_direction
 
 __all__ = [
     "NORMS",
     "AttackResult",
     "Crossing",
     "Norm",
+    "Slice",
+    "around",
+    "descent_distance",
+    "dual_length",
     "fab_attack",
     "first_crossing",
     "fmn_attack",
+    "length",
     "line_distance",
     "minimal_norm_attack",
+    "random_direction",
     "rounding_allowance",
+    "steepest",
     "universal_attack",
     "universal_direction",
 ]

@@ -67,7 +67,7 @@ def fmn_attack(
     return shortest(rays, region, jnp.concatenate([jnp.concatenate([first, second]).astype(x.dtype), starts]), norm)
 
 
-def _random_units(key: jax.Array, shape: tuple[int, int], norm: Norm, dtype: jnp.dtype) -> jax.Array:
+def _random_units(key: jax.Array, shape: tuple[int, ...], norm: Norm, dtype: jnp.dtype) -> jax.Array:
     return jax.vmap(lambda c: unit(c, norm))(random.normal(key, shape, dtype))
 
 

@@ -1,7 +1,8 @@
-"""The one direction off the subspace that serves for every point (F4 in docs/theory.md)."""
+"""The one direction off the subspace that serves for every point (F4 in docs/theory.md), and a random one beside it."""
 
 import jax
 import jax.numpy as jnp
+from jax import random
 
 from subspace_adv.attacks.crossing import AttackResult, around, shortest
 from subspace_adv.attacks.norms import Norm, unit
@@ -42,3 +43,24 @@ def universal_attack(
     rays = around(network, x, region)
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
     return shortest(rays, region, (sign * universal_direction(network, region) @ region)[None], norm)
+
+
+def random_direction(key: jax.Array, region: jax.Array) -> jax.Array:
+    """A uniformly random vector (d,) of a region, of L2 length 1, to compare `universal_direction` with."""
+    return region @ unit(random.normal(key, region.shape[1:], region.dtype), "l2")
+
+
+def descent_distance(network: Network, x: jax.Array, direction: jax.Array) -> jax.Array:
+    """Exact distance to a flip of x along ±direction, with the sign that lowers |N| to first order at x.
+
+    Args:
+        network: weight (m, d).
+        x: point (d,).
+        direction: unit vector (d,).
+
+    Returns:
+        (), a flip whatever the rounding; inf where that ray never flips x.
+    """
+    rays = around(network, x, direction[:, None])
+    _, slope = rays.value_and_gradient(jnp.zeros(1, x.dtype))
+    return rays.crossing(jnp.where(slope > 0, -jnp.ones_like(slope), 1)).upper

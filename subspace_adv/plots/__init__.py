@@ -1,0 +1,78 @@
+"""Figures of a results folder: decision boundaries and surfaces, what the remedies change, and robust accuracy."""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from subspace_adv.plots.chessboard import surfaces
+from subspace_adv.plots.line import boundaries
+from subspace_adv.plots.medians import codimension, drawn_against, remedies
+from subspace_adv.plots.panels import first_values, is_trained, panels, varies
+from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
+from subspace_adv.results import load_networks, open_results
+from subspace_adv.sweep import UserError
+from subspace_adv.tables import regions_and_norms
+from subspace_adv.training import PENDING
+
+Format = Literal["png", "svg"]
+
+_STYLE: dict[Any, Any] = {"axes.titlesize": 10, "figure.titlesize": 11, "legend.frameon": False}
+_STYLE |= {"legend.columnspacing": 1.4, "svg.hashsalt": "subspace_adv"}
+
+
+def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> list[Path]:
+    """Draw every figure that fits a results folder into its subfolder `figures`.
+
+    Args:
+        directory: a results folder, complete or not.
+        formats: file types of each figure.
+
+    Returns:
+        Paths of the files, the same to the byte if drawn again; none where all diverged.
+
+    Raises:
+        UserError: if the folder is no results folder, or the sweep has not yet begun.
+    """
+    dataset = open_results(directory)
+    if (dataset["status"] == PENDING).all():
+        raise UserError(f"{directory}: no network is trained yet; run the sweep first")
+    if not is_trained(dataset["status"]).any():
+        return []
+    load = partial(load_networks, directory)
+    kind = first_values(dataset).get("kind", dataset.attrs.get("kind"))
+    some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
+    figures: dict[str, tuple[bool, Callable[[], Figure]]] = {  # name → whether it fits, how to draw it
+        "boundaries": (some and kind == "line", lambda: boundaries(dataset, load)),
+        "surfaces": (some and kind == "chessboard", lambda: surfaces(dataset, load)),
+        "codimension": (kind == "subspace" and varies(dataset, "ambient_dim"), lambda: codimension(dataset)),
+        "remedies": (bool(drawn_against(dataset)), lambda: remedies(dataset)),
+        "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
+        "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),
+    }
+    folder = Path(directory) / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for name in (name for name, (fits, _) in figures.items() if fits):
+        with mpl.rc_context(_STYLE):
+            figure = figures[name][1]()
+            for suffix in formats:
+                paths.append(folder / f"{name}.{suffix}")
+                _save(figure, paths[-1])
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure; a PNG with 256 colours, which takes a third of the bytes."""
+    if path.suffix != ".png":
+        figure.savefig(path, dpi=150, metadata={"Date": None})
+        return
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150)
+    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)

@@ -1,0 +1,109 @@
+"""Medians of distance and gradient off the subspace, against the axes of a sweep."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from subspace_adv.plots.panels import COLOURS, first_values, headline, panel_label, panels, varies
+from subspace_adv.tables import REMEDIES, REPLICATES, Arm, median_interval, per_network
+
+_LINES = tuple(zip(COLOURS, "osD^vPX", strict=True))
+_QUANTITIES = {
+    "distance_off_l2_upper": "distance to a flip\noff the subspace",
+    "gradient_norm_off": "gradient\noff the subspace",
+}
+_AXIS_NAMES = {"init_scale": "initialization scale", "weight_decay": "weight decay λ"}
+
+
+class Column(NamedTuple):
+    """An axis of a sweep that medians are drawn against."""
+
+    along: str
+    label: str
+    x: np.ndarray  # where its values are drawn
+    legend: str  # what tells the lines apart
+    lines: list[tuple[str, Arm]]  # each line's name, and the values on the other axes
+
+
+def remedies(dataset: xr.Dataset) -> Figure:
+    """Distance and gradient off the subspace against the initialization scale and against the weight decay.
+
+    Points are medians over networks of the median over the points of each, with 95 % bootstrap intervals. A
+    sweep in which neither remedy varies is drawn against each other axis of numbers.
+    """
+    columns = []
+    for along in drawn_against(dataset):
+        other = next((axis for axis in REMEDIES if axis != along and varies(dataset, axis)), "")
+        values = dataset[other].values.tolist() if other else []
+        chosen = sorted({round(i) for i in np.linspace(0, len(values) - 1, len(_LINES)) if values})
+        first = first_values(dataset)
+        lines = [(f"{values[i]:.3g}", first | {other: values[i]}) for i in chosen] or [("", first)]
+        x, label = dataset[along].values, _AXIS_NAMES.get(along, along)
+        columns.append(Column(along, label, x, _AXIS_NAMES.get(other, ""), lines))
+    return _against(dataset, columns, "What changes off the data's subspace")
+
+
+def codimension(dataset: xr.Dataset) -> Figure:
+    """As `remedies`, but against the codimension, one line an arm; the dataset must have an axis `ambient_dim`."""
+    subspace_dim = first_values(dataset).get("subspace_dim", dataset.attrs.get("subspace_dim"))
+    lines = [(panel_label(panel), panel.arm) for panel in panels(dataset)]
+    label = "codimension (ambient_dim − subspace_dim)"
+    column = Column("ambient_dim", label, dataset["ambient_dim"].values - subspace_dim, "", lines)
+    return _against(dataset, [column], "What the codimension changes off the data's subspace")
+
+
+def drawn_against(dataset: xr.Dataset) -> list[str]:
+    """The axes that `remedies` draws against; the ambient dimension has a figure of its own."""
+    numbers = [str(axis) for axis in first_values(dataset) if dataset[axis].dtype.kind in "iuf"]
+    varying = [axis for axis in numbers if varies(dataset, axis) and axis != "ambient_dim"]
+    return [axis for axis in REMEDIES if axis in varying] or varying
+
+
+def _against(dataset: xr.Dataset, columns: list[Column], title: str) -> Figure:
+    """Each quantity (row) against the axes given, with a line for each arm."""
+    quantities = [name for name in _QUANTITIES if name in dataset]
+    figure = Figure(figsize=(3.6 * len(columns) + 1.8, 2.4 * len(quantities) + 1.7), layout="constrained")
+    grid = figure.subplots(len(quantities), len(columns), squeeze=False, sharex="col", sharey="row")
+    for axes, column in zip(grid.T, columns, strict=True):
+        for ax, variable in zip(axes, quantities, strict=True):
+            for (name, arm), (colour, marker) in zip(column.lines, _LINES, strict=False):
+                arms = [arm | {column.along: value} for value in dataset[column.along].values.tolist()]
+                found = [median_interval(per_network(dataset, variable, one)) for one in arms]
+                _line(ax, column.x, np.array(found), color=colour, marker=marker, label=name)
+            ax.grid(color="0.9")
+            ax.set_axisbelow(True)
+        _spacing(axes[-1], np.sort(column.x))
+        axes[-1].set_xlabel(column.label)
+        if len(column.lines) > 1:
+            below, wide = (0.5, -0.25), 4 if column.legend else 2
+            axes[-1].legend(loc="upper center", bbox_to_anchor=below, title=column.legend, ncols=wide)
+    for ax, variable in zip(grid[:, 0], quantities, strict=True):
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
+    count = math.prod(dataset.sizes.get(axis, 1) for axis in REPLICATES)
+    note = f"medians over {count} networks, with 95 % intervals" if count > 1 else "one network each"
+    headline(figure, dataset, title, note, [column.along for column in columns])
+    return figure
+
+
+def _line(ax: Axes, x: np.ndarray, estimates: np.ndarray, **style: Any) -> None:
+    """Medians and their intervals (k, 3) joined in the order of x; gaps where a median is infinite or unknown."""
+    order = np.argsort(x)
+    median, low, high = np.where(np.isfinite(estimates), estimates, np.nan)[order].T
+    errors = np.nan_to_num([median - low, high - median])
+    ax.errorbar(x[order], median, errors if errors.any() else None, capsize=3, markersize=5, **style)
+
+
+def _spacing(ax: Axes, x: np.ndarray) -> None:
+    """Space ascending values so that each can be told from the next, and mark them."""
+    if x[0] > 0 and x[-1] >= 4 * x[0]:
+        ax.set_xscale("log")
+    elif x[0] == 0 and len(x) > 2 and x[-1] >= 4 * x[1]:
+        ax.set_xscale("symlog", linthresh=x[1])
+    if len(x) <= 8:
+        ax.set_xticks(x, [f"{value:.3g}" for value in x])
+    ax.minorticks_off()

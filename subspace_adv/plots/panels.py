@@ -1,0 +1,102 @@
+"""What the figures share: palette, panels, titles and legends."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from subspace_adv.data import Data
+from subspace_adv.network import Network
+from subspace_adv.tables import REMEDIES, REPLICATES, Arm, median_interval, per_network
+from subspace_adv.training import DIVERGED, PENDING
+
+Load = Callable[..., Network]
+"""`load_networks` of one folder: axis values → trained networks."""
+
+# Okabe and Ito's palette, whose colours readers with any colour vision tell apart.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+COLOURS = ("#000000", ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
+
+
+class Panel(NamedTuple):
+    """An arm of a sweep that gets a panel, or a line, of its own."""
+
+    name: str
+    arm: Arm  # axis → value, of all axes but the replicates
+
+
+def panels(dataset: xr.Dataset) -> list[Panel]:
+    """The standard arm, each remedy alone, and both together: those that the sweep has, and trained.
+
+    An axis is at its first value in the standard arm; a remedy's axis is at its last where it is applied.
+    """
+    first = first_values(dataset)
+    scale, decay = ({a: dataset[a].values.tolist()[-1]} if varies(dataset, a) else {} for a in REMEDIES)
+    size = "smaller" if scale and scale["init_scale"] < first["init_scale"] else "larger"
+    changes = {f"{size} initialization": scale, "L2 regularization": decay}
+    changes["both"] = scale | decay if scale and decay else {}
+    found = [Panel("standard", first), *(Panel(name, first | change) for name, change in changes.items() if change)]
+    return [panel for panel in found if is_trained(dataset["status"].sel(panel.arm)).any()]
+
+
+def first_values(dataset: xr.Dataset) -> Arm:
+    """The first value of every axis but the replicates."""
+    axes = [axis for axis in dataset["status"].dims if axis not in REPLICATES]
+    return {axis: dataset[axis].values.tolist()[0] for axis in axes}
+
+
+def varies(dataset: xr.Dataset, axis: Hashable) -> bool:
+    """Whether a sweep has several values of an axis."""
+    return dataset.sizes.get(axis, 1) > 1
+
+
+def is_trained(status: xr.DataArray) -> np.ndarray:
+    """Where training has ended in a network."""
+    return ~np.isin(status.values, (PENDING, DIVERGED))
+
+
+def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> list[Network]:
+    """The first trained networks of an arm, at most `count`."""
+    status = dataset["status"].sel(arm)
+    chosen = {str(axis): value for axis, value in arm.items()}
+    if status.ndim:
+        axis = str(status.dims[0])
+        some = is_trained(status).any(axis=tuple(range(1, status.ndim)))
+        chosen[axis] = dataset[axis].values[some][:count].tolist()
+    flat = [np.reshape(array, (-1, *array.shape[status.ndim :])) for array in load(**chosen)]
+    networks = [Network(*one) for one in zip(*flat, strict=True)]
+    return [network for network in networks if np.isfinite(network.head_bias)][:count]
+
+
+def draw_points(ax: Any, data: Data, **options: Any) -> None:
+    """The training points, told apart by colour and marker."""
+    for sign, label, colour, marker in (("−", -1, BLUE, "o"), ("+", 1, ORANGE, "s")):
+        coordinates = data.x[data.y == label][:, : 3 if ax.name == "3d" else 2].T
+        look = {"color": colour, "marker": marker, "s": 34, "edgecolors": "white", "linewidths": 0.9}
+        ax.scatter(*coordinates, label=f"label {sign}1", zorder=5, **look, **options)
+
+
+def panel_label(panel: Panel) -> str:
+    """The arm's name and settings."""
+    settings = [f"{n} {panel.arm[a]:.3g}" for a, n in zip(REMEDIES, ("scale", "λ"), strict=True) if a in panel.arm]
+    return "\n".join([panel.name, ", ".join(settings)]) if settings else panel.name
+
+
+def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
+    """What a panel shows: the arm, how many networks fit, and their distance off the subspace."""
+    margins = dataset["margin"].sel(panel.arm).values[is_trained(dataset["status"].sel(panel.arm))]
+    lines = [panel_label(panel), f"{(margins > 0).sum()} of {margins.size} networks fit"]
+    if "distance_off_l2_upper" in dataset:
+        distance = median_interval(per_network(dataset, "distance_off_l2_upper", panel.arm)).median
+        lines.append(f"distance to a flip {distance:.2f}")
+    return "\n".join(lines)
+
+
+def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[str] = ()) -> None:
+    """The title and a note; below, the sweep's name and what the figure holds fixed without saying so."""
+    unsaid = set(first_values(dataset)) - {*REMEDIES, *drawn}
+    fixed = [f"{a} = {value}" for a, value in first_values(dataset).items() if a in unsaid and varies(dataset, a)]
+    figure.suptitle("\n".join([title, note, ", ".join(["sweep " + dataset.attrs["name"], *fixed])]))

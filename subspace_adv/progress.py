@@ -1,0 +1,74 @@
+"""The live display of a run on a terminal."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from subspace_adv import runner
+
+
+def count(number: float, unit: str) -> str:
+    """A number to three digits with its unit and a prefix."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} T{unit}"
+
+
+class _Rate(ProgressColumn):
+    """Gradient steps per second since the first."""
+
+    def render(self, task: Task) -> Text:
+        """Text of the column."""
+        return Text(count(task.fields["rate"], "net-steps/s"), style="cyan")
+
+
+class Display(runner.Listener):
+    """A live display on a terminal's stderr; elsewhere only messages."""
+
+    def __init__(self) -> None:
+        """Begin with nothing shown."""
+        self._console = Console(stderr=True)
+        self._steps, self._begun = 0, 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("networks"),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("planning", total=None, rate=0.0)
+
+    def __enter__(self) -> "Display":
+        """Show it."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave it as it stands."""
+        self._progress.stop()
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(f"subspace-adv: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, networks: int, done: int) -> None:
+        """Show the totals."""
+        self._progress.update(self._task, total=networks, completed=done)
+
+    def compiling(self, number: int, total: int) -> None:
+        """Show that a group is being compiled."""
+        self._progress.update(self._task, description=f"compiling {number}/{total}")
+
+    def progress(self, networks: int, net_steps: int) -> None:
+        """Advance the bar."""
+        self._begun = self._begun or time.monotonic()
+        self._steps += net_steps
+        rate = self._steps / max(time.monotonic() - self._begun, 0.1)
+        self._progress.update(self._task, advance=networks, rate=rate, description="training")
