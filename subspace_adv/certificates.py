@@ -97,13 +97,13 @@ def crown_certificate(
         low, high, slopes = carry
         middle = (low + high) / 2
 
-        def improve(i: int, carry: tuple) -> tuple:
+        def improve(i: jax.Array, carry: tuple) -> tuple:
             slopes, best_value, best_slopes = carry
             value, worst = bound(middle, slopes)
             better = value > best_value
             best_value, best_slopes = jnp.where(better, value, best_value), jnp.where(better, slopes, best_slopes)
-            share = 2 / (i + 3)
-            return slopes + share * ((worst > 0) - slopes), best_value, best_slopes
+            share = 2 / (i + 3).astype(slopes.dtype)
+            return slopes + share * ((worst > 0).astype(slopes.dtype) - slopes), best_value, best_slopes
 
         start = (slopes, jnp.full_like(low, -jnp.inf), slopes)
         _, value, slopes = jax.lax.fori_loop(0, _SLOPE_STEPS, improve, start)

@@ -108,25 +108,38 @@ class AttackResult(NamedTuple):
     is_adv: jax.Array  # (), bool
 
 
-def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) -> AttackResult:
-    """The least perturbation that flips along any of some rays.
+def crossings(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) -> tuple[jax.Array, Crossing]:
+    """First zeros along several rays.
 
     Args:
-        rays: the signed output around the point.
+        rays: the signed output around a point.
         region: (d, r), what its coordinates mean.
         directions: (k, r), of any length; zeros and what is not finite are rays that lead nowhere.
         norm: of the perturbation in R^d.
+
+    Returns:
+        The directions scaled to norm 1, and the crossings along them (k,).
     """
     sizes = length(directions @ region.T, norm)[:, None]
     usable = (sizes > 0) & jnp.isfinite(sizes)
-    coordinates = jnp.where(usable, directions / jnp.where(usable, sizes, 1), 0)  # (k, r)
-    distances = jax.vmap(lambda c: rays.crossing(c).upper)(coordinates)
-    best = jnp.argmin(distances)
+    coordinates = jnp.where(usable, directions / jnp.where(usable, sizes, 1), 0)
+    return coordinates, jax.vmap(rays.crossing)(coordinates)
+
+
+def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) -> tuple[jax.Array, AttackResult]:
+    """The least perturbation that flips along any of some rays; arguments as in `crossings`.
+
+    Returns:
+        A lower bound, a rounding error below the least crossing of these rays, and the flip.
+    """
+    coordinates, crossing = crossings(rays, region, directions, norm)
+    best = jnp.argmin(crossing.upper)
     # A point on the decision boundary is flipped by an arbitrarily small step.
     tied = rays.value(jnp.zeros_like(directions[0])) <= 0
-    distance = jnp.where(tied, 0, distances[best])
+    distance = jnp.where(tied, 0, crossing.upper[best])
     is_adv = jnp.isfinite(distance)
-    return AttackResult(jnp.where(is_adv, distance, 0) * (region @ coordinates[best]), distance, is_adv)
+    result = AttackResult(jnp.where(is_adv, distance, 0) * (region @ coordinates[best]), distance, is_adv)
+    return jnp.min(crossing.lower), result
 
 
 def line_distance(
@@ -143,11 +156,8 @@ def line_distance(
     Returns:
         A lower bound a rounding error below the distance, and the flip that attains it; inf where nothing flips.
     """
-    move = unit(direction, norm)
-    rays = around(network, x, move[:, None])
-    sides = jnp.array([[1.0], [-1.0]], x.dtype)
-    lower = jnp.min(jax.vmap(rays.crossing)(sides).lower)
-    return lower, shortest(rays, move[:, None], sides, norm)
+    move = unit(direction, norm)[:, None]
+    return shortest(around(network, x, move), move, jnp.array([[1.0], [-1.0]], x.dtype), norm)
 
 
 def _ascending(values: jax.Array) -> jax.Array:

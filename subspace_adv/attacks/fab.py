@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.crossing import AttackResult, around, shortest
+from subspace_adv.attacks.crossing import AttackResult, Slice, around, shortest
 from subspace_adv.attacks.norms import Norm, dual_length, length, steepest
 from subspace_adv.network import Network
 
@@ -29,7 +29,13 @@ def fab_attack(
     """
     del restarts, key
     rays = around(network, x, region)
-    tiny = jnp.finfo(x.dtype).tiny
+    _, result = shortest(rays, region, fab_directions(rays, norm=norm, steps=steps), norm)
+    return result
+
+
+def fab_directions(rays: Slice, *, norm: Norm, steps: int) -> jax.Array:
+    """The best flip that `fab_attack` meets around a point and where it ends, (2, r)."""
+    tiny = jnp.finfo(rays.z.dtype).tiny
 
     def move(carry: tuple, _: None) -> tuple[tuple, None]:
         c, best, best_size = carry
@@ -47,7 +53,7 @@ def fab_attack(
         best, best_size = jnp.where(better, c, best), jnp.where(better, size, best_size)
         return (jnp.where(flipped, _BACKWARD * c, c), best, best_size), None
 
-    start = jnp.zeros(region.shape[1], x.dtype)
-    inf = jnp.full((), jnp.inf, x.dtype)
+    start = jnp.zeros(rays.rates.shape[1], rays.z.dtype)
+    inf = jnp.full((), jnp.inf, rays.z.dtype)
     (last, best, _), _ = jax.lax.scan(move, (start, start, inf), None, length=steps)
-    return shortest(rays, region, jnp.stack([best, last]), norm)
+    return jnp.stack([best, last])

@@ -8,6 +8,8 @@ from subspace_adv.attacks.crossing import AttackResult, Slice, around, shortest
 from subspace_adv.attacks.norms import Norm, dual_length, length, project, steepest, unit
 from subspace_adv.network import Network
 
+_FINALISTS = 4  # the shortest flips met, whose rays are crossed exactly
+
 
 def fmn_attack(
     network: Network,
@@ -25,8 +27,8 @@ def fmn_attack(
     A run begins where the ray of a start direction first crosses the decision boundary. The first half of the runs
     starts along the steepest descent, against all neurons, toward a given point, along the coordinate axes with
     the nearest crossings (L1) and at random; the second half around the best that the first half found. The rays of
-    all starts and of all perturbations found are extended or shortened to their own exact crossings. The search
-    runs in float32, the crossings in the network's dtype.
+    the best perturbations found are extended or shortened to their own exact crossings. The search runs in float32,
+    the crossings in the network's dtype.
 
     Args:
         network: weight (m, d).
@@ -43,12 +45,23 @@ def fmn_attack(
         The smallest perturbation found.
     """
     rays = around(network, x, region)
-    _, gradient = rays.value_and_gradient(jnp.zeros(region.shape[1], x.dtype))
+    goal = None if toward is None else (toward - x) @ region
+    directions = fmn_directions(rays, norm=norm, steps=steps, restarts=restarts, key=key, goal=goal)
+    _, result = shortest(rays, region, directions, norm)
+    return result
+
+
+def fmn_directions(
+    rays: Slice, *, norm: Norm, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
+) -> jax.Array:
+    """The best starts of `fmn_attack` around a point and the best flips met from them, (k, r)."""
+    shape, dtype = (restarts, rays.rates.shape[1]), rays.z.dtype
+    _, gradient = rays.value_and_gradient(jnp.zeros(shape[1], dtype))
     informed = [-steepest(gradient, norm), -unit(rays.head @ rays.rates, norm)]
-    if toward is not None:
-        informed.append(unit((toward - x) @ region, norm))
+    if goal is not None:
+        informed.append(unit(goal, norm))
     near_key, far_key = random.split(key)
-    others = _random_units(far_key, (restarts, region.shape[1]), norm, x.dtype)
+    others = _random_units(far_key, shape, norm, dtype)
     if norm == "l1":
         others = jnp.concatenate([_nearest_axes(rays)[:restarts], others])
     starts = jnp.concatenate([jnp.stack(informed), others])[:restarts]
@@ -61,10 +74,11 @@ def fmn_attack(
 
     first, sizes = jax.vmap(search)(starts32, reached32)
     best = jnp.argmin(sizes)
-    noise = _random_units(near_key, starts.shape, norm, jnp.float32)
+    noise = _random_units(near_key, shape, norm, jnp.float32)
     around_best = jax.vmap(lambda c: unit(unit(first[best], norm) + c, norm))(noise)
-    second, _ = jax.vmap(search)(around_best, jnp.full(restarts, 1.2 * sizes[best]))
-    return shortest(rays, region, jnp.concatenate([jnp.concatenate([first, second]).astype(x.dtype), starts]), norm)
+    second, second_sizes = jax.vmap(search)(around_best, jnp.full(restarts, 1.2 * sizes[best]))
+    found = jnp.concatenate([first, second])[jnp.argsort(jnp.concatenate([sizes, second_sizes]))[:_FINALISTS]]
+    return jnp.concatenate([found.astype(dtype), starts[jnp.argmin(reached)][None]])
 
 
 def _random_units(key: jax.Array, shape: tuple[int, ...], norm: Norm, dtype: jnp.dtype) -> jax.Array:

@@ -42,7 +42,9 @@ def universal_attack(
     del steps, restarts, key
     rays = around(network, x, region)
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
-    return shortest(rays, region, (sign * universal_direction(network, region) @ region)[None], norm)
+    direction = sign * universal_direction(network, region) @ region
+    _, result = shortest(rays, region, direction[None], norm)
+    return result
 
 
 def random_direction(key: jax.Array, region: jax.Array) -> jax.Array:
