@@ -18,7 +18,7 @@ def fmn_attack(
     *,
     norm: Norm = "l2",
     steps: int = 40,
-    restarts: int = 8,
+    restarts: int = 12,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:
