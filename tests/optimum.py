@@ -20,6 +20,7 @@ ORDER = {"l2": 2, "linf": np.inf, "l1": 1}
 DUAL_ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
 _SLACK = 1e-6  # over `upper`, so that the solver may reach it within its tolerance
 _GAP = 1e-8
+_CAP_ROUNDS = 30
 _MARGINS = (0.0, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)  # depths below zero at which a flip is sought, past all rounding
 
 
@@ -77,6 +78,8 @@ def least_flip(
     network = Network(*(np.asarray(field, np.float64) for field in network))
     sign = 1 if reference.output(network, x) >= 0 else -1
     program = _scaled(network, sign, np.asarray(x, np.float64), np.asarray(basis, np.float64), norm, upper)
+    if norm == "l2":
+        program = _within_cap(program)
     solve = _solve_cone if norm == "l2" else _solve_linear
     lower, coefficients, proven = solve(program, norm, time_limit)
     found = Optimum(min(lower, 1.0) * upper, np.inf, np.zeros(len(x)), proven)
@@ -105,6 +108,37 @@ def _scaled(network: Network, sign: int, x: np.ndarray, basis: np.ndarray, norm:
     return _Program(
         basis, z, rates / reach[:, None], head / scale, float(sign * constant / scale), z - widest, z + widest
     )
+
+
+def _within_cap(program: _Program) -> _Program:
+    """Bounds on the neurons' inputs over the part of the unit ball where a linear lower bound on the output is ≤ 0.
+
+    A convex neuron is above any line through 0 of slope in [0, 1], one that lowers the output below its chord. Tighter
+    bounds make a tighter line, so this is repeated.
+    """
+    radius = 1 + _SLACK
+    for _ in range(_CAP_ROUNDS):
+        low, high = program.low, program.high
+        chord = high / np.where(program.lowering, high - low, 1)
+        slope = np.where(program.lowering, chord, np.where(program.raising, high > -low, program.always_on))
+        toward = (slope * program.head) @ program.rates
+        steepness = np.linalg.norm(toward)
+        lifted = -(program.head * chord * low)[program.lowering].sum()
+        level = (slope * program.head) @ program.z + program.offset + lifted
+        if level <= 0 or not steepness:
+            break
+        height = level / steepness - _SLACK  # toward·c ≤ −level, so c is this far along −toward
+        along = program.rates @ (-toward / steepness)
+        across = np.sqrt(np.maximum((program.rates**2).sum(axis=1) - along**2, 0))
+        # Farthest point of the cap along a direction: on the sphere if the cap holds it, else on its rim.
+        rim = height * np.stack([along, -along]) + np.sqrt(max(radius**2 - height**2, 0)) * across
+        length = np.hypot(along, across)
+        inside = radius * np.stack([along, -along]) >= height * length
+        up, down = np.where(inside, radius * length, rim)
+        program = program._replace(
+            low=np.maximum(low, program.z - down - _SLACK), high=np.minimum(high, program.z + up + _SLACK)
+        )
+    return program
 
 
 def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> tuple[float, np.ndarray | None, bool]:
