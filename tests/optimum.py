@@ -1,12 +1,13 @@
 """The proven least perturbation that flips a point, by mixed-integer programs; shares no code with the package.
 
 With z = Wx + b, rates A = W·basis, v = s·u and s = sign N(x), a perturbation basis·c flips x if
-Σ vᵢ·relu(zᵢ + aᵢ·c) + s·c₀ ≤ 0. A neuron with vᵢ > 0 is replaced by any y ≥ max(0, zᵢ + aᵢ·c): that only raises the sum,
-and y = relu is allowed, so it needs no binary. One with vᵢ < 0 needs y ≤ relu, which is not convex: a binary chooses
-whether y ≤ 0 or y ≤ zᵢ + aᵢ·c. Both lie below relu, so a wrong choice raises the sum too. The known upper bound on the
-norm bounds every zᵢ + aᵢ·c, and where its sign is settled the neuron is linear.
+Σ vᵢ·relu(zᵢ + aᵢ·c) + s·c₀ ≤ 0. A neuron with vᵢ > 0 is replaced by any y ≥ max(0, zᵢ + aᵢ·c): that only raises the
+sum, and y = relu is allowed, so it needs no binary. One with vᵢ < 0 needs y ≤ relu, which is not convex: a binary
+chooses whether y ≤ 0 or y ≤ zᵢ + aᵢ·c. Both are below relu, so a wrong choice raises the sum too. The known upper bound
+on the norm bounds every zᵢ + aᵢ·c, and where its sign is settled the neuron is linear.
 """
 
+import itertools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ DUAL_ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
 _SLACK = 1e-6  # over `upper`, so that the solver may reach it within its tolerance
 _GAP = 1e-8
 _CAP_ROUNDS = 30
+_TANGENTS = 17
 _MARGINS = (0.0, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)  # depths below zero at which a flip is sought, past all rounding
 
 
@@ -59,6 +61,14 @@ class _Program(NamedTuple):
         return (self.low < 0) & (self.high > 0) & (self.head < 0)
 
 
+class _Solution(NamedTuple):
+    """A solver's answer, in units of the known upper bound."""
+
+    lower: float
+    coefficients: np.ndarray | None
+    proven: bool
+
+
 def least_flip(
     network: Network, x: np.ndarray, basis: np.ndarray, norm: Norm, upper: float, *, time_limit: float = 60.0
 ) -> Optimum:
@@ -78,15 +88,12 @@ def least_flip(
     network = Network(*(np.asarray(field, np.float64) for field in network))
     sign = 1 if reference.output(network, x) >= 0 else -1
     program = _scaled(network, sign, np.asarray(x, np.float64), np.asarray(basis, np.float64), norm, upper)
-    if norm == "l2":
-        program = _within_cap(program)
-    solve = _solve_cone if norm == "l2" else _solve_linear
-    lower, coefficients, proven = solve(program, norm, time_limit)
-    found = Optimum(min(lower, 1.0) * upper, np.inf, np.zeros(len(x)), proven)
-    if coefficients is None:
+    solution = _solve_quadratic(program, time_limit) if norm == "l2" else _solve_linear(program, norm, time_limit)
+    found = Optimum(min(solution.lower, 1.0) * upper, np.inf, np.zeros(len(x)), solution.proven)
+    if solution.coefficients is None:
         return found
     for margin in _MARGINS:
-        polished = _polish(program, norm, coefficients, margin)
+        polished = _polish(program, norm, solution.coefficients, margin)
         if polished is not None:
             delta = upper * program.basis @ polished
             if sign * reference.output(network, x + delta.astype(np.longdouble)) <= 0:
@@ -125,9 +132,9 @@ def _within_cap(program: _Program) -> _Program:
         steepness = np.linalg.norm(toward)
         lifted = -(program.head * chord * low)[program.lowering].sum()
         level = (slope * program.head) @ program.z + program.offset + lifted
-        if level <= 0 or not steepness:
+        height = level / steepness - _SLACK if steepness else 0.0  # c is at least so far along −toward
+        if not 0 < height < radius:
             break
-        height = level / steepness - _SLACK  # toward·c ≤ −level, so c is this far along −toward
         along = program.rates @ (-toward / steepness)
         across = np.sqrt(np.maximum((program.rates**2).sum(axis=1) - along**2, 0))
         # Farthest point of the cap along a direction: on the sphere if the cap holds it, else on its rim.
@@ -135,19 +142,24 @@ def _within_cap(program: _Program) -> _Program:
         length = np.hypot(along, across)
         inside = radius * np.stack([along, -along]) >= height * length
         up, down = np.where(inside, radius * length, rim)
-        program = program._replace(
-            low=np.maximum(low, program.z - down - _SLACK), high=np.minimum(high, program.z + up + _SLACK)
-        )
+        low, high = np.maximum(low, program.z - down - _SLACK), np.minimum(high, program.z + up + _SLACK)
+        if (low > high).any():  # nothing flips: the solver will say so
+            break
+        program = program._replace(low=low, high=high)
     return program
 
 
-def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> tuple[float, np.ndarray | None, bool]:
-    """Variables: coefficients, norm, sizes of the coordinates (l1), inputs of raising neurons, of lowering, binaries."""
+def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> _Solution:
+    """The least l1 or linf norm, by HiGHS.
+
+    Its variables are the coefficients, the norm, the coordinates' sizes (l1), the neurons' outputs (first those that
+    raise the network's output) and the binaries.
+    """
     d, r = program.basis.shape
     up, down = np.flatnonzero(program.raising), np.flatnonzero(program.lowering)
     sizes = d if norm == "l1" else 0
     blocks = np.cumsum([0, r, 1, sizes, len(up), len(down), len(down)])
-    c, tau, size, y_up, y_down, binary = (slice(*pair) for pair in zip(blocks[:-1], blocks[1:], strict=True))
+    c, tau, size, y_up, y_down, binary = (slice(*pair) for pair in itertools.pairwise(blocks))
     total = blocks[-1]
     rows, limits = [], []  # rows @ variables ≤ limits
 
@@ -168,9 +180,7 @@ def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> tuple[flo
     constrain(program.z[down] - low, (c, -program.rates[down]), (y_down, np.eye(len(down))), (binary, -np.diag(low)))
     constrain(np.zeros(len(down)), (y_down, np.eye(len(down))), (binary, -np.diag(high)))
     slope, rest = _settled(program)
-    constrain(
-        np.array([-rest]), (c, slope[None]), (y_up, program.head[up][None]), (y_down, program.head[down][None])
-    )
+    constrain(np.array([-rest]), (c, slope[None]), (y_up, program.head[up][None]), (y_down, program.head[down][None]))
     least, most = np.full(total, -np.inf), np.full(total, np.inf)
     least[tau], most[tau] = 0, 1 + _SLACK
     least[y_up], most[y_up] = 0, program.high[up]
@@ -186,15 +196,16 @@ def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> tuple[flo
         options={"time_limit": time_limit, "mip_rel_gap": _GAP},
     )
     if result.status == 2:
-        return np.inf, None, True
-    proven_bound = result.mip_dual_bound if len(down) else result.fun  # without binaries HiGHS solves one linear program
-    return float(proven_bound or 0), None if result.x is None else result.x[c], result.status == 0
+        return _Solution(np.inf, None, True)
+    least_norm = result.mip_dual_bound if len(down) else result.fun  # one linear program if nothing is binary
+    return _Solution(least_norm or 0.0, None if result.x is None else result.x[c], result.status == 0)
 
 
-def _solve_cone(program: _Program, norm: Norm, time_limit: float) -> tuple[float, np.ndarray | None, bool]:
+def _solve_quadratic(program: _Program, time_limit: float) -> _Solution:
+    """The least squared l2 norm, by SCIP."""
     from pyscipopt import Model, quicksum
 
-    del norm
+    program = _within_cap(program)
     model = Model()
     model.hideOutput()
     model.setParams({"limits/time": time_limit, "limits/gap": _GAP, "numerics/feastol": 1e-9})
@@ -203,17 +214,22 @@ def _solve_cone(program: _Program, norm: Norm, time_limit: float) -> tuple[float
     squares = [model.addVar(lb=0, ub=(1 + _SLACK) ** 2) for _ in range(r)]
     for coefficient, square in zip(c, squares, strict=True):
         model.addCons(coefficient * coefficient <= square)
+        for touching in np.linspace(-1, 1, _TANGENTS):  # implied, but SCIP proves faster from them
+            model.addCons(square >= 2 * touching * coefficient - touching**2)
     model.addCons(quicksum(squares) <= (1 + _SLACK) ** 2)
     model.setObjective(quicksum(squares))
     slope, rest = _settled(program)
     signed_output = [slope[j] * c[j] for j in range(r)]
-    for i in np.flatnonzero(program.raising | program.lowering):
+    unsettled = program.raising | program.lowering
+    for i, (low, high, head) in enumerate(zip(program.low, program.high, program.head, strict=True)):
         moved = quicksum(program.rates[i, j] * c[j] for j in range(r)) + program.z[i]
-        low, high, head = program.low[i], program.high[i], program.head[i]
+        model.addCons(moved >= low)
+        model.addCons(moved <= high)
+        if not unsettled[i]:
+            continue
         y = model.addVar(lb=0, ub=high)
-        if head > 0:
-            model.addCons(y >= moved)
-        else:
+        model.addCons(y >= moved)
+        if head < 0:
             binary = model.addVar(vtype="B")
             model.addCons(y <= moved - low * (1 - binary))
             model.addCons(y <= high * binary)
@@ -222,9 +238,9 @@ def _solve_cone(program: _Program, norm: Norm, time_limit: float) -> tuple[float
     model.optimize()
     status = model.getStatus()
     if status == "infeasible":
-        return np.inf, None, True
+        return _Solution(np.inf, None, True)
     found = np.array([model.getVal(variable) for variable in c]) if model.getNSols() else None
-    return np.sqrt(max(model.getDualbound(), 0)), found, status in ("optimal", "gaplimit")
+    return _Solution(np.sqrt(max(model.getDualbound(), 0)), found, status in ("optimal", "gaplimit"))
 
 
 def _settled(program: _Program) -> tuple[np.ndarray, float]:
@@ -249,7 +265,7 @@ def _polish(program: _Program, norm: Norm, coefficients: np.ndarray, margin: flo
 
 
 def _least_distance(rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:
-    """argmin ‖c‖₂ where rows @ c ≤ limits, as Lawson and Hanson reduce it to non-negative least squares."""
+    """The least ‖c‖₂ with rows @ c ≤ limits, as Lawson and Hanson reduce it to non-negative least squares."""
     stacked = np.concatenate([-rows.T, -limits[None]])
     target = np.zeros(len(stacked))
     target[-1] = 1
@@ -258,7 +274,7 @@ def _least_distance(rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:
 
 
 def _least_linear(basis: np.ndarray, norm: Norm, rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:
-    """argmin ‖basis·c‖ where rows @ c ≤ limits, in the l1 or the linf norm."""
+    """The least ‖basis·c‖ with rows @ c ≤ limits, in the l1 or the linf norm."""
     d, r = basis.shape
     sizes = d if norm == "l1" else 1
     of_size = -np.eye(d) if norm == "l1" else -np.ones((d, 1))
