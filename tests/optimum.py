@@ -19,7 +19,8 @@ from subspace_adv.network import Network
 Norm = Literal["l2", "linf", "l1"]
 ORDER = {"l2": 2, "linf": np.inf, "l1": 1}
 DUAL_ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
-_SLACK = 1e-6  # over `upper`, so that the solver may reach it within its tolerance
+_SLACK = 1e-4  # over `upper`, so that it is well within the solvers' tolerances
+_ROUNDING = 1e-6
 _GAP = 1e-8
 _CAP_ROUNDS = 30
 _TANGENTS = 17
@@ -111,7 +112,7 @@ def _scaled(network: Network, sign: int, x: np.ndarray, basis: np.ndarray, norm:
     head = sign * head * reach
     scale = np.max(np.abs(head), initial=0) or 1.0
     z = z / reach
-    widest = 1 + 2 * _SLACK
+    widest = 1 + _SLACK + _ROUNDING
     return _Program(
         basis, z, rates / reach[:, None], head / scale, float(sign * constant / scale), z - widest, z + widest
     )
@@ -132,7 +133,7 @@ def _within_cap(program: _Program) -> _Program:
         steepness = np.linalg.norm(toward)
         lifted = -(program.head * chord * low)[program.lowering].sum()
         level = (slope * program.head) @ program.z + program.offset + lifted
-        height = level / steepness - _SLACK if steepness else 0.0  # c is at least so far along −toward
+        height = level / steepness - _ROUNDING if steepness else 0.0  # c is at least so far along −toward
         if not 0 < height < radius:
             break
         along = program.rates @ (-toward / steepness)
@@ -142,7 +143,7 @@ def _within_cap(program: _Program) -> _Program:
         length = np.hypot(along, across)
         inside = radius * np.stack([along, -along]) >= height * length
         up, down = np.where(inside, radius * length, rim)
-        low, high = np.maximum(low, program.z - down - _SLACK), np.minimum(high, program.z + up + _SLACK)
+        low, high = np.maximum(low, program.z - down - _ROUNDING), np.minimum(high, program.z + up + _ROUNDING)
         if (low > high).any():  # nothing flips: the solver will say so
             break
         program = program._replace(low=low, high=high)

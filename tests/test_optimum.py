@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple, get_args
 
@@ -101,8 +101,8 @@ def test_optimum_in_a_plane_is_that_of_dense_directions(norm):
         loose = least_flip(network, x, basis, norm, 4 * scanned)
         assert_tight(loose, network, x, basis, norm)
         assert loose.upper == pytest.approx(found.upper, rel=TIGHT)
-        short = least_flip(network, x, basis, norm, found.upper * (1 - 1e-4))
-        assert short.proven and short.lower == found.upper * (1 - 1e-4) and np.isinf(short.upper)
+        short = least_flip(network, x, basis, norm, found.upper * (1 - 1e-3))
+        assert short.proven and short.lower == found.upper * (1 - 1e-3) and np.isinf(short.upper)
     assert 1 - 1e-9 < min(ratios) and max(ratios) < 1.01
 
 
@@ -137,7 +137,7 @@ class Problem(NamedTuple):
 PADDED, SEEDS, FEWEST = 40, 8, 200
 GROUPS = {
     f"{norm} {region}": Group(norm, region, "random" if norm == "l2" else "axis-aligned", pairs)
-    for (norm, each), region in itertools.product([("l2", 72), ("linf", 40), ("l1", 40)], [*REGIONS, "line"])
+    for (norm, each), region in itertools.product([("l2", 64), ("linf", 60), ("l1", 60)], [*REGIONS, "line"])
     for pairs in [16 if region == "line" else each]
     if norm in get_args(attacks.Norm)
 }
@@ -158,8 +158,8 @@ def _families(basis: str) -> tuple[Family, ...]:
 
     return (
         Family(data(20, 4, 0), "paper-code", 40),
-        Family(data(20, 4, 1), "paper-code", 40, init_scale=0.5, weight_decay=0.003),
-        Family(data(20, 4, 2), "theory", 25),
+        Family(data(20, 4, 1), "paper-code", 32, init_scale=0.5, weight_decay=0.003),
+        Family(data(20, 4, 2), "theory", 20),
         Family(data(8, 3, 3), "paper-code", 25, init_scale=0.5),
         Family(data(4, 2, 4, "clusters"), "torch", 40),
     )
@@ -257,7 +257,10 @@ def _scanned(problem: Problem) -> float:
 
 
 def _solved(problem: Problem, attack: float) -> tuple[Optimum | None, float]:
-    """The optimum, sought up to the attack's distance or, if it failed, a scanned one; seconds it took."""
+    """The optimum, sought up to the attack's distance or, if it failed, a scanned one; seconds it took.
+
+    None where neither the attack nor the scan flips the point.
+    """
     begin = time.perf_counter()
     upper = attack if np.isfinite(attack) else _scanned(problem)
     found = least_flip(*problem, upper) if np.isfinite(upper) else None
@@ -285,29 +288,35 @@ class Compared(NamedTuple):
         return ratios[int(np.ceil(share * len(ratios))) - 1]
 
 
+def _compared(recorded: dict[str, np.ndarray], solved: list[tuple[Optimum | None, float]]) -> Compared:
+    found, seconds = zip(*solved, strict=True)
+    proven = np.flatnonzero([least is not None and least.proven for least in found])
+    unflipped = found.count(None)
+    return Compared(
+        proven,
+        {kind: values[proven] for kind, values in recorded.items()},
+        np.array([found[i].lower for i in proven]),
+        np.array([found[i].upper for i in proven]),
+        len(found) - len(proven) - unflipped,
+        unflipped,
+        sum(seconds),
+    )
+
+
 @pytest.fixture(scope="module")
-def compared() -> Iterator[dict[str, Compared]]:
+def compared() -> dict[str, Compared]:
     """All groups, solved by two processes; prints the table."""
     pytest.importorskip("pyscipopt")
-    table = {}
+    recorded, running = {}, {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for name in GROUPS:
             problems = _problems(name)
-            recorded = _record(problems)
-            found, seconds = zip(*pool.map(_solved, problems, recorded["attack"]), strict=True)
-            proven = np.array([optimum is not None and optimum.proven for optimum in found])
-            least = [optimum for optimum, counted in zip(found, proven, strict=True) if counted]
-            table[name] = Compared(
-                np.flatnonzero(proven),
-                {kind: values[proven] for kind, values in recorded.items()},
-                np.array([optimum.lower for optimum in least]),
-                np.array([optimum.upper for optimum in least]),
-                sum(optimum is not None and not optimum.proven for optimum in found),
-                sum(optimum is None for optimum in found),
-                sum(seconds),
-            )
+            recorded[name] = _record(problems)
+            attacked = zip(problems, recorded[name]["attack"], strict=True)
+            running[name] = [pool.submit(_solved, problem, distance) for problem, distance in attacked]
+        table = {name: _compared(recorded[name], [job.result() for job in running[name]]) for name in GROUPS}
     print(_report(table))
-    yield table
+    return table
 
 
 def _report(table: dict[str, Compared]) -> str:
@@ -315,12 +324,13 @@ def _report(table: dict[str, Compared]) -> str:
     certificates = [name for name in next(iter(table.values())).distances if name != "attack"]
     head = ["", "proven", "unproven", "no flip", "attack median", "95%", "worst", "at problem"]
     head += [f"{name} {which}" for name in certificates for which in ("median", "worst")]
-    rows = [[*head, "solver s"]]
+    rows = [[*head, "widest gap", "solver s"]]
     for name, group in table.items():
         row = [name, len(group.upper), group.unproven, group.unflipped]
         row += [f"{group.quantile('attack', share):.5f}" for share in (0.5, 0.95, 1)]
         row.append(group.places[np.argmax(group.over_optimum("attack"))])
         row += [f"{group.quantile(kind, share):.4f}" for kind in certificates for share in (0.5, 1)]
+        row.append(f"{(1 - group.lower / group.upper).max():.0e}")
         rows.append([*row, f"{group.seconds:.0f}"])
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(["", *("  ".join(f"{cell!s:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)])
