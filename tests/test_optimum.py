@@ -21,7 +21,7 @@ from optimum import ORDER, Optimum, least_flip
 from reference import Ray
 
 from subspace_adv import attacks, training
-from subspace_adv.certificates import kink_certificate
+from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.data import Data, Labels, random_subspace
 from subspace_adv.measures import Recording, bracket
 from subspace_adv.network import Init, Network, init_network
@@ -173,7 +173,7 @@ def _trained(basis: str, index: int) -> Network:
     recipe = Recipe("logistic", "gd", trained_fields(family.law, "hidden" if theory else "all"))
     rate, limit = np.float32(0.5 if theory else 0.2), np.int32(6000)
     hyper = Hyper(rate, np.float32(family.weight_decay), np.float32(0), np.int32(1), np.float32(0.3), limit)
-    x, y, _ = family.data
+    x, y, *_ = family.data
     draw = functools.partial(init_network, law=family.law, padded_width=PADDED, ambient_dim=x.shape[1])
 
     def one(seed: jax.Array) -> tuple[Network, jax.Array, jax.Array]:
@@ -222,8 +222,11 @@ def _recorded(norm: str) -> Callable[..., dict[str, jax.Array]]:
     recording = Recording(REGIONS, (norm,), effort.attack_steps, effort.restarts, loss="logistic")
 
     def one(network: Network, x: jax.Array, basis: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        lower, upper = bracket(network, x[None], basis, key, recording)
-        return {"attack": upper[0], "certificate": lower[0], "kink": kink_certificate(network, x, basis)}
+        lower, flip = bracket(network, x[None], basis, key, recording, norm)
+        upper = flip.distance[0]
+        kink = kink_certificate(network, x, basis, norm=norm)
+        crown = crown_certificate(network, x, basis, norm=norm, upper=upper)
+        return {"attack": upper, "certificate": lower[0], "kink": kink, "crown": crown}
 
     return jax.jit(jax.vmap(one), compiler_options={"xla_backend_optimization_level": 1})
 
