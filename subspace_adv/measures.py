@@ -1,6 +1,7 @@
 """What is recorded of a trained network: one function from a network to named arrays, and their registry."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -185,18 +186,21 @@ def _brackets(
         basis = region_basis(subspace, region)
         found = {norm: bracket(network, x, basis, key, recording, norm) for norm in norms}
         attacks = {norm: attack for norm, (_, attack) in found.items()}
-        least = jnp.zeros(len(x), x.dtype)
+        uppers = {norm: [attack.distance] for norm, attack in attacks.items()}
         for norm in norms:
             others = [attacks[other] for other in norms if other != norm]
             # The universal direction is a direction off the subspace, for the full space as well.
             others += [universal] if region != "on" else []
-            uppers = [attacks[norm].distance, *(_length(other, norm) for other in others)]
+            uppers[norm] += [_length(other, norm) for other in others]
             if norm == "l2" and region != "on":
-                uppers.append(universal.distance)
+                uppers[norm].append(universal.distance)
             if region == "full":
-                uppers += [brackets[part, norm][1] for part in ("off", "on") if (part, norm) in brackets]
-            least = jnp.maximum(least, found[norm][0])
-            brackets[region, norm] = least, functools.reduce(jnp.minimum, uppers)
+                uppers[norm] += [brackets[part, norm][1] for part in ("off", "on") if (part, norm) in brackets]
+        lowers = itertools.accumulate((found[norm][0] for norm in norms), jnp.maximum)
+        least = (functools.reduce(jnp.minimum, uppers[norm]) for norm in reversed(norms))
+        least = reversed(list(itertools.accumulate(least, jnp.minimum)))
+        for norm, lower, upper in zip(norms, lowers, least, strict=True):
+            brackets[region, norm] = lower, upper
     return brackets
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from subspace_adv.attacks.norms import Norm, length, unit
 from subspace_adv.network import Network, output, preactivations
 
+_TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
 _TIE = 2.0**-36  # more than kinks that `_ascending` may swap can move an output, relative to its terms
 
 
@@ -133,10 +134,11 @@ def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) 
         A lower bound, a rounding error below the least crossing of these rays, and the flip.
     """
     coordinates, crossing = crossings(rays, region, directions, norm)
-    best = jnp.argmin(crossing.upper)
-    # A point on the decision boundary is flipped by an arbitrarily small step.
-    tied = rays.value(jnp.zeros_like(directions[0])) <= 0
-    distance = jnp.where(tied, 0, crossing.upper[best])
+    moves = jnp.any(coordinates != 0, axis=1)
+    # A point on the decision boundary is flipped by an arbitrarily small step, if there is a step to take.
+    tied = (rays.value(jnp.zeros_like(directions[0])) <= 0) & jnp.any(moves)
+    best = jnp.where(tied, jnp.argmax(moves), jnp.argmin(crossing.upper))
+    distance = jnp.where(tied, _TIED, jnp.maximum(crossing.upper[best], _TIED))
     is_adv = jnp.isfinite(distance)
     result = AttackResult(jnp.where(is_adv, distance, 0) * (region @ coordinates[best]), distance, is_adv)
     return jnp.min(crossing.lower), result
