@@ -3,9 +3,9 @@
 Claim: in one compiled call, this package's attack is never over 1 % worse than one of Foolbox's on any pair of network
 and point, and takes a hundredth of the time of a Foolbox minimum-norm attack that goes from network to network. Under
 the table stands how far the run bears this out. Measured so far, in L2, L∞ and L1: at worst 1.007 times as long as any
-peer's on any pair, as good or better (within 0.1 %) on 97 to 100 % of the pairs. The factor in time falls short: 10 to 110
-over FMN and DDN with the library's defaults, 80 to 900 over their 1,000 steps. benchmarks/README.md holds the last
-table and says how to run.
+peer's on any pair, as good or better (within 0.1 %) on 97 to 100 % of the pairs. The factor in time falls short: 7 to
+112 over FMN and DDN with the library's defaults, 82 to 893 over their 1,000 steps. benchmarks/README.md holds the
+last table and says how to run.
 
 Ours is `minimal_norm_attack` with the defaults of [measure], in float64, vmapped over networks and points; compilation
 is left out. It is timed around every peer, and the median is taken. A peer runs in float64 too, with the library's
