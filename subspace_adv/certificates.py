@@ -59,9 +59,10 @@ def crown_certificate(
     """Radius certified by linear bounds on every ReLU (CROWN, Zhang et al. 2018; F8 in docs/theory.md).
 
     Within radius r, preactivation i lies between l = zᵢ − r‖Pwᵢ‖ and h = zᵢ + r‖Pwᵢ‖ (dual norms). Where that
-    interval holds 0, a ReLU that counts for the prediction lies above the line through 0 of slope 0 or 1,
-    whichever encloses the smaller area, and one that counts against it lies below the chord. The bound is linear in
-    the perturbation, and r is certified while its least value, less an allowance for rounding, is not negative.
+    interval holds 0, a ReLU that counts for the prediction lies above the line through 0 of any slope between 0 and 1,
+    and one that counts against it lies below the chord. The bound is linear in the perturbation, and r is certified
+    while its least value, less an allowance for rounding, is not negative. A few steps move the slopes, concave as the
+    bound is in them, to where the worst perturbation leaves their neurons: 1 if active there, 0 if not.
     Bisection between 0 and `upper` finds such an r.
 
     Args:
@@ -111,7 +112,7 @@ def crown_certificate(
         return jnp.where(sound, middle, low), jnp.where(sound, high, middle), slopes
 
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
-    start = jnp.where(jnp.isfinite(upper), upper, _far(rays, reach))
+    start = jnp.where(jnp.isfinite(upper), upper, 2 * rays.farthest_kink(norm) + 1)
     slopes = (rays.z > 0).astype(start.dtype)
     low, _, _ = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, (jnp.zeros_like(start), start, slopes))
     return jnp.where(margin > 0, low, 0)
@@ -126,9 +127,3 @@ def _safe_margin(rays: Slice) -> jax.Array:
 def _slope(rays: Slice, norm: Norm) -> jax.Array:
     """Dual norm of the gradient at x."""
     return dual_length(jnp.where(rays.z > 0, rays.head, 0) @ rays.rates, norm)
-
-
-def _far(rays: Slice, reach: jax.Array) -> jax.Array:
-    """A length past every kink and at least as large as any root of a bound with a slope."""
-    kinks = jnp.max(jnp.where(reach > 0, jnp.abs(rays.z) / jnp.where(reach > 0, reach, 1), 0))
-    return 2 * kinks + 1

@@ -18,11 +18,10 @@ from subspace_adv.attacks.crossing import (
 from subspace_adv.attacks.fab import fab_attack
 from subspace_adv.attacks.fmn import fmn_attack
 from subspace_adv.attacks.minimal_norm import minimal_norm_attack
-from subspace_adv.attacks.norms import NORMS, Norm, dual_length, length, steepest
+from subspace_adv.attacks.norms import Norm, dual_length, length, steepest
 from subspace_adv.attacks.universal import descent_distance, random_direction, universal_attack, universal_direction
 
 __all__ = [
-    "NORMS",
     "AttackResult",
     "Crossing",
     "Norm",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.norms import Norm, length, unit
+from subspace_adv.attacks.norms import Norm, dual_length, length, unit
 from subspace_adv.network import Network, output, preactivations
 
 _TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
@@ -89,6 +89,11 @@ class Slice(NamedTuple):
         """Signed output and its gradient (r,) at the coordinates (r,); a ReLU at its kink counts as off."""
         hidden = self.z + self.rates @ c
         return self.head @ jax.nn.relu(hidden) + self.offset, jnp.where(hidden > 0, self.head, 0) @ self.rates
+
+    def farthest_kink(self, norm: Norm) -> jax.Array:
+        """Least radius within which every ReLU that varies can change its state."""
+        speed = dual_length(self.rates, norm)
+        return jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0))
 
     def crossing(self, direction: jax.Array) -> Crossing:
         """First zero along a ray of coordinates (r,)."""

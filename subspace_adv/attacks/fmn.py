@@ -97,9 +97,7 @@ def _scale(rays: Slice, reached: jax.Array, gradient: jax.Array, norm: Norm) -> 
     size = dual_length(gradient, norm)
     first_order = rays.value(jnp.zeros_like(gradient)) / jnp.where(size > 0, size, 1)
     nearest = jnp.minimum(jnp.min(reached), jnp.where(size > 0, first_order, jnp.inf))
-    speed = dual_length(rays.rates, norm)
-    kinks = jnp.max(jnp.where(speed > 0, jnp.abs(rays.z) / jnp.where(speed > 0, speed, 1), 0))
-    return jnp.where(jnp.isfinite(nearest), nearest, kinks)
+    return jnp.where(jnp.isfinite(nearest), nearest, rays.farthest_kink(norm))
 
 
 def _search(rays: Slice, start: jax.Array, radius: jax.Array, norm: Norm, steps: int) -> tuple[jax.Array, jax.Array]:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 Norm = Literal["l2", "linf", "l1"]
-NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
 
 _THRESHOLD_STEPS = 12  # Newton's iteration for the L1 threshold ends in a few; each can only come closer
 
