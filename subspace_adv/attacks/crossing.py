@@ -81,14 +81,20 @@ class Slice(NamedTuple):
     head: jax.Array  # (m,), output weights times s
     offset: jax.Array  # (), output bias times s
 
+    def preactivations(self, c: jax.Array) -> jax.Array:
+        """Inputs of the ReLUs (..., m) at the coordinates (..., r)."""
+        moved = c @ self.rates.T
+        return moved + jnp.broadcast_to(self.z, moved.shape)
+
     def value(self, c: jax.Array) -> jax.Array:
-        """Signed output at the coordinates (r,); positive at 0."""
-        return self.head @ jax.nn.relu(self.z + self.rates @ c) + self.offset
+        """Signed output at the coordinates (..., r); positive at 0."""
+        return jax.nn.relu(self.preactivations(c)) @ self.head + self.offset
 
     def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Signed output and its gradient (r,) at the coordinates (r,); a ReLU at its kink counts as off."""
-        hidden = self.z + self.rates @ c
-        return self.head @ jax.nn.relu(hidden) + self.offset, jnp.where(hidden > 0, self.head, 0) @ self.rates
+        """Signed output and its gradient (..., r) at the coordinates (..., r); a ReLU at its kink counts as off."""
+        hidden = self.preactivations(c)
+        slopes = jnp.where(hidden > 0, jnp.broadcast_to(self.head, hidden.shape), 0)
+        return jax.nn.relu(hidden) @ self.head + self.offset, slopes @ self.rates
 
     def farthest_kink(self, norm: Norm) -> jax.Array:
         """Least radius within which every ReLU that varies can change its state."""

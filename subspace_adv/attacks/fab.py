@@ -34,8 +34,10 @@ def fab_attack(
 
 
 def fab_directions(rays: Slice, *, norm: Norm, steps: int) -> jax.Array:
-    """The best flip that `fab_attack` meets around a point and where it ends, (2, r)."""
-    tiny = jnp.finfo(rays.z.dtype).tiny
+    """The best flip that `fab_attack` meets around a point, or where it ends without, (1, r)."""
+    dtype = rays.z.dtype
+    rays = jax.tree.map(lambda a: a.astype(jnp.float32), rays)
+    tiny = jnp.finfo(jnp.float32).tiny
 
     def move(carry: tuple, _: None) -> tuple[tuple, None]:
         c, best, best_size = carry
@@ -55,5 +57,5 @@ def fab_directions(rays: Slice, *, norm: Norm, steps: int) -> jax.Array:
 
     start = jnp.zeros(rays.rates.shape[1], rays.z.dtype)
     inf = jnp.full((), jnp.inf, rays.z.dtype)
-    (last, best, _), _ = jax.lax.scan(move, (start, start, inf), None, length=steps)
-    return jnp.stack([best, last])
+    (last, best, size), _ = jax.lax.scan(move, (start, start, inf), None, length=steps)
+    return jnp.where(jnp.isfinite(size), best, last)[None].astype(dtype)

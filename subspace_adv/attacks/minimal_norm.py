@@ -17,7 +17,7 @@ def minimal_norm_attack(
     *,
     norm: Norm = "l2",
     steps: int = 40,
-    restarts: int = 12,
+    restarts: int = 16,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:
@@ -26,7 +26,7 @@ def minimal_norm_attack(
     goal = None if toward is None else (toward - x) @ region
     directions = [
         fmn_directions(rays, norm=norm, steps=steps, restarts=restarts, key=key, goal=goal),
-        fab_directions(rays, norm=norm, steps=steps),
+        fab_directions(rays, norm=norm, steps=-(-steps // 2)),
     ]
     _, result = shortest(rays, region, jnp.concatenate(directions), norm)
     return result

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 Norm = Literal["l2", "linf", "l1"]
 
-_THRESHOLD_STEPS = 12  # Newton's iteration for the L1 threshold ends in a few; each can only come closer
+_THRESHOLD_STEPS = 4  # of Newton's iteration for the L1 threshold; what is left is scaled into the ball
 
 
 def length(v: jax.Array, norm: Norm) -> jax.Array:
@@ -24,34 +24,37 @@ def dual_length(v: jax.Array, norm: Norm) -> jax.Array:
 
 
 def unit(v: jax.Array, norm: Norm) -> jax.Array:
-    """The vector (r,) scaled to norm 1; zeros stay zeros, and so do vectors that are not finite."""
-    size = length(v, norm)
+    """The vectors (..., r) scaled to norm 1; zeros stay zeros, and so do vectors that are not finite."""
+    size = length(v, norm)[..., None]
     usable = (size > 0) & jnp.isfinite(size)
     return jnp.where(usable, v / jnp.where(usable, size, 1), 0)
 
 
 def steepest(v: jax.Array, norm: Norm) -> jax.Array:
-    """A vector (r,) of norm 1 with the largest v·c; zeros where v is zero."""
+    """Vectors (..., r) of norm 1 with the largest v·c; zeros where v is zero."""
     if norm == "l2":
         return unit(v, norm)
     if norm == "linf":
         return jnp.sign(v)
-    return jnp.where(jnp.arange(len(v)) == jnp.argmax(jnp.abs(v)), jnp.sign(v), 0)
+    largest = jnp.argmax(jnp.abs(v), axis=-1)[..., None]
+    return jnp.where(jnp.arange(v.shape[-1]) == largest, jnp.sign(v), 0)
 
 
 def project(v: jax.Array, radius: jax.Array, norm: Norm) -> jax.Array:
-    """Point of the ball of a radius nearest, in L2, to v (r,); in L1 to a good approximation within the ball."""
-    if norm == "l2":
-        return v * jnp.minimum(1, radius / jnp.linalg.norm(v))
+    """Points of the balls of radii (...) nearest, in L2, to v (..., r); in L1 to a good approximation in the ball."""
+    radius = radius[..., None]
     if norm == "linf":
         return jnp.clip(v, -radius, radius)
-    size = jnp.abs(v)
+    shrunk = v
+    if norm == "l1":
+        size = jnp.abs(v)
 
-    def newton(_: int, threshold: jax.Array) -> jax.Array:
-        above = size > threshold
-        excess = jnp.sum(jnp.where(above, size, 0)) - radius
-        return jnp.maximum(threshold, excess / jnp.maximum(jnp.sum(above.astype(v.dtype)), 1))
+        def newton(_: int, threshold: jax.Array) -> jax.Array:
+            above = size > threshold
+            excess = jnp.sum(jnp.where(above, size, 0), axis=-1, keepdims=True) - radius
+            return jnp.maximum(threshold, excess / jnp.maximum(jnp.sum(above, axis=-1, keepdims=True, dtype=v.dtype), 1))
 
-    threshold = jax.lax.fori_loop(0, min(_THRESHOLD_STEPS, len(v)), newton, jnp.zeros((), v.dtype))
-    shrunk = jnp.sign(v) * jnp.maximum(size - threshold, 0)
-    return jnp.where(jnp.sum(size) <= radius, v, shrunk * jnp.minimum(1, radius / jnp.sum(jnp.abs(shrunk))))
+        threshold = jax.lax.fori_loop(0, min(_THRESHOLD_STEPS, v.shape[-1]), newton, jnp.zeros_like(radius))
+        shrunk = jnp.sign(v) * jnp.maximum(size - threshold, 0)
+    size = length(shrunk, norm)[..., None]
+    return shrunk * jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
