@@ -1,5 +1,7 @@
 """Lower bounds on the distance to a flip: radii within which no perturbation can change the prediction."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -7,8 +9,11 @@ from subspace_adv.attacks import Norm, Slice, around, dual_length, rounding_allo
 from subspace_adv.network import Network
 
 _NEWTON_STEPS = 16
-_SLOPE_STEPS = 10
-_BISECTION_STEPS = 12  # to 2⁻¹² of the way to the flip; what is certified is sound wherever they end
+_CROWN_STEPS = 24  # what is certified is sound wherever they end
+_LEAST_PROGRESS = 0.1  # of the way to the radius on trial, by each step
+_NEXT_TRIAL = 0.65  # of the way from what is certified to what was given up
+_TIGHTENED = 16  # neurons, and an eighth of all; the others' chords lose little
+_LEAST_Q = 2.0**-20
 
 
 def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2") -> jax.Array:
@@ -33,14 +38,14 @@ def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm:
     rays = around(network, x, region)
     reach, weight = dual_length(rays.rates, norm), jnp.abs(rays.head)
     opposing = jnp.where(rays.head < 0, weight, 0)
-    margin, slope, width = _safe_margin(rays), _slope(rays, norm), len(reach)
-    slack = slope + rounding_allowance(jnp.where(rays.z > 0, weight, opposing) @ reach, width)
+    margin, slope = _safe_margin(rays), dual_length(jnp.where(rays.z > 0, rays.head, 0) @ rays.rates, norm)
+    slack = slope + rounding_allowance(jnp.where(rays.z > 0, weight, opposing) @ reach, len(reach))
 
     def bound(r: jax.Array) -> jax.Array:
-        return margin - r * slack - opposing @ jnp.maximum(r * reach - jnp.abs(rays.z), 0)
+        return margin - r * slack - jnp.sum(opposing * jnp.maximum(r * reach - jnp.abs(rays.z), 0))
 
     def newton(_: int, r: jax.Array) -> jax.Array:
-        descent = slack + opposing @ jnp.where(r * reach > jnp.abs(rays.z), reach, 0)
+        descent = slack + jnp.sum(jnp.where(r * reach > jnp.abs(rays.z), opposing * reach, 0))
         return jnp.where(bound(r) < 0, r + bound(r) / descent, r)
 
     # Both the first and the last linear piece lie above the function, so their roots lie right of its root.
@@ -53,77 +58,167 @@ def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm:
     return jnp.where(margin > 0, jnp.where(jnp.isfinite(start), chord, jnp.inf), 0)
 
 
+class _Search(NamedTuple):
+    """Where the search for the largest certified radius stands."""
+
+    lower: jax.Array  # (), no flip is shorter
+    upper: jax.Array  # (), the least radius given up
+    radius: jax.Array  # (), on trial, between the two
+    height: jax.Array  # (), least length of a flip that the trial's last step left possible
+    ranges: jax.Array  # (2, k), least and largest preactivations of some neurons at flips within `radius`
+    kept: jax.Array  # (2, k), the same within `upper`
+    slopes: jax.Array  # (m,), of the lines below the ReLUs that count for the prediction
+    steps: jax.Array  # (), int32, of the trial
+
+
 def crown_certificate(
     network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2", upper: jax.Array
 ) -> jax.Array:
-    """Radius certified by linear bounds on every ReLU (CROWN, Zhang et al. 2018; F8 in docs/theory.md).
+    """Radius certified by linear bounds on every ReLU, tightened where flips can be (F8 in docs/theory.md).
 
-    Within radius r, preactivation i lies between l = zᵢ − r‖Pwᵢ‖ and h = zᵢ + r‖Pwᵢ‖ (dual norms). Where that
-    interval holds 0, a ReLU that counts for the prediction lies above the line through 0 of any slope between 0 and 1,
-    and one that counts against it lies below the chord. The bound is linear in the perturbation, and r is certified
-    while its least value, less an allowance for rounding, is not negative. A few steps move the slopes, concave as the
-    bound is in them, to where the worst perturbation leaves their neurons: 1 if active there, 0 if not.
-    Bisection between 0 and `upper` finds such an r.
+    Let preactivation i lie between l and h at all flips within radius r: zᵢ ∓ r‖Pwᵢ‖ in dual norms to begin with.
+    There a ReLU that counts for the prediction lies above the line through 0 of any slope between 0 and 1, and one
+    that counts against it lies below its chord over [l, h]. These lines (CROWN, Zhang et al. 2018), less an allowance
+    for rounding, make an affine L(c) = L₀ + G·c ≤ s·N(c), which is ≤ 0 at flips. So
+
+    - no flip is shorter than L₀/‖G‖, and r is certified if that is r or more;
+    - all flips within r lie in the cap {‖c‖ ≤ r, G·c ≤ −L₀}, where preactivations range less widely.
+
+    Narrower ranges make better lines, and so on. The slopes meanwhile step to where the worst perturbation leaves
+    their neurons: 1 if active there, 0 if not. The trial of a radius ends when it is certified, or given up as
+    L₀/‖G‖ nears it too slowly. Ranges within a radius given up hold within smaller ones, whose trials begin with them.
 
     Args:
         network: weight (m, d).
         x: point (d,).
         region: as in `kink_certificate`.
         norm: of the perturbation.
-        upper: where to begin, (): a distance at which x is known to flip; inf if none is known.
+        upper: the first radius tried, (): a distance at which x is known to flip; inf if none is known.
 
     Returns:
         The radius, (); 0 if none was certified.
     """
     rays = around(network, x, region)
-    reach, width = dual_length(rays.rates, norm), len(rays.z)
-    margin = _safe_margin(rays)
-    helping = rays.head > 0
-
-    def bound(r: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Certified output at radius r for these slopes, and the preactivations where it is attained."""
-        low, high = rays.z - r * reach, rays.z + r * reach
-        unstable = (low < 0) & (high > 0)
-        chord = high / jnp.where(unstable, high - low, 1)
-        slope = jnp.where(unstable, jnp.where(helping, slopes, chord), (low >= 0).astype(r.dtype))
-        line = rays.head * slope
-        intercept = jnp.where(unstable & ~helping, rays.head * chord * -low, 0)
-        gradient = line @ rays.rates
-        value = line @ rays.z + jnp.sum(intercept) + rays.offset - r * dual_length(gradient, norm)
-        magnitude = jnp.abs(rays.head) @ (jnp.abs(rays.z) + r * reach) + jnp.abs(rays.offset)
-        worst = rays.z - r * (rays.rates @ steepest(gradient, norm))
-        return value - rounding_allowance(magnitude, width), worst
-
-    def halve(_: int, carry: tuple) -> tuple:
-        low, high, slopes = carry
-        middle = (low + high) / 2
-
-        def improve(i: jax.Array, carry: tuple) -> tuple:
-            slopes, best_value, best_slopes = carry
-            value, worst = bound(middle, slopes)
-            better = value > best_value
-            best_value, best_slopes = jnp.where(better, value, best_value), jnp.where(better, slopes, best_slopes)
-            share = 2 / (i + 3).astype(slopes.dtype)
-            return slopes + share * ((worst > 0).astype(slopes.dtype) - slopes), best_value, best_slopes
-
-        start = (slopes, jnp.full_like(low, -jnp.inf), slopes)
-        _, value, slopes = jax.lax.fori_loop(0, _SLOPE_STEPS, improve, start)
-        sound = value >= 0
-        return jnp.where(sound, middle, low), jnp.where(sound, high, middle), slopes
-
+    reach = dual_length(rays.rates, norm)
+    magnitude, growth = _magnitude(rays), jnp.sum(jnp.abs(rays.head) * reach)
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
     start = jnp.where(jnp.isfinite(upper), upper, 2 * rays.farthest_kink(norm) + 1)
-    slopes = (rays.z > 0).astype(start.dtype)
-    low, _, _ = jax.lax.fori_loop(0, _BISECTION_STEPS, halve, (jnp.zeros_like(start), start, slopes))
-    return jnp.where(margin > 0, low, 0)
+    loose = _loosest(rays, start * reach)
+    z, rates, speeds = rays.z[loose], rays.rates[loose], reach[loose]
+
+    def step(_: int, search: _Search) -> _Search:
+        r = search.radius
+        low = (rays.z - r * reach).at[loose].max(search.ranges[0])
+        high = (rays.z + r * reach).at[loose].min(search.ranges[1])
+        level, gradient = _line(rays, low, high, search.slopes)
+        level -= rounding_allowance(magnitude + r * growth, len(reach))
+        steepness = dual_length(gradient, norm)
+        divisor = jnp.where(steepness > 0, steepness, 1)
+        height, falls = level / divisor, rays.rates @ steepest(gradient, norm)
+        down, up = _within_cap(rates, speeds, gradient / divisor, falls[loose], r, jnp.clip(height, -r, r), norm)
+        ranges = jnp.stack([jnp.maximum(low[loose], z - down), jnp.minimum(high[loose], z + up)])
+        share = 2 / (search.steps + 3).astype(r.dtype)
+        slopes = search.slopes + share * ((rays.z > r * falls).astype(r.dtype) - search.slopes)
+        return _advance(search._replace(ranges=ranges, slopes=slopes), height, level >= r * steepness)
+
+    anything = jnp.stack([jnp.full_like(z, -jnp.inf), jnp.full_like(z, jnp.inf)])
+    slopes, margin = (rays.z > 0).astype(start.dtype), _safe_margin(rays)
+    # No output falls faster than by `growth`.
+    sure = jnp.minimum(margin / (growth + rounding_allowance(growth, len(reach))), start)
+    sure = jnp.where((margin > 0) & (growth > 0), sure, 0)
+    search = _Search(sure, start, start, jnp.full_like(start, -jnp.inf), anything, anything, slopes, jnp.int32(0))
+    search = jax.lax.fori_loop(0, _CROWN_STEPS, step, search)
+    return jnp.where(margin > 0, search.lower, 0)
+
+
+def _chord(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Slope of the ReLU's chord over [low, high], in [0, 1], and its value at 0."""
+    above, below = jnp.maximum(high, 0), jnp.minimum(low, 0)
+    slope = above / jnp.where(above > below, above - below, 1)
+    return slope, -slope * below
+
+
+def _loosest(rays: Slice, reach: jax.Array) -> jax.Array:
+    """Indices (k,) of the neurons whose chords over z ∓ reach lose the most."""
+    _, lift = _chord(rays.z - reach, rays.z + reach)
+    loss = (jnp.maximum(-rays.head, 0) * lift).astype(jnp.float32)  # only float32 is fast to select from
+    return jax.lax.top_k(loss, min(len(loss), _TIGHTENED + len(loss) // 8))[1]
+
+
+def _line(rays: Slice, low: jax.Array, high: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """L₀ and G (r,) of the affine function below the signed output while preactivations are in [low, high] (m,)."""
+    chord, lift = _chord(low, high)
+    line = rays.head * jnp.where(rays.head > 0, slopes, chord)
+    level = jnp.sum(line * rays.z + jnp.minimum(rays.head, 0) * lift) + rays.offset
+    return level, line @ rays.rates
+
+
+def _within_cap(
+    rates: jax.Array, reach: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: Norm
+) -> tuple[jax.Array, jax.Array]:
+    """How far linear functions can fall and rise over a cap of a ball, {‖c‖ ≤ r, toward·c ≤ −height}.
+
+    In L2 the farthest point is the ball's own if the cap holds it, else on the cap's rim. In other norms, by weak
+    duality, a·c ≤ r‖a − λ·toward‖ − λ·height for every λ ≥ 0. The right side is convex in λ; taken is the λ where
+    its tangent at 0 meets its asymptote.
+
+    Args:
+        rates: the functions' gradients a (k, r).
+        reach: their dual norms (k,).
+        toward: (r,), of dual norm 1 up to rounding, or zeros.
+        falls: the functions' values where toward·c is largest for c of norm 1, (k,).
+        r: radius of the ball, ().
+        height: between −r and r, (), with an allowance for the rounding of all that it is computed from.
+        norm: of the ball.
+
+    Returns:
+        Both (k,), not below the true ones by more than some ulps of r·reach.
+    """
+    if norm == "l2":
+        # The root of a difference of squares magnifies rounding, so the allowance is made before it.
+        beside = jnp.maximum(reach**2 + rounding_allowance(reach**2, len(reach)) - falls**2, 0)
+        rim = jnp.sqrt((r - height) * (r + height)) * jnp.sqrt(beside)
+        down = jnp.where(r * falls >= height * reach, r * reach, rim + height * falls)
+        up = jnp.where(-r * falls >= height * reach, r * reach, rim - height * falls)
+        return down, up
+    along = jax.vmap(lambda a: steepest(a, norm))(rates) @ toward
+
+    def most(side: int) -> jax.Array:
+        # λ = p/q, multiplied out as divisions are dear.
+        p, q = jnp.maximum(reach + side * falls, 0), jnp.maximum(1 + side * along, _LEAST_Q)
+        length = dual_length(q[:, None] * rates - side * p[:, None] * toward[None], norm)
+        bound = r * length - p * height + rounding_allowance(r * p, len(p))
+        return jnp.minimum(bound / q, r * reach)
+
+    return most(-1), most(1)
+
+
+def _advance(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
+    """After a step that proved flips within the radius as long as `height`, or that there are none (`sound`)."""
+    r = search.radius
+    given_up = ~sound & (height - search.height < _LEAST_PROGRESS * (r - height))
+    over = sound | given_up
+    lower = jnp.maximum(search.lower, jnp.where(sound, r, jnp.minimum(height, r)))
+    upper = jnp.where(given_up, r, search.upper)
+    kept = jnp.where(given_up, search.ranges, search.kept)
+    return _Search(
+        lower=lower,
+        upper=upper,
+        radius=jnp.where(over, jnp.minimum(lower + _NEXT_TRIAL * (upper - lower), 2 * lower), r),
+        height=jnp.where(over, -jnp.inf, height),
+        ranges=jnp.where(over, kept, search.ranges),
+        kept=kept,
+        slopes=search.slopes,
+        steps=jnp.where(over, 0, search.steps + 1),
+    )
+
+
+def _magnitude(rays: Slice) -> jax.Array:
+    """Sum of the sizes of all that the output at x adds up."""
+    return jnp.sum(jnp.abs(rays.head) * jnp.abs(rays.z)) + jnp.abs(rays.offset)
 
 
 def _safe_margin(rays: Slice) -> jax.Array:
     """|N(x)| less an allowance for rounding."""
     margin = rays.head @ jax.nn.relu(rays.z) + rays.offset
-    return margin - rounding_allowance(jnp.abs(rays.head) @ jnp.abs(rays.z) + jnp.abs(rays.offset), len(rays.z))
-
-
-def _slope(rays: Slice, norm: Norm) -> jax.Array:
-    """Dual norm of the gradient at x."""
-    return dual_length(jnp.where(rays.z > 0, rays.head, 0) @ rays.rates, norm)
+    return margin - rounding_allowance(_magnitude(rays), len(rays.z))

@@ -1,20 +1,23 @@
-"""The kink certificate against its root by sorting in float64, and against flips in dense directions."""
+"""The certificates against flips in dense directions, the kink one's root by sorting, and CROWN as published."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 from reference import Ray
 
-from subspace_adv.certificates import kink_certificate
+from subspace_adv.certificates import _within_cap, crown_certificate, kink_certificate
 from subspace_adv.network import Network
 from subspace_adv.subspace import from_directions
 
 D, PADDED, NETWORKS = 5, 200, 60
 SUBSPACE = from_directions(np.random.default_rng(5).standard_normal((D, 2)))
 REGIONS = {"on": SUBSPACE.basis, "off": SUBSPACE.complement, "full": np.eye(D), "line": SUBSPACE.complement[:, :1]}
+ORDER = {"l2": 2, "linf": np.inf, "l1": 1}
+DUAL_ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
 
 
 @functools.cache
@@ -159,3 +162,157 @@ def test_certificate_does_not_depend_on_the_sign_of_the_output(x64):
     negated = network._replace(head=-network.head, head_bias=-network.head_bias)
     basis = REGIONS["full"]
     assert kink_certificate(network, x, basis) == kink_certificate(negated, x, basis)
+
+
+# The cap ---------------------------------------------------------------------------------------------------------
+
+
+def _steepest(v: np.ndarray, norm: str) -> np.ndarray:
+    """Vectors of norm 1 with the largest v·c, for v (..., r)."""
+    if norm == "l2":
+        return v / np.linalg.norm(v, axis=-1, keepdims=True)
+    return np.sign(v) if norm == "linf" else np.sign(v) * (np.abs(v) == np.abs(v).max(axis=-1, keepdims=True))
+
+
+def _sampled_cap(rng: np.random.Generator, toward: np.ndarray, height: float, norm: str, toward_too: np.ndarray):
+    """Points of the unit ball with toward·c ≤ −height: far along some directions, most of them on the cap's rim."""
+    deepest = -_steepest(toward, norm)
+    outer = np.concatenate([rng.standard_normal((100, len(toward))), np.eye(len(toward)), -np.eye(len(toward))])
+    outer = np.concatenate([outer / np.linalg.norm(outer, ORDER[norm], axis=1)[:, None], toward_too])
+    # From each, towards the deepest point as far as the rim.
+    levels, deep = outer @ toward, deepest @ toward
+    need = np.clip((levels + height) / np.maximum(levels - deep, 1e-300), 0, 1)[:, None]
+    points = (1 - need) * outer + need * deepest
+    return points[points @ toward <= -height]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_no_point_of_a_cap_is_beyond_the_extent_computed(norm, x64):
+    """At all scales and heights, for functions along the cap's axis too; the ranges are narrower than the ball's."""
+    rng, narrower = np.random.default_rng(11), []
+    extent = jax.jit(functools.partial(_within_cap, norm=norm))
+    for i in range(120):
+        dim = (1, 2, 5, 20, 200)[i % 5]
+        toward = rng.standard_normal(dim) * 10.0 ** (rng.uniform(-3, 0, dim) if i % 2 else 0)
+        toward /= np.linalg.norm(toward, DUAL_ORDER[norm])
+        rates = rng.standard_normal((30, dim))
+        rates[:4] = np.array([[1], [-1], [0], [1]]) * toward + 1e-9 * np.array([[0], [0], [0], [1]]) * rates[3]
+        rates *= 10.0 ** rng.uniform(-4, 4, (30, 1))
+        reach, r = np.linalg.norm(rates, DUAL_ORDER[norm], axis=1), 10.0 ** rng.uniform(-4, 4)
+        height = (rng.uniform(-1, 1), 1 - 10.0 ** rng.uniform(-15, -1), -1.0, 1.0)[i % 4]
+        far = np.concatenate([_steepest(side * rates[reach > 0], norm) for side in (-1, 1)])
+        points = _sampled_cap(rng, toward, height, norm, far)
+        assert len(points) or height == 1
+        falls = rates @ _steepest(toward, norm) / np.linalg.norm(_steepest(toward, norm), ORDER[norm])
+        safe = jnp.float64(r * max(height - 2e-12, -1))  # as the allowance on the output lowers it
+        down, up = map(np.asarray, extent(rates, reach, toward, falls, jnp.float64(r), safe))
+        values, ulps = r * points @ rates.T, 1e-12 * r * reach
+        assert (values >= -down - ulps).all() and (values <= up + ulps).all()
+        assert (np.maximum(down, up) <= r * reach * (1 + 1e-15)).all()
+        if 0.5 < height < 1:
+            narrower.append(np.median((down + up)[4:] / (2 * r * reach[4:])))
+    assert np.median(narrower) < 0.5
+
+
+def test_the_extent_of_a_disc_is_attained(x64):
+    angles = np.linspace(0, 2 * np.pi, 100_001)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rates = circle[::10_000] * 3
+    for height in (-0.5, 0.0, 0.3, 0.9):
+        cap = 2 * circle[circle[:, 0] <= -height]
+        sizes = np.full(len(rates), 3.0), np.array([1.0, 0.0]), rates[:, 0], jnp.float64(2), jnp.float64(2 * height)
+        extent = _within_cap(rates, *sizes, "l2")
+        values = cap @ rates.T
+        np.testing.assert_allclose(extent, [-values.min(axis=0), values.max(axis=0)], atol=1e-3)
+
+
+# CROWN -----------------------------------------------------------------------------------------------------------
+
+
+BASES = {"plane": np.eye(4)[:, :2], "full": np.eye(4)}
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("region", BASES)
+def test_no_direction_flips_within_the_crown_certificate(region, norm, x64):
+    """Wherever its search begins; in the plane the nearest of dense directions is often hardly farther."""
+    rng, basis, ratios = np.random.default_rng(12), BASES[region], []
+    networks = [reference.random_network(rng, (3, 10, 20)[i % 3], 4, 20) for i in range(12)]
+    x, starts = rng.standard_normal((len(networks), 4)), np.array([np.inf, 1.0, 1e-3])
+
+    def certify(network: Network, point: jax.Array) -> jax.Array:
+        return jax.vmap(lambda upper: crown_certificate(network, point, basis, norm=norm, upper=upper))(starts)
+
+    found = np.asarray(jax.jit(jax.vmap(certify))(reference.stacked(networks), x))
+    assert (found >= 0).all() and np.isfinite(found).all()
+    assert (found <= starts).all()
+    for network, point, radii in zip(networks, x, found, strict=True):
+        directions = rng.standard_normal((150, basis.shape[1]))
+        directions /= np.linalg.norm(directions, ORDER[norm], axis=1)[:, None]
+        flip = min(Ray.from_point(network, point, basis @ v).first_flip() for v in directions)
+        assert (radii <= flip).all()
+        if np.isfinite(flip):
+            ratios.append(float(radii[0] / flip))
+    assert max(ratios) > (0.99 if region == "plane" else 0.7)
+
+
+def _plain_crown(network: Network, x: np.ndarray, norm: str) -> float:
+    """Root of CROWN's bound with slopes fixed by the interval's midpoint, by bisection in NumPy."""
+    value = float(reference.output(network, x))
+    z, head = network.weight @ x + network.bias, np.sign(value) * network.head
+    reach = np.linalg.norm(network.weight, DUAL_ORDER[norm], axis=1)
+    below, above = 0.0, 100.0
+    for _ in range(50):
+        r = (below + above) / 2
+        low, high = np.minimum(z - r * reach, 0), np.maximum(z + r * reach, 0)
+        chord = high / (high - low)
+        line = head * np.where(head > 0, z > 0, chord)
+        level = line @ z - np.minimum(head, 0) @ (chord * low) + np.sign(value) * network.head_bias
+        sound = level >= r * np.linalg.norm(line @ network.weight, DUAL_ORDER[norm])
+        below, above = (r, above) if sound else (below, r)
+    return below
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_crown_certificate_is_tighter_than_crown(norm, x64):
+    rng, gains = np.random.default_rng(13), []
+    certify = jax.jit(functools.partial(crown_certificate, norm=norm))
+    for _ in range(20):
+        network, x = reference.random_network(rng, 60, 8), rng.standard_normal(8)
+        plain = _plain_crown(network, x, norm)
+        assert plain > 0
+        gains.append(float(certify(network, x, np.eye(8), upper=jnp.float64(3 * plain))) / plain)
+    assert min(gains) > 0.9  # a search of so few steps ends below its root
+    assert np.median(gains) > 1.2
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_crown_certificate_scales_with_the_inputs(norm):
+    """By powers of two exactly; and the sizes of head and output do not matter."""
+    networks, x = _cases()
+    scaled = networks._replace(
+        bias=networks.bias * 2.0**12, head=networks.head * 2.0**-20, head_bias=networks.head_bias * 2.0**-8
+    )
+    with jax.enable_x64(True):
+        certify = functools.partial(crown_certificate, norm=norm)
+        run = jax.jit(jax.vmap(lambda network, point, upper: certify(network, point, np.eye(D), upper=upper)))
+        upper = np.full(NETWORKS, 4.0)
+        np.testing.assert_array_equal(run(scaled, x * 2.0**12, upper * 2.0**12), run(networks, x, upper) * 2.0**12)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_crown_certificate_of_degenerate_networks_is_a_number(norm, x64):
+    rng = np.random.default_rng(14)
+    network, x = reference.random_network(rng, 10, D), rng.standard_normal(D)
+    certify = jax.jit(functools.partial(crown_certificate, norm=norm))
+    still = network._replace(weight=0 * network.weight)
+    headless = network._replace(head=0 * network.head)
+    asleep = network._replace(bias=-np.abs(network.weight @ x) - 1, head=np.abs(network.head), head_bias=1.0)
+    for safe in (still, headless, asleep):
+        assert certify(safe, x, np.eye(D), upper=jnp.float64(7)) == 7
+        assert 1 <= certify(safe, x, np.eye(D), upper=jnp.float64(np.inf)) < np.inf
+    tie = network._replace(head_bias=network.head_bias - float(reference.output(network, x)))
+    nothing = Network(*(0 * np.asarray(field) for field in network))
+    for upper in (2.0**-100, 1.0, np.inf):
+        assert certify(tie, x, np.eye(D), upper=jnp.float64(upper)) == 0
+        assert certify(nothing, x, np.eye(D), upper=jnp.float64(upper)) == 0
