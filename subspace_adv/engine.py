@@ -21,6 +21,8 @@ from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
 STEPS_PER_CALL = 256
 """Gradient steps between two looks at which networks have stopped."""
 
+_MEASURED_POINTS = 16  # at once on CPU
+
 Progress = Callable[[int, int], None]
 """Called with (networks done, gradient steps done) since the last call."""
 
@@ -89,6 +91,9 @@ def _compile(program: Program, lanes: int, tail_lanes: int) -> Executables:
     n, d, k = program.samples, program.ambient_dim, program.subspace_dim
 
     law, padded_width = program.law, program.padded_width
+    on_cpu = jax.default_backend() == "cpu"
+    # On CPU, a few points' search fits the cache and a chunk's does not.
+    block = min(max(_MEASURED_POINTS // n, 1), lanes) if on_cpu else lanes
 
     def fresh(lane: Lane) -> TrainState:
         init_key, order_key = random.split(random.key(lane.seed))
@@ -124,7 +129,9 @@ def _compile(program: Program, lanes: int, tail_lanes: int) -> Executables:
             net, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (net, data))
             return measures.measure(net, x, y, subspace, heldout, key, recording=program.recording)
 
-        return jax.vmap(one, in_axes=(0, None if program.shared_data else 0, 0))(trained, data, seed)
+        if program.shared_data:
+            return jax.lax.map(lambda own: one(own[0], data, own[1]), (trained, seed), batch_size=block)
+        return jax.lax.map(lambda own: one(*own), (trained, data, seed), batch_size=block)
 
     def abstract(lanes: int) -> tuple:
         def array(dtype: Any, *shape: int) -> Any:
@@ -153,7 +160,7 @@ def _compile(program: Program, lanes: int, tail_lanes: int) -> Executables:
         *_, data = abstract(lanes)
         lowered["measure"] = jax.jit(measure).lower(trained, data, settings.seed)
     # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
-    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else {}
+    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "1"} if on_cpu else {}
     compiled = {
         name: program.compile(compiler_options=quick if name in ("fill", "measure") else {})
         for name, program in lowered.items()

@@ -11,13 +11,13 @@ from subspace_adv.attacks.norms import Norm, dual_length, length, project, steep
 from subspace_adv.network import Network
 
 _RADII = 6  # at which a ray is evaluated to see where it crosses, about
+_LEAST_RADIUS = 1e-6  # of the largest
+_START = 2.0  # times the nearest crossing of all rays, at most, is where runs begin
 _FAR_RAYS, _FAR_KEPT, _FAR_STEPS = 64, 4, 8  # of the search beyond all kinks
 _FAR = 8.0  # times the farthest kink
 _FIRST, _SECOND = (0.7, 0.2), (0.4, 0.01)  # gradient steps of the two rounds, first and last, relative to the start
 _FIRST_RATE, _SECOND_RATE = (0.1, 0.02), (0.05, 0.001)  # most that the radius changes in a step
-_KEPT=6
-_NEAR=2
-_SHARE=.5
+_BLUR = 0.2  # of a step: within this distance of its kink, a ReLU counts as partly on in L∞
 _FINALISTS = 2  # the shortest flips met, whose rays are crossed exactly
 
 
@@ -27,19 +27,19 @@ def fmn_attack(
     region: jax.Array,
     *,
     norm: Norm = "l2",
-    steps: int = 40,
-    restarts: int = 16,
+    steps: int = 48,
+    restarts: int = 24,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:
     """Fast minimum-norm attack with restarts, finished by the exact crossing.
 
-    Rays are screened first: the steepest descent, the direction against all neurons, the one toward a given point, random
-    ones (in L∞ sign vectors too, in L1 coordinate axes), and those of steepest descent far beyond all kinks. In a first
-    round a run begins where each of the best `restarts` of them crosses the decision boundary. In a second round
-    the best quarter of the runs goes on with finer steps, and as many begin around the best flip found. The rays of the
-    best perturbations are extended or shortened to their own exact crossings. The search runs in float32, the
-    crossings in the network's dtype.
+    In a first round, runs begin where rays cross the decision boundary: the steepest descent, the direction against
+    all neurons, the one toward a given point, that of the steepest descent far beyond all kinks, and random ones (in
+    L∞ sign vectors too, in L1 the coordinate axes), most of them those that cross first. In a second round the best
+    sixth of the runs goes on with finer steps, and half as many begin around the best flip found. The rays of the best
+    perturbations are extended or shortened to their own exact crossings. The search runs in float32, the crossings in
+    the network's dtype.
 
     Args:
         network: weight (m, d).
@@ -47,7 +47,7 @@ def fmn_attack(
         region: basis (d, r) of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf"
             and "l1", or any single column.
         norm: of the perturbation.
-        steps: gradient steps of a run through both rounds.
+        steps: gradient steps of a run through both rounds, two fifths of them in the first.
         restarts: runs of the first round.
         key: typed PRNG key of the random rays.
         toward: a point (d,) that the network classifies otherwise; none by default.
@@ -65,25 +65,28 @@ def fmn_attack(
 def fmn_directions(
     rays: Slice, *, norm: Norm, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
 ) -> jax.Array:
-    """The best flips that `fmn_attack` meets around a point, and its best first ray, (k, r)."""
+    """The best flips that `fmn_attack` meets around a point, and its nearest start, (k, r)."""
     dtype = rays.z.dtype
     rays, goal = jax.tree.map(lambda a: a.astype(jnp.float32), (rays, goal))
     ray_key, near_key = random.split(key)
     starts = _starts(rays, norm, restarts, ray_key, goal)
-    nothing = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
-    found = _search(rays, starts, nothing, norm, int(steps*_SHARE), _FIRST, _FIRST_RATE)
-    kept_count, near_count = _KEPT, _NEAR
-    again = jnp.argsort(found.sizes)[:kept_count]
-    kept = jax.tree.map(lambda a: a[again], found)
-    noise = unit(random.normal(near_key, (near_count, starts.shape[1]), jnp.float32), norm)
-    near = unit(unit(kept.places[:1], norm) + noise, norm) * kept.sizes[0]
+    none = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
+    first_steps = -(-2 * steps // 5)
+    first = _search(rays, starts, none, norm, first_steps, _FIRST, _FIRST_RATE)
+
+    going_on, anew = -(-restarts // 6), -(-restarts // 12)
+    best = jnp.argsort(first.sizes)[:going_on]
+    kept = jax.tree.map(lambda a: a[best], first)
     flips = jnp.isfinite(kept.sizes)[:, None]
-    begin = jnp.concatenate([jnp.where(flips, kept.places, starts[again]), jnp.where(flips[0], near, starts[:near_count])])
-    kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:near_count]]), kept, nothing)
-    refined = _search(rays, begin, kept, norm, steps-int(steps*_SHARE), _SECOND, _SECOND_RATE)
-    places, sizes = (jnp.concatenate(pair) for pair in zip(found, refined, strict=True))
-    best = jnp.argsort(sizes)[:_FINALISTS]
-    return jnp.concatenate([places[best], starts[:1]]).astype(dtype)
+    noise = unit(random.normal(near_key, (anew, starts.shape[1]), jnp.float32), norm)
+    near = unit(unit(kept.places[:1], norm) + noise, norm) * kept.sizes[0]
+    begin = [jnp.where(flips, kept.places, starts[best]), jnp.where(flips[0], near, starts[:anew])]
+    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, none)
+    second = _search(rays, jnp.concatenate(begin), known, norm, steps - first_steps, _SECOND, _SECOND_RATE)
+
+    places, sizes = (jnp.concatenate(pair) for pair in zip(first, second, strict=True))
+    nearest = jnp.argmin(length(starts, norm))
+    return jnp.concatenate([places[jnp.argsort(sizes)[:_FINALISTS]], starts[nearest][None]]).astype(dtype)
 
 
 class _Flips(NamedTuple):
@@ -94,45 +97,47 @@ class _Flips(NamedTuple):
 
 
 def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
-    """Where the runs begin, (restarts, r): the crossings of rays, nearest first, and places on rays without one."""
+    """Where the runs begin, (restarts, r): where rays cross zero, but not much farther than the nearest does."""
     r = rays.rates.shape[1]
     margin, gradient = rays.value_and_gradient(jnp.zeros(r, jnp.float32))
-    informed = [-steepest(gradient, norm), -gradient, -rays.head @ rays.rates]
+    far = _far_descents(rays)
+    informed = [-steepest(gradient, norm), -gradient, -rays.head @ rays.rates, far[0]]
     if goal is not None:
         informed.append(goal)
-    dense = random.normal(key, (restarts, r), jnp.float32)
+    drawn = random.normal(key, (2 * restarts, r), jnp.float32)
     if norm == "linf":
-        dense = jnp.where(jnp.arange(restarts)[:, None] % 2 == 0, jnp.sign(dense), dense)
+        drawn = jnp.where(jnp.arange(2 * restarts)[:, None] % 2 == 0, jnp.sign(drawn), drawn)
     if norm == "l1":
-        dense = jnp.concatenate([_steepest_axes(rays, gradient, 4 * restarts), dense[: -(-restarts // 2)]])
-    directions = unit(jnp.concatenate([jnp.stack(informed), _far_descent(rays), dense]), norm)
+        drawn = jnp.concatenate([drawn[:restarts], _steepest_axes(rays, gradient, 4 * restarts)])
+    directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
     speed, kink = dual_length(gradient, norm), rays.farthest_kink(norm)
     first_order = jnp.where(speed > 0, margin / jnp.where(speed > 0, speed, 1), kink)
-    reached = _reached(rays, directions, jnp.minimum(first_order / 2, kink), kink)
-    nearest = jnp.argsort(reached.at[:len(informed)].set(0))[:restarts]
-    odd = jnp.arange(restarts) % 2 == 1
-    none = jnp.where(odd, first_order, _FAR * kink)
-    best = jnp.min(reached)
-    radius = jnp.where(jnp.isfinite(reached[nearest]), reached[nearest], jnp.where(jnp.isfinite(best), best, none))
-    short = restarts - len(nearest)
-    starts = jnp.pad(radius[: len(nearest), None] * directions[nearest], ((0, short), (0, 0)))
-    return starts
+    reached = _reached(rays, directions, first_order / 2, kink)
+    nearest = jnp.min(reached)
+    # A quarter is taken as drawn, wherever it crosses: the least flip need not be near the nearest crossing.
+    certain = len(informed) + restarts // 4
+    chosen = jnp.argsort(reached.at[:certain].set(0))[:restarts]
+    unknown = jnp.where(jnp.arange(restarts) % 2 == 0, first_order, _FAR * kink)
+    radius = jnp.where(jnp.isfinite(nearest), jnp.minimum(reached[chosen], _START * nearest), unknown)
+    return radius[:, None] * directions[chosen]
 
 
-def _steepest_axes(rays: Slice, gradient: jax.Array, count: int) -> jax.Array:
-    """Coordinate axes with signs (≤ count, r): half the steepest downhill at x, half beyond all kinks."""
+def _steepest_axes(rays: Slice, gradient: jax.Array, most: int) -> jax.Array:
+    """Coordinate axes with both signs (k, r): all, or half of `most` steep downhill at x, half beyond all kinks."""
     axes = jnp.eye(len(gradient), dtype=gradient.dtype)
     both = jnp.concatenate([axes, -axes])
-    near = jnp.argsort(both @ gradient)[: -(-count // 2)]
-    far = jnp.argsort(jax.nn.relu(both @ rays.rates.T) @ rays.head)[: count // 2]
+    if len(both) <= most:
+        return both
+    near = jnp.argsort(both @ gradient)[: most // 2]
+    far = jnp.argsort(jax.nn.relu(both @ rays.rates.T) @ rays.head)[: most // 2]
     return both[jnp.concatenate([near, far])]
 
 
-def _far_descent(rays: Slice) -> jax.Array:
-    """Directions (few, r) down which the output falls beyond all kinks, by descent on the sphere.
+def _far_descents(rays: Slice) -> jax.Array:
+    """Directions (few, r) down which the output falls beyond all kinks, the steepest first, by descent on the sphere.
 
     There N is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
-    drawn at random may lie in it. Descent begins from the best of some rays that are the same for all points.
+    drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
     """
     beyond = rays._replace(z=jnp.zeros_like(rays.z), offset=jnp.zeros_like(rays.offset))
     c = unit(random.normal(random.key(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
@@ -146,20 +151,20 @@ def _far_descent(rays: Slice) -> jax.Array:
         return (unit(c - step * unit(gradient, "l2"), "l2"), best, least), None
 
     steps = jnp.geomspace(0.5, 0.05, _FAR_STEPS, dtype=c.dtype)
-    (_, best, _), _ = jax.lax.scan(move, (c, c, jnp.full(len(c), jnp.inf, c.dtype)), steps)
-    return best
+    (_, best, least), _ = jax.lax.scan(move, (c, c, jnp.full(len(c), jnp.inf, c.dtype)), steps)
+    return best[jnp.argsort(least)]
 
 
 def _reached(rays: Slice, directions: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """About where each of some rays (k, r) first crosses zero, (k,); inf if it seems not to.
 
-    Each is evaluated at radii from `low` to `high`, and is a line beyond the last kink.
+    Each is evaluated at radii from `low` to `high`, the farthest kink, beyond which it is a line.
     """
-    radii = jnp.geomspace(low, high, _RADII, dtype=low.dtype)
+    ratio = jnp.clip(low / jnp.where(high > 0, high, 1), _LEAST_RADIUS, 1)
+    radii = high * ratio ** jnp.linspace(1, 0, _RADII, dtype=high.dtype)
     radii = jnp.concatenate([jnp.zeros(1, low.dtype), radii])
     rates = directions @ rays.rates.T
-    hidden = rays.z[None, None] + radii[None, :, None] * rates[:, None]
-    values = jax.nn.relu(hidden) @ rays.head + rays.offset
+    values = jax.nn.relu(rays.z[None, None] + radii[None, :, None] * rates[:, None]) @ rays.head + rays.offset
     flipped = values <= 0
     at = jnp.maximum(jnp.argmax(flipped, axis=1), 1)
     after, before = (jnp.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (at, at - 1))
@@ -182,30 +187,42 @@ def _search(
 ) -> _Flips:
     """Smallest flips met by runs from given places (k, r), or known before.
 
-    The radius on which a run goes on is where the output would be zero if it were linear, but within a few
-    per cent, the rate, of the smallest flip that the run has met. Step sizes are relative to the starts' lengths, and fall, as
-    the rates do, from the first to the last along a cosine.
+    The radius on which a run goes on is where the output would be zero if it were linear, but within a few per cent,
+    the rate, of the smallest flip that the run has met. Step sizes are relative to the starts' lengths, and fall, as
+    the rates do, from the first to the last along a cosine. In L∞ least flips lie where many kinks meet, across which
+    gradients jump back and forth: there a ReLU turns on over a part of a step.
     """
     descent = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)))
-    sizes, rates_of_steps = (last + (first - last) * descent for first, last in (step_sizes, rates))
-    metric: Norm = "linf" if norm == "linf" else "l2"
-    unit_step = length(starts, metric)
+    schedule = tuple(last + (first - last) * descent for first, last in (step_sizes, rates))
+    unit_step = length(starts, "linf" if norm == "linf" else "l2")
+    reach = dual_length(rays.rates, norm)
 
     def move(carry: tuple, now: tuple) -> tuple[tuple, None]:
         c, bound, best = carry
-        step, rate = now
-        margin, gradient = rays.value_and_gradient(c)
+        step, rate = now[0] * unit_step, now[1]
+        hidden = rays.preactivations(c)
+        margin = jax.nn.relu(hidden) @ rays.head + rays.offset
+        on = (
+            _blurred(hidden, _BLUR * step[:, None] * reach[None]) if norm == "linf" else (hidden > 0).astype(step.dtype)
+        )
+        gradient = (on * rays.head[None]) @ rays.rates
         size, slope = length(c, norm), dual_length(gradient, norm)
         better = (margin <= 0) & (size < best.sizes)
         best = _Flips(jnp.where(better[:, None], c, best.places), jnp.where(better, size, best.sizes))
         linear = size + margin / slope
         near = jnp.clip(linear, jnp.minimum(bound, best.sizes) * (1 - rate), best.sizes * (1 + rate))
         bound = jnp.where(jnp.isfinite(best.sizes), near, linear)
-        c = c - (step * unit_step)[:, None] * _downhill(gradient, norm)
+        c = c - step[:, None] * _downhill(gradient, norm)
         return (project(c, bound, norm), bound, best), None
 
-    (_, _, best), _ = jax.lax.scan(move, (starts, known.sizes, known), (sizes, rates_of_steps))
+    (_, _, best), _ = jax.lax.scan(move, (starts, known.sizes, known), schedule)
     return best
+
+
+def _blurred(hidden: jax.Array, change: jax.Array) -> jax.Array:
+    """How far ReLUs (k, m) are on, 0 to 1: along a straight line near their kinks, given what a step can change."""
+    width = jnp.maximum(_BLUR * change, jnp.finfo(hidden.dtype).tiny)
+    return jnp.clip(0.5 + hidden / (2 * width), 0, 1)
 
 
 def _downhill(gradient: jax.Array, norm: Norm) -> jax.Array:

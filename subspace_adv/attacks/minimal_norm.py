@@ -16,8 +16,8 @@ def minimal_norm_attack(
     region: jax.Array,
     *,
     norm: Norm = "l2",
-    steps: int = 40,
-    restarts: int = 16,
+    steps: int = 48,
+    restarts: int = 24,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:

@@ -52,7 +52,9 @@ def project(v: jax.Array, radius: jax.Array, norm: Norm) -> jax.Array:
         def newton(_: int, threshold: jax.Array) -> jax.Array:
             above = size > threshold
             excess = jnp.sum(jnp.where(above, size, 0), axis=-1, keepdims=True) - radius
-            return jnp.maximum(threshold, excess / jnp.maximum(jnp.sum(above, axis=-1, keepdims=True, dtype=v.dtype), 1))
+            return jnp.maximum(
+                threshold, excess / jnp.maximum(jnp.sum(above, axis=-1, keepdims=True, dtype=v.dtype), 1)
+            )
 
         threshold = jax.lax.fori_loop(0, min(_THRESHOLD_STEPS, v.shape[-1]), newton, jnp.zeros_like(radius))
         shrunk = jnp.sign(v) * jnp.maximum(size - threshold, 0)
