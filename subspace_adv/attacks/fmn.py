@@ -15,8 +15,9 @@ _LEAST_RADIUS = 1e-6  # of the largest
 _START = 2.0  # times the nearest crossing of all rays, at most, is where runs begin
 _FAR_RAYS, _FAR_KEPT, _FAR_STEPS = 64, 4, 8  # of the search beyond all kinks
 _FAR = 8.0  # times the farthest kink
-_FIRST, _SECOND = (0.7, 0.2), (0.4, 0.01)  # gradient steps of the two rounds, first and last, relative to the start
-_FIRST_RATE, _SECOND_RATE = (0.1, 0.02), (0.05, 0.001)  # most that the radius changes in a step
+# Gradient steps of the two rounds, first and last, relative to the start; and the most that the radius changes in one.
+_FIRST: dict[Norm, tuple[float, float]] = {"l2": (1.0, 0.2), "linf": (0.7, 0.2), "l1": (1.0, 0.2)}
+_FIRST_RATE, _SECOND, _SECOND_RATE = (0.1, 0.02), (0.4, 0.01), (0.1, 0.001)
 _BLUR = 0.2  # of a step: within this distance of its kink, a ReLU counts as partly on in L∞
 _FINALISTS = 2  # the shortest flips met, whose rays are crossed exactly
 
@@ -72,7 +73,7 @@ def fmn_directions(
     starts = _starts(rays, norm, restarts, ray_key, goal)
     none = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
     first_steps = -(-2 * steps // 5)
-    first = _search(rays, starts, none, norm, first_steps, _FIRST, _FIRST_RATE)
+    first = _search(rays, starts, none, norm, first_steps, _FIRST[norm], _FIRST_RATE)
 
     going_on, anew = -(-restarts // 6), -(-restarts // 12)
     best = jnp.argsort(first.sizes)[:going_on]
