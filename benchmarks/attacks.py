@@ -25,6 +25,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import NamedTuple, get_args
 
@@ -38,7 +39,7 @@ from jax import random
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from subspace_adv import attacks, engine, planning
+from subspace_adv import attacks, engine, planning, runner
 from subspace_adv.network import Network
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED
@@ -124,7 +125,10 @@ def trained(sweep: Sweep) -> tuple[Network, np.ndarray, float]:
 
 
 def our_attack(sweep: Sweep, networks: Network, x: np.ndarray, norm: str) -> Callable[[], np.ndarray]:
-    """Our attack on every pair, compiled; calling it returns the perturbations (networks, n, d)."""
+    """Our attack on every pair, compiled; calling it returns the perturbations (networks, n, d).
+
+    As in a sweep, every core has a thread, and each attacks a few networks at once.
+    """
 
     def one(network: Network, seed: jax.Array, x: jax.Array) -> jax.Array:
         attack = functools.partial(
@@ -137,13 +141,22 @@ def our_attack(sweep: Sweep, networks: Network, x: np.ndarray, norm: str) -> Cal
         everywhere = jnp.eye(x.shape[1], dtype=x.dtype)
         return jax.vmap(lambda point, key: attack(network, point, everywhere, key=key).delta)(x, keys)
 
-    given = (networks, np.arange(sweep.cells, dtype=np.uint32), x)
+    def share(networks: Network, seeds: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda own: one(*own, x), (networks, seeds))
+
+    seeds = np.arange(sweep.cells, dtype=np.uint32)
+    parts = np.array_split(seeds, runner.workers())
+    given = [(Network._make(field[part] for field in networks), part, x) for part in parts]
     with jax.enable_x64(True):
-        program = jax.jit(jax.vmap(one, in_axes=(0, 0, None))).lower(*given).compile()
+        programs = {len(part): jax.jit(share).lower(*own).compile() for part, own in zip(parts, given, strict=True)}
+
+    def attack_part(own: tuple) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(programs[len(own[1])](*own))
 
     def call() -> np.ndarray:
-        with jax.enable_x64(True):
-            return np.asarray(program(*given))
+        with ThreadPoolExecutor(len(given)) as pool:
+            return np.concatenate(list(pool.map(attack_part, given)))
 
     return call
 
