@@ -94,8 +94,8 @@ class MeasureSettings(_Table, frozen=True):
 
     regions: _Regions = ("off", "on", "full")
     norms: _Norms = ("l2",)
-    attack_steps: Annotated[int, Field(ge=1, le=100_000)] = 48
-    restarts: Annotated[int, Field(ge=1, le=10_000)] = 24
+    attack_steps: Annotated[int, Field(ge=1, le=100_000)] = 56
+    restarts: Annotated[int, Field(ge=1, le=10_000)] = 32
 
 
 TABLES: Mapping[str, type[_Table]] = {

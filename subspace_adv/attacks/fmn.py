@@ -28,8 +28,8 @@ def fmn_attack(
     region: jax.Array,
     *,
     norm: Norm = "l2",
-    steps: int = 48,
-    restarts: int = 24,
+    steps: int = 56,
+    restarts: int = 32,
     key: jax.Array,
     toward: jax.Array | None = None,
 ) -> AttackResult:
