@@ -38,9 +38,9 @@ def fmn_attack(
     In a first round, runs begin where rays cross the decision boundary: the steepest descent, the direction against
     all neurons, the one toward a given point, that of the steepest descent far beyond all kinks, and random ones (in
     L∞ sign vectors too, in L1 the coordinate axes), most of them those that cross first. In a second round the best
-    sixth of the runs goes on with finer steps, and half as many begin around the best flip found. The rays of the best
-    perturbations are extended or shortened to their own exact crossings. The search runs in float32, the crossings in
-    the network's dtype.
+    sixth of the runs goes on with finer steps, and half as many begin around the best flip found, each nearer and with
+    finer steps than the one before. The rays of the best perturbations are extended or shortened to their own exact
+    crossings. The search runs in float32, the crossings in the network's dtype.
 
     Args:
         network: weight (m, d).
@@ -73,17 +73,19 @@ def fmn_directions(
     starts = _starts(rays, norm, restarts, ray_key, goal)
     none = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
     first_steps = -(-2 * steps // 5)
-    first = _search(rays, starts, none, norm, first_steps, _FIRST[norm], _FIRST_RATE)
+    first = _search(rays, starts, none, jnp.ones_like(none.sizes), norm, first_steps, _FIRST[norm], _FIRST_RATE)
 
     going_on, anew = -(-restarts // 6), -(-restarts // 12)
     best = jnp.argsort(first.sizes)[:going_on]
     kept = jax.tree.map(lambda a: a[best], first)
     flips = jnp.isfinite(kept.sizes)[:, None]
     noise = unit(random.normal(near_key, (anew, starts.shape[1]), jnp.float32), norm)
-    near = unit(unit(kept.places[:1], norm) + noise, norm) * kept.sizes[0]
+    scale = 4.0 ** -jnp.arange(anew, dtype=jnp.float32)
+    near = unit(unit(kept.places[:1], norm) + scale[:, None] * noise, norm) * kept.sizes[0]
     begin = [jnp.where(flips, kept.places, starts[best]), jnp.where(flips[0], near, starts[:anew])]
     known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, none)
-    second = _search(rays, jnp.concatenate(begin), known, norm, steps - first_steps, _SECOND, _SECOND_RATE)
+    scales = jnp.concatenate([jnp.ones_like(kept.sizes), scale])
+    second = _search(rays, jnp.concatenate(begin), known, scales, norm, steps - first_steps, _SECOND, _SECOND_RATE)
 
     places, sizes = (jnp.concatenate(pair) for pair in zip(first, second, strict=True))
     nearest = jnp.argmin(length(starts, norm))
@@ -181,6 +183,7 @@ def _search(
     rays: Slice,
     starts: jax.Array,
     known: _Flips,
+    scales: jax.Array,
     norm: Norm,
     steps: int,
     step_sizes: tuple[float, float],
@@ -189,13 +192,13 @@ def _search(
     """Smallest flips met by runs from given places (k, r), or known before.
 
     The radius on which a run goes on is where the output would be zero if it were linear, but within a few per cent,
-    the rate, of the smallest flip that the run has met. Step sizes are relative to the starts' lengths, and fall, as
-    the rates do, from the first to the last along a cosine. In L∞ least flips lie where many kinks meet, across which
-    gradients jump back and forth: there a ReLU turns on over a part of a step.
+    the rate, of the smallest flip that the run has met. Step sizes are relative to the starts' lengths times the runs'
+    scales (k,), and fall, as the rates do, from the first to the last along a cosine. In L∞ least flips lie where many
+    kinks meet, across which gradients jump back and forth: there a ReLU turns on over a part of a step.
     """
     descent = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)))
     schedule = tuple(last + (first - last) * descent for first, last in (step_sizes, rates))
-    unit_step = length(starts, "linf" if norm == "linf" else "l2")
+    unit_step = scales * length(starts, "linf" if norm == "linf" else "l2")
     reach = dual_length(rays.rates, norm)
 
     def move(carry: tuple, now: tuple) -> tuple[tuple, None]:
