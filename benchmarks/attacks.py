@@ -1,17 +1,18 @@
 """Minimal-norm attacks in the full space beside Foolbox's, on the same trained networks and points; one run, ratios.
 
-Claim: in one compiled call, this package's attack is never over 1 % worse than one of Foolbox's on any pair of network
-and point, and takes a hundredth of the time of a Foolbox minimum-norm attack that goes from network to network. Under
-the table stands how far the run bears this out. Measured so far, in L2, L∞ and L1: at worst 1.007 times as long as any
-peer's on any pair, as good or better (within 0.1 %) on 97 to 100 % of the pairs. The factor in time falls short: 7 to
-112 over FMN and DDN with the library's defaults, 82 to 893 over their 1,000 steps. benchmarks/README.md holds the
-last table and says how to run.
+Claim: this package's attack is never over 1 % worse than one of Foolbox's on any pair of network and point, and takes
+a hundredth of the time of a Foolbox minimum-norm attack that goes from network to network. Under the table stands how
+far the run bears this out. Measured so far, in L2, L∞ and L1: at worst 1.003 times as long as any peer's on any pair,
+as good or better (within 0.1 %) on 99.8 to 100 % of the pairs. The factor in time is 206 to 1,674 over FMN and DDN
+with 1,000 steps, and 284 to 2,156 over all peers of a norm together, but falls short over a single one with the
+library's defaults: 94 to 165 in the plane, 21 to 28 in 20 dimensions. benchmarks/README.md holds the last table and
+says how to run.
 
-Ours is `minimal_norm_attack` with the defaults of [measure], in float64, vmapped over networks and points; compilation
-is left out. It is timed around every peer, and the median is taken. A peer runs in float64 too, with the library's
-defaults, or generously: with 1,000 steps (DeepFool also with a twentieth of the overshoot) and its inputs in units of
-the median distance, so that a first step of length 1 suits the networks. Its perturbations are checked in NumPy and
-count only if they flip the sign of the output.
+Ours is `minimal_norm_attack` with the defaults of [measure], in float64, vmapped over the points of a network, networks
+shared out among the cores as in a sweep; compilation is left out. It is timed around every peer, and the median is
+taken. A peer runs in float64 too, with the library's defaults, or generously: with 1,000 steps (DeepFool also with a
+twentieth of the overshoot) and its inputs in units of the median distance, so that a first step of length 1 suits the
+networks. Its perturbations are checked in NumPy and count only if they flip the sign of the output.
 
 Foolbox attacks one network at a time. The peers' loops are timed on some of the networks and scaled up linearly. A
 module with another network for every few rows of its batch, which no user has at hand, gives a peer all networks at

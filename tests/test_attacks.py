@@ -243,6 +243,21 @@ def test_attack_is_near_the_least_distance_over_all_directions_of_a_plane():
         assert np.isinf(found[~flips]).all()
 
 
+def test_attack_finds_a_narrow_cone_far_beyond_all_kinks():
+    """N = 100 − (c₁ + ½) + 30·|c₂| beyond the kinks, turned by many angles: one direction in a hundred flips at all."""
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    axes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    turned = [axes @ np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]).T for a in angles]
+    networks = reference.stacked([Network(w, np.full(4, 0.5), np.array([-1, 5, 30, 30]), 100.0) for w in turned])
+
+    def attack(network: Network, key: jax.Array) -> attacks.AttackResult:
+        return attacks.minimal_norm_attack(network, jnp.zeros(2), jnp.eye(2), key=key)
+
+    with jax.enable_x64(True):
+        found = jax.jit(jax.vmap(attack))(networks, jax.random.split(jax.random.key(0), len(angles)))
+    np.testing.assert_allclose(found.distance, 129.5, rtol=1e-2)
+
+
 @pytest.mark.parametrize(("region", "dtype"), ATTACKS)
 def test_attack_that_fails_is_infinite_and_not_adversarial(region, dtype):
     found = _attacked(region, dtype)
