@@ -181,7 +181,7 @@ def _within_cap(
         down = jnp.where(r * falls >= height * reach, r * reach, rim + height * falls)
         up = jnp.where(-r * falls >= height * reach, r * reach, rim - height * falls)
         return down, up
-    along = jax.vmap(lambda a: steepest(a, norm))(rates) @ toward
+    along = steepest(rates, norm) @ toward
 
     def most(side: int) -> jax.Array:
         # λ = p/q, multiplied out as divisions are dear.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from optimum import ORDER
 from reference import Ray
 
 from subspace_adv import attacks
@@ -256,8 +257,7 @@ def test_attack_finds_a_narrow_cone_far_beyond_all_kinks(norm):
 
     with jax.enable_x64(True):
         found = jax.jit(jax.vmap(attack), compiler_options=QUICK)(networks, jax.random.split(jax.random.key(0), 24))
-    order = {"l2": 2, "linf": np.inf, "l1": 1}[norm]
-    along_the_cone = 159.5 * np.array([np.linalg.norm(weight[0], order) for weight in turned])
+    along_the_cone = 159.5 * np.array([np.linalg.norm(weight[0], ORDER[norm]) for weight in turned])
     assert (np.asarray(found.distance) <= 1.01 * along_the_cone).all()
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from optimum import DUAL_ORDER, ORDER
 from reference import Ray
 
 from subspace_adv.certificates import _within_cap, crown_certificate, kink_certificate
@@ -16,8 +17,6 @@ from subspace_adv.subspace import from_directions
 D, PADDED, NETWORKS = 5, 200, 60
 SUBSPACE = from_directions(np.random.default_rng(5).standard_normal((D, 2)))
 REGIONS = {"on": SUBSPACE.basis, "off": SUBSPACE.complement, "full": np.eye(D), "line": SUBSPACE.complement[:, :1]}
-ORDER = {"l2": 2, "linf": np.inf, "l1": 1}
-DUAL_ORDER = {"l2": 2, "linf": 1, "l1": np.inf}
 
 
 @functools.cache

@@ -107,11 +107,11 @@ def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Ar
     informed = [-steepest(gradient, norm), -gradient, -rays.head @ rays.rates, far[0]]
     if goal is not None:
         informed.append(goal)
-    drawn = random.normal(key, (2 * restarts, r), jnp.float32)
+    drawn = random.normal(key, (restarts if norm == "l1" else 2 * restarts, r), jnp.float32)
     if norm == "linf":
-        drawn = jnp.where(jnp.arange(2 * restarts)[:, None] % 2 == 0, jnp.sign(drawn), drawn)
+        drawn = jnp.where(jnp.arange(len(drawn))[:, None] % 2 == 0, jnp.sign(drawn), drawn)
     if norm == "l1":
-        drawn = jnp.concatenate([drawn[:restarts], _steepest_axes(rays, gradient, 4 * restarts)])
+        drawn = jnp.concatenate([drawn, _steepest_axes(rays, gradient, 4 * restarts)])
     directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
     speed, kink = dual_length(gradient, norm), rays.farthest_kink(norm)
     first_order = jnp.where(speed > 0, margin / jnp.where(speed > 0, speed, 1), kink)

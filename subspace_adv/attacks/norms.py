@@ -36,8 +36,8 @@ def steepest(v: jax.Array, norm: Norm) -> jax.Array:
         return unit(v, norm)
     if norm == "linf":
         return jnp.sign(v)
-    largest = jnp.argmax(jnp.abs(v), axis=-1)[..., None]
-    return jnp.where(jnp.arange(v.shape[-1]) == largest, jnp.sign(v), 0)
+    largest = jnp.argmax(jnp.abs(v), axis=-1, keepdims=True)
+    return jnp.where(jnp.broadcast_to(jnp.arange(v.shape[-1]), v.shape) == largest, jnp.sign(v), 0)
 
 
 def project(v: jax.Array, radius: jax.Array, norm: Norm) -> jax.Array:
