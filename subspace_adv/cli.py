@@ -77,13 +77,19 @@ def plan(sweep: SweepFile, /, *overrides: Overrides) -> None:
     print(f"net-steps  at most {todo.max_net_steps:.3g}")
     seconds = todo.max_seconds(runner.workers())
     print(f"time       roughly {_duration(seconds)} of training here, if no network stops before max_steps")
-    table = _table("group", "cells", "chunks", "width (padded)", "points", "ambient dim", "lanes", "optimizer", "loss")
+    table = _table(
+        "group", "cells", "chunks", "width (padded)", "points", "ambient dim", "trained in", "optimizer", "loss"
+    )
     for i, group in enumerate(todo.groups):
         p = group.program
         chunks = sum(chunk.group is group for chunk in todo.chunks)
-        row = (i, len(group.cells), chunks, p.padded_width, p.samples, p.ambient_dim, group.lanes)
+        row = (i, len(group.cells), chunks, p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
         table.add_row(*map(str, row), p.recipe.optimizer, p.recipe.loss)
     _stdout().print(table)
+    for reduced, why in dict.fromkeys((group.program.reduced, group.why) for group in todo.groups):
+        places = [str(i) for i, group in enumerate(todo.groups) if (group.program.reduced, group.why) == (reduced, why)]
+        trained = "the span of the data, exactly" if reduced else "all ambient coordinates"
+        print(f"group {', '.join(places)}: trained in {trained}: {why}")
 
 
 @app.command

@@ -1,10 +1,14 @@
-"""Labelled points on a low-dimensional subspace, drawn on the host in float64 from a data seed."""
+"""Labelled points on a low-dimensional subspace, drawn on the host in float64 from a data seed.
+
+Points are held by their coordinates in the linear span of their subspace, so that nothing here grows with the ambient
+dimension; `span_basis` tells where that span lies.
+"""
 
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from subspace_adv.subspace import Subspace, axis_aligned, from_directions
+from subspace_adv.subspace import Subspace, axis_aligned, orthonormal
 
 Kind = Literal["line", "chessboard", "subspace"]
 Basis = Literal["random", "axis-aligned"]
@@ -17,17 +21,27 @@ CLUSTER_SPREAD = 0.1
 HELDOUT = 16
 """Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""
 
-FIXED_SHAPES = {"line": (7, 2, 1), "chessboard": (25, 3, 2)}
-"""(points, ambient dimension, subspace dimension) of the kinds that have no choice of them."""
+
+class Shape(NamedTuple):
+    """Sizes of a dataset; static and hashable."""
+
+    samples: int  # n
+    ambient_dim: int  # d
+    subspace_dim: int  # k
+    span_dim: int  # r, of the linear span of the subspace: k, or k + 1 where it is affine
+
+
+FIXED_SHAPES = {"line": Shape(7, 2, 1, 1), "chessboard": Shape(25, 3, 2, 3)}
+"""Shapes of the kinds that have no choice of them."""
 
 
 class Data(NamedTuple):
-    """Training points, the subspace they lie in, and further points of it."""
+    """Training points, the subspace they lie in, and further points of it, in coordinates of its linear span."""
 
-    x: np.ndarray  # (n, d) float32
+    x: np.ndarray  # (n, r) float32
     y: np.ndarray  # (n,) float32, −1 or +1
-    subspace: Subspace  # float64 bases
-    heldout: np.ndarray  # (HELDOUT, d) float32
+    subspace: Subspace  # float64 bases, (r, k) and (r, r − k)
+    heldout: np.ndarray  # (HELDOUT, r) float32
 
 
 def line() -> Data:
@@ -37,8 +51,8 @@ def line() -> Data:
     """
     t = np.linspace(-1.0, 1.0, 7)
     labels = np.where(np.arange(7) % 2 == 0, -1, 1)
-    heldout = np.random.default_rng(0).uniform(-1, 1, (HELDOUT, 1)) * np.ones(2)
-    return _data(np.stack([t, t], axis=1), labels, from_directions(np.ones((2, 1))), heldout)
+    heldout = np.random.default_rng(0).uniform(-1, 1, (HELDOUT, 1))
+    return _data(np.sqrt(2) * t[:, None], labels, axis_aligned(1, 1), np.sqrt(2) * heldout)
 
 
 def chessboard() -> Data:
@@ -55,35 +69,20 @@ def chessboard() -> Data:
 
 
 def random_subspace(
-    *,
-    ambient_dim: int,
-    subspace_dim: int,
-    samples: int,
-    basis: Basis,
-    distribution: Distribution,
-    labels: Labels,
-    data_seed: int,
+    *, subspace_dim: int, samples: int, distribution: Distribution, labels: Labels, data_seed: int
 ) -> Data:
-    """Points on a k-dimensional linear subspace of R^d.
+    """Points on a k-dimensional linear subspace, wherever `span_basis` places it.
 
-    The coordinates within the subspace and the labels depend on everything but `ambient_dim` and `basis`, so
-    the same points can be placed in spaces of different dimension. Held out: fresh draws of the same law.
+    Held out: fresh draws of the same law.
 
     Args:
-        ambient_dim: d, the dimension of the space.
-        subspace_dim: k ≤ d, the dimension of the subspace.
+        subspace_dim: k, the dimension of the subspace.
         samples: n, the number of points.
-        basis: "random" (uniform among k-dimensional subspaces) or "axis-aligned" (the first k axes).
         distribution: coordinates "gaussian" (standard normal) or on the "sphere" of radius √k.
         labels: "random" signs; "halfspace", the side of a random hyperplane of the subspace through 0; or
             "clusters", points around min(2k, n) centres ±√k·eⱼ, half of which carry each label.
         data_seed: seed of all draws.
-
-    Raises:
-        ValueError: if k > d.
     """
-    if subspace_dim > ambient_dim:
-        raise ValueError(f"subspace_dim {subspace_dim} is over ambient_dim {ambient_dim}")
     k = subspace_dim
     points_rng, labels_rng, heldout_rng = (np.random.default_rng([data_seed, stream]) for stream in (0, 1, 3))
     coordinates, heldout = points_rng.standard_normal((samples, k)), heldout_rng.standard_normal((HELDOUT, k))
@@ -101,12 +100,32 @@ def random_subspace(
         )
     if labels == "halfspace":
         y = np.where(coordinates @ labels_rng.standard_normal(k) >= 0, 1, -1)
+    return _data(coordinates, y, axis_aligned(k, k), heldout)
+
+
+def span_basis(kind: Kind, *, ambient_dim: int, subspace_dim: int, basis: Basis, data_seed: int) -> np.ndarray:
+    """Orthonormal basis Q (d, r) of the span that a dataset's coordinates refer to: points are x Qᵀ in R^d; float64.
+
+    Args:
+        kind: of the dataset; the other arguments describe kind "subspace".
+        ambient_dim: d, the dimension of the space.
+        subspace_dim: k, the dimension of the subspace.
+        basis: "random" (uniform among k-dimensional subspaces) or "axis-aligned" (the first k axes).
+        data_seed: seed of the draw.
+
+    Raises:
+        ValueError: if k > d.
+    """
+    if kind == "line":
+        return np.full((2, 1), np.sqrt(0.5))
+    if kind == "chessboard":
+        return np.eye(3)
+    if subspace_dim > ambient_dim:
+        raise ValueError(f"subspace_dim {subspace_dim} is over ambient_dim {ambient_dim}")
     if basis == "axis-aligned":
-        subspace = axis_aligned(ambient_dim, k)
-    else:
-        basis_rng = np.random.default_rng([data_seed, 2, ambient_dim])
-        subspace = from_directions(basis_rng.standard_normal((ambient_dim, k)))
-    return _data(coordinates @ subspace.basis.T, y, subspace, heldout @ subspace.basis.T)
+        return np.eye(ambient_dim, subspace_dim)
+    basis_rng = np.random.default_rng([data_seed, 2, ambient_dim])
+    return orthonormal(basis_rng.standard_normal((ambient_dim, subspace_dim)))
 
 
 def _data(x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray) -> Data:

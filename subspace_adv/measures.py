@@ -120,8 +120,11 @@ def measure(
     key: jax.Array,
     *,
     recording: Recording,
+    unseen: int = 0,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
+
+    Coordinates may be those of R^d or, for L2 alone, canonical ones (F6 in docs/theory.md).
 
     Args:
         network: weight (m, d).
@@ -131,6 +134,7 @@ def measure(
         heldout: further points of the subspace (h, d).
         key: typed PRNG key of the attacks' random starts and of the random direction.
         recording: regions, norms, attack effort; static.
+        unseen: dimensions off the subspace that the coordinates leave out, as no weight has a part there; static.
 
     Returns:
         The arrays named by `variables`, () per cell, (n,) per point and (h,) per held-out point.
@@ -144,7 +148,7 @@ def measure(
     def distance(values: jax.Array) -> jax.Array:
         return jnp.where(wrong, 0, values)
 
-    drawn = random_direction(random.fold_in(key, _DIRECTION_STREAM), subspace.complement)
+    drawn = random_direction(random.fold_in(key, _DIRECTION_STREAM), subspace.complement, unseen)
     points = jnp.concatenate([x, heldout])
     universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement))(points)
     along_drawn = jax.vmap(lambda point: descent_distance(network, point, drawn))(points)

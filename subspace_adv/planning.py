@@ -2,13 +2,14 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspace_adv.data import FIXED_SHAPES, Data, chessboard, line, random_subspace
+from subspace_adv.data import FIXED_SHAPES, Data, Shape, chessboard, line, random_subspace, span_basis
 from subspace_adv.measures import Recording, variables
-from subspace_adv.network import Init, padded_width
+from subspace_adv.network import Law, padded_width
+from subspace_adv.subspace import Subspace, from_directions
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import Recipe, trained_fields
 
@@ -28,14 +29,27 @@ _FLOPS_PER_SECOND = 1e10
 class Program(NamedTuple):
     """Everything that shapes a group's compiled code; static and hashable."""
 
-    law: Init
-    padded_width: int
+    law: Law
     recipe: Recipe
     recording: Recording
-    samples: int
-    ambient_dim: int
-    subspace_dim: int
+    shape: Shape  # of the data
+    reduced: bool  # trained in coordinates of the data's span, or of all of R^d
     shared_data: bool  # one dataset for all cells of the group, or one of equal shape for each
+
+    @property
+    def inputs(self) -> int:
+        """Coordinates of the points that networks train on."""
+        return self.shape.span_dim if self.reduced else self.shape.ambient_dim
+
+    @property
+    def canonical(self) -> bool:
+        """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
+        return self.recording.norms == ("l2",)
+
+    @property
+    def reads_basis(self) -> bool:
+        """Whether it matters where the span lies in R^d."""
+        return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))
 
 
 class Chunk(NamedTuple):
@@ -50,6 +64,7 @@ class Group(NamedTuple):
     """Cells that share compiled programs."""
 
     program: Program
+    why: str  # it is reduced, or not
     cells: np.ndarray  # flat indices into the grid, ascending
     max_steps: int
     lanes: int  # networks that train side by side
@@ -58,8 +73,8 @@ class Group(NamedTuple):
     @property
     def step_flops(self) -> int:
         """Floating-point operations of one gradient step of one network."""
-        n, m, d = self.program.samples, self.program.padded_width, self.program.ambient_dim
-        return n * m * (4 * (d + 1) + 5) + m * (4 * (d + 1) + 6)
+        p = self.program
+        return step_flops(p.shape.samples, p.law.padded_width, p.inputs, biases="bias" in p.recipe.trained)
 
     @property
     def chunk_cells(self) -> int:
@@ -77,9 +92,9 @@ class Group(NamedTuple):
     def cell_bytes(self) -> int:
         """Bytes a cell takes in the results folder, uncompressed."""
         p = self.program
-        network = 4 * (p.padded_width * (p.ambient_dim + 2) + 1)
+        network = 4 * (p.law.padded_width * (p.inputs + 2) + 1)
         recorded = variables(p.recording.regions, p.recording.norms).values()
-        return network + 5 + sum(4 * v.values(p.samples) for v in recorded)
+        return network + 5 + sum(4 * v.values(p.shape.samples) for v in recorded)
 
 
 class Plan(NamedTuple):
@@ -118,25 +133,57 @@ class Plan(NamedTuple):
         return flops / (_FLOPS_PER_SECOND * workers)
 
 
+def step_flops(samples: int, width: int, inputs: int, *, biases: bool) -> int:
+    """Floating-point operations of one gradient step of one network; a bias counts as one more input."""
+    r = inputs + biases
+    return samples * width * (4 * r + 5) + width * (4 * r + 6)
+
+
+def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tuple[bool, str]:
+    """Whether training in coordinates of the data's span is exact (F1, F2 in docs/theory.md), and why.
+
+    Args:
+        settings: of the data.
+        optimizer: by name.
+        weight_decay: λ.
+    """
+    shape = data_shape(settings)
+    axis_aligned = settings.kind == "chessboard" or (settings.kind == "subspace" and settings.basis == "axis-aligned")
+    whole = shape.span_dim == shape.ambient_dim
+    if optimizer != "adam":
+        return True, f"{optimizer} moves weights off the span of the data by decay alone"
+    if not axis_aligned:
+        return False, "adam steps by coordinates, and the span of the data is not one of coordinate axes"
+    if whole:
+        return True, "the data span the whole space"
+    if weight_decay:
+        return False, "adam lets every weight off the span decay in its own way"
+    return True, "adam without decay leaves weights off the span of the data alone"
+
+
 def plan(sweep: Sweep) -> Plan:
     """Cut a sweep into groups that share compiled programs and chunks that are saved together."""
-    varying = [leaf for leaf in sweep.axes if leaf in _PROGRAM_LEAVES]
+    leaves = {*_PROGRAM_LEAVES, "weight_decay"} if "adam" in sweep.values("optimizer") else _PROGRAM_LEAVES
+    varying = [leaf for leaf in sweep.axes if leaf in leaves]
     grid = np.arange(sweep.cells).reshape(sweep.shape)
-    members: dict[tuple, list[np.ndarray]] = {}
-    datasets: dict[tuple, set[DataSettings]] = {}
+    members: dict[Program, list[np.ndarray]] = {}
+    datasets: dict[Program, set[DataSettings]] = {}
+    reasons: dict[Program, str] = {}
     for place in itertools.product(*(range(len(sweep.axes[leaf])) for leaf in varying)):
         at = dict(zip(varying, place, strict=True))
         cells = grid[tuple(at.get(leaf, slice(None)) for leaf in sweep.axes)].ravel()
-        key, settings = _program_key(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()})
-        members.setdefault(key, []).append(cells)
-        datasets.setdefault(key, set()).add(settings)
+        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()})
+        members.setdefault(program, []).append(cells)
+        datasets.setdefault(program, set()).add(settings)
+        reasons.setdefault(program, why)
     groups = []
-    for key, parts in members.items():
+    for program, parts in members.items():
         cells = np.sort(np.concatenate(parts))
-        program = Program(*key, shared_data=len(datasets[key]) == 1)
         lanes, tail_lanes = _lanes(program, len(cells))
         max_steps = int(sweep.column("max_steps", cells).max())
-        groups.append(Group(program, cells, max_steps, lanes, tail_lanes))
+        why = reasons[program]
+        program = program._replace(shared_data=len(datasets[program]) == 1)
+        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes))
     chunks = []
     for group in groups:
         for start in range(0, len(group.cells), group.chunk_cells):
@@ -155,35 +202,50 @@ def data_settings(sweep: Sweep, values: dict) -> DataSettings:
     return DataSettings(**merged) if merged["kind"] == "subspace" else DataSettings(kind=merged["kind"])
 
 
-@functools.lru_cache(maxsize=4096)
+def data_shape(settings: DataSettings) -> Shape:
+    """Sizes of the dataset that a `[data]` table describes."""
+    k = settings.subspace_dim
+    return FIXED_SHAPES.get(settings.kind) or Shape(settings.samples, settings.ambient_dim, k, k)
+
+
 def load_data(settings: DataSettings) -> Data:
-    """The dataset that a `[data]` table describes."""
+    """The dataset that a `[data]` table describes, in coordinates of its span."""
     if settings.kind == "line":
         return line()
     if settings.kind == "chessboard":
         return chessboard()
-    return random_subspace(**settings.model_dump(exclude={"kind"}))
+    return _load_subspace(**settings.model_dump(exclude={"kind", "ambient_dim", "basis"}))
 
 
-def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[Data], np.ndarray]:
-    """The distinct datasets of some cells, and which of them each cell has."""
+_load_subspace = functools.lru_cache(maxsize=4096)(random_subspace)
+
+
+@functools.lru_cache(maxsize=64)
+def load_span(settings: DataSettings, *, complete: bool = False) -> Subspace:
+    """Where the span of a dataset lies: its basis (d, r) and, where `complete`, that of its complement (else empty)."""
+    basis = span_basis(**settings.model_dump(exclude={"samples", "distribution", "labels"}))
+    return from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
+
+
+def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[DataSettings], np.ndarray]:
+    """The distinct `[data]` tables of some cells, and which of them each cell has."""
     names = data_leaves(sweep)
     if not names:
-        return [load_data(data_settings(sweep, {}))], np.zeros(len(cells), np.int64)
+        return [data_settings(sweep, {})], np.zeros(len(cells), np.int64)
     columns = [sweep.column(leaf, cells) for leaf in names]
     number: dict[DataSettings, int] = {}
     which = np.empty(len(cells), np.int64)
     for i, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         settings = data_settings(sweep, dict(zip(names, values, strict=True)))
         which[i] = number.setdefault(settings, len(number))
-    return [load_data(settings) for settings in number], which
+    return list(number), which
 
 
-def grid_data(sweep: Sweep) -> tuple[list[Data], np.ndarray]:
-    """The distinct datasets of a sweep, and which of them each cell has.
+def grid_data(sweep: Sweep) -> tuple[list[DataSettings], np.ndarray]:
+    """The distinct `[data]` tables of a sweep, and which of them each cell has.
 
     Returns:
-        The datasets, and their indices with one dimension for each axis of the sweep, of length 1 where the data do
+        The tables, and their indices with one dimension for each axis of the sweep, of length 1 where the data do
         not depend on it.
     """
     names = data_leaves(sweep)
@@ -194,23 +256,27 @@ def grid_data(sweep: Sweep) -> tuple[list[Data], np.ndarray]:
     return datasets, which.reshape(first.shape)
 
 
-def _program_key(sweep: Sweep, values: dict) -> tuple[tuple, DataSettings]:
-    def value(leaf: str) -> object:
+def _program(sweep: Sweep, values: dict) -> tuple[Program, DataSettings, str]:
+    """Program and data of cells, given their values on the axes that shape it, and why it is reduced or not."""
+
+    def value(leaf: str) -> Any:
         return values[leaf] if leaf in values else sweep.values(leaf)[0]
 
     settings = data_settings(sweep, values)
-    chosen_shape = (settings.samples, settings.ambient_dim, settings.subspace_dim)
-    shapes = FIXED_SHAPES.get(settings.kind, chosen_shape)
-    law = value("init")
-    trainable = value("trainable") or ("hidden" if law == "theory" else "all")
-    recipe = Recipe(value("loss"), value("optimizer"), trained_fields(law, trainable))  # pyright: ignore
-    effort = (value("attack_steps"), value("restarts"))
-    recording = Recording(sweep.measure.regions, sweep.measure.norms, *effort, recipe.loss)  # pyright: ignore
-    return (law, padded_width(value("width")), recipe, recording, *shapes), settings  # pyright: ignore
+    shape = data_shape(settings)
+    init = value("init")
+    trainable = value("trainable") or ("hidden" if init == "theory" else "all")
+    recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable))
+    recording = Recording(
+        sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
+    )
+    law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
+    reduced, why = reduction(settings, recipe.optimizer, value("weight_decay"))
+    return Program(law, recipe, recording, shape, reduced, shared_data=True), settings, why
 
 
 def _lanes(program: Program, cells: int) -> tuple[int, int]:
-    activations = 4 * program.samples * program.padded_width
+    activations = 4 * program.shape.samples * program.law.padded_width
     lanes = 4
     while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:
         lanes *= 2

@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 
 from subspace_adv import theory
-from subspace_adv.data import Data
 from subspace_adv.measures import Variable
-from subspace_adv.sweep import Sweep
+from subspace_adv.network import GAUSSIAN
+from subspace_adv.planning import data_shape, reduction
+from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
-
-GAUSSIAN = ("theory", "paper-code")
-"""Initial laws whose first-layer weights are N(0, β²), β = init_scale / √d."""
 
 _DECAY_HOLDS = (
     "NaN where training moves the part in ways of its own: adam, but for points and region on coordinate axes apart "
@@ -57,14 +55,18 @@ OfData = Callable[[list], np.ndarray]
 
 
 def predict(
-    sweep: Sweep, recorded: dict[str, np.ndarray], datasets: Sequence[Data], which: np.ndarray, labels: np.ndarray
+    sweep: Sweep,
+    recorded: dict[str, np.ndarray],
+    datasets: Sequence[DataSettings],
+    which: np.ndarray,
+    labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Predictions for all cells of a grid.
 
     Args:
         sweep: the sweep.
         recorded: what was recorded, (cells,) or (cells, points); NaN where pending.
-        datasets: the distinct datasets of the grid.
+        datasets: the distinct `[data]` tables of the grid.
         which: the dataset of each cell, as from `planning.grid_data`.
         labels: training labels (datasets, points); 0 where there is no such point.
 
@@ -84,12 +86,13 @@ def predict(
     def per_point(factor: np.ndarray) -> np.ndarray:
         return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
 
+    shapes = [data_shape(settings) for settings in datasets]
     rho = np.where(_off_untrained(setting, of_data, datasets), _decay(sweep, setting, recorded), np.nan)
     beta = np.where(np.isin(setting("init", None), GAUSSIAN), setting("init_scale"), np.nan) / np.sqrt(
-        of_data([data.x.shape[1] for data in datasets])
+        of_data([shape.ambient_dim for shape in shapes])
     )
     scale = np.abs(rho) * beta
-    codimension = np.maximum(of_data([data.subspace.complement.shape[1] for data in datasets]), 1)
+    codimension = np.maximum(of_data([shape.ambient_dim - shape.subspace_dim for shape in shapes]), 1)
     lower_bound, upper_bound = theory.length_bounds(codimension)
     universal = theory.universal_distance(
         recorded["output"],
@@ -112,11 +115,11 @@ def predict(
     }
 
 
-def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[Data]) -> np.ndarray:
+def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSettings]) -> np.ndarray:
     """Where training does to the off part what `theory.decay` says, and there is an off part."""
-    regions = [(data.x, np.asarray(data.subspace.complement)) for data in datasets]
-    by_any = of_data([complement.size > 0 and theory.is_off_untrained(x, complement) for x, complement in regions])
-    by_adam = of_data([theory.is_off_apart(x, complement) for x, complement in regions])
+    shapes = [data_shape(settings) for settings in datasets]
+    by_any = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
+    by_adam = of_data([reduction(settings, "adam", 0)[0] for settings in datasets])
     return by_any & ((setting("optimizer", None) != "adam") | (by_adam & (setting("weight_decay") == 0)))
 
 

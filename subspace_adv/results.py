@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data
+from subspace_adv import engine
+from subspace_adv.data import HELDOUT
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
-from subspace_adv.planning import data_leaves, grid_data
+from subspace_adv.planning import cell_data, data_leaves, data_shape, grid_data, load_data, load_span, plan
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import Sweep, UserError, brief, nearest
+from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 
@@ -47,13 +48,15 @@ def open_results(folder: str | Path) -> xr.Dataset:
     for name, variable in table.items():
         shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
-    for entry, chunk in _committed(store):
+    for _, cells, chunk in _committed(store):
         for name, values in arrays.items():
-            place = (entry, slice(chunk[name].shape[1])) if values.ndim == 2 else entry
+            place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
             values[place] = chunk[name]
     arrays |= predict(sweep, arrays, datasets, which, labels)
-    axes, data_axes = list(sweep.axes), data_leaves(sweep)
-    which = which.reshape([len(sweep.axes[axis]) for axis in data_axes])
+    axes = list(sweep.axes)
+    # Where a subspace lies changes neither labels nor coordinates within it.
+    data_axes = [axis for axis in data_leaves(sweep) if axis not in ("ambient_dim", "basis")]
+    which = which[tuple(slice(None) if axis in data_axes else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
             _shown(name, axes): (
@@ -79,9 +82,12 @@ def open_results(folder: str | Path) -> xr.Dataset:
     }
     dataset["steps"].attrs = {"long_name": "gradient steps taken", "units": "1"}
     dataset["label"].attrs = {"long_name": "training label, −1 or +1; 0 where there is no such point"}
-    dataset["input"].attrs = {"long_name": "training point in ambient coordinates", "units": "input length"}
-    dataset["heldout_input"].attrs = {"long_name": "held-out point in ambient coordinates", "units": "input length"}
+    dataset["input"].attrs = {"long_name": f"training point, {_COORDINATES}", "units": "input length"}
+    dataset["heldout_input"].attrs = {"long_name": f"held-out point, {_COORDINATES}", "units": "input length"}
     return dataset
+
+
+_COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"
 
 
 def _inner(variable: Variable) -> tuple[str, ...]:
@@ -117,15 +123,18 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
     m, d = int(sweep.column("width", chosen).max()), _largest_dimension(sweep, chosen)
     shapes = {"weight": (m, d), "bias": (m,), "head": (m,), "head_bias": ()}
     found = {name: np.full((len(chosen), *inner), np.nan, np.float32) for name, inner in shapes.items()}
+    chunks = plan(sweep).chunks
     any_trained = False
-    for cells, chunk in _committed(store, chosen):
+    for number, cells, arrays in _committed(store, chosen):
         any_trained = True
         mine = np.isin(cells, chosen)
         place = np.searchsorted(chosen, cells[mine])
+        trained = {name: values[mine] for name, values in arrays.items()}
+        networks = engine.ambient_networks(sweep, chunks[number]._replace(cells=cells[mine]), trained)
         for name, values in found.items():
-            trained = chunk[name][mine][:, :m] if values.ndim > 1 else chunk[name][mine]
+            held = getattr(networks, name)[:, :m] if values.ndim > 1 else getattr(networks, name)
             values[place] = 0
-            values[(place, *map(slice, trained.shape[1:]))] = trained
+            values[(place, *map(slice, held.shape[1:]))] = held
     if not any_trained:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
     selection = {name: values[back].reshape((*shape, *shapes[name])) for name, values in found.items()}
@@ -133,12 +142,12 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
 
 
 def _committed(store: Store, only: np.ndarray | None = None) -> Any:
-    """(cells, arrays) of every committed chunk that has some of the cells `only`; damaged ones are warned of."""
+    """(number, cells, arrays) of every committed chunk with some of the cells `only`; damaged ones are warned of."""
     for entry in store.entries:
         if not store.has(entry.number) or (only is not None and not np.isin(entry.cells, only).any()):
             continue
         try:
-            yield entry.cells, store.load(entry.number)
+            yield entry.number, entry.cells, store.load(entry.number)
         except DamagedChunk as damage:
             warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
 
@@ -148,15 +157,20 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
     return {leaf: value for table in tables.values() for leaf, value in table.items()}
 
 
-def _points(datasets: list[Data]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (datasets, n), inputs (datasets, n, d), padded with 0 and NaN, and held-out inputs (datasets, h, d)."""
-    n, d = (max(data.x.shape[i] for data in datasets) for i in (0, 1))
+    datasets = [load_data(settings) for settings in tables]
+    frames = [
+        np.eye(data.x.shape[1]) if settings.kind == "subspace" else load_span(settings).basis.T
+        for settings, data in zip(tables, datasets, strict=True)
+    ]
+    n, d = max(len(data.x) for data in datasets), max(frame.shape[1] for frame in frames)
     labels, inputs = np.zeros((len(datasets), n), np.int8), np.full((len(datasets), n, d), np.nan, np.float32)
     heldout = np.full((len(datasets), HELDOUT, d), np.nan, np.float32)
-    for i, data in enumerate(datasets):
+    for i, (data, frame) in enumerate(zip(datasets, frames, strict=True)):
         labels[i, : len(data.y)] = data.y
-        inputs[i, : data.x.shape[0], : data.x.shape[1]] = data.x
-        heldout[i, :, : data.x.shape[1]] = data.heldout
+        inputs[i, : len(data.x), : frame.shape[1]] = data.x @ frame
+        heldout[i, :, : frame.shape[1]] = data.heldout @ frame
     return labels, inputs, heldout
 
 
@@ -196,5 +210,4 @@ def _position(axis: str, values: tuple, wanted: Any) -> int:
 
 def _largest_dimension(sweep: Sweep, cells: np.ndarray) -> int:
     """Largest ambient dimension of some cells."""
-    settings = zip(sweep.column("kind", cells).tolist(), sweep.column("ambient_dim", cells).tolist(), strict=True)
-    return max(FIXED_SHAPES[kind][1] if kind in FIXED_SHAPES else dim for kind, dim in set(settings))
+    return max(data_shape(settings).ambient_dim for settings in cell_data(sweep, cells)[0])

@@ -22,7 +22,7 @@ from subspace_adv.sweep import Sweep, UserError, brief, nearest
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
 _ARRAYS, _SEAL, _PARTIAL = "arrays", "seal.json", ".partial"  # in a chunk's folder; its name until it is whole
 _OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK, _SWEEP + ".tmp", _MANIFEST + ".tmp"}
-_FORMAT = 2
+_FORMAT = 3
 _BLOCK = bytes(2**20)
 
 for _noisy in ("absl", "orbax"):

@@ -23,16 +23,65 @@ class Subspace(NamedTuple):
 def from_directions(directions: np.ndarray) -> Subspace:
     """Subspace spanned by the columns of `directions` (d, k), which must be linearly independent; float64."""
     k = directions.shape[1]
-    rotation, triangle = np.linalg.qr(np.asarray(directions, np.float64), mode="complete")
-    # QR leaves the signs of the columns free; positive diagonals make the basis unique.
-    rotation[:, :k] *= np.sign(np.diag(triangle))
-    return Subspace(rotation[:, :k], rotation[:, k:])  # pyright: ignore[reportArgumentType]
+    rotation, _ = np.linalg.qr(np.asarray(directions, np.float64), mode="complete")
+    return Subspace(orthonormal(directions), rotation[:, k:])  # pyright: ignore[reportArgumentType]
+
+
+def orthonormal(directions: np.ndarray) -> np.ndarray:
+    """Columns of `directions` (d, k) made orthonormal from first to last, by a triangle of positive diagonal."""
+    basis, triangle = np.linalg.qr(np.asarray(directions, np.float64))
+    return basis * np.where(np.diag(triangle) < 0, -1, 1)
 
 
 def axis_aligned(ambient_dim: int, subspace_dim: int) -> Subspace:
     """Span of the first `subspace_dim` coordinate axes of R^ambient_dim."""
     identity = np.eye(ambient_dim)
     return Subspace(identity[:, :subspace_dim], identity[:, subspace_dim:])  # pyright: ignore[reportArgumentType]
+
+
+def in_ambient(subspace: Subspace, span: Subspace) -> Subspace:
+    """A subspace (r, k) given in coordinates of the span that holds it, in those of R^d.
+
+    Args:
+        subspace: within the span, (r, k) and (r, r − k).
+        span: (d, r) and (d, d − r).
+
+    Returns:
+        (d, k) and (d, d − k); of coordinate axes where both arguments are.
+    """
+    complement = jnp.concatenate([span.basis @ subspace.complement, span.complement], axis=1)
+    return Subspace(span.basis @ subspace.basis, complement)
+
+
+def beside_span(subspace: Subspace, dimension: int) -> Subspace:
+    """A subspace (r, k) given in coordinates of its span, with `dimension` further coordinates orthogonal to the span.
+
+    Returns:
+        (r + dimension, k) and (r + dimension, r − k + dimension).
+    """
+    r, k = subspace.basis.shape
+    basis = jnp.concatenate([subspace.basis, jnp.zeros((dimension, k), subspace.basis.dtype)])
+    within = jnp.concatenate([subspace.complement, jnp.zeros((dimension, r - k), subspace.basis.dtype)])
+    beside = jnp.eye(r + dimension, dimension, -r, subspace.basis.dtype)
+    return Subspace(basis, jnp.concatenate([within, beside], axis=1))
+
+
+def canonical_coordinates(weight: jax.Array, basis: jax.Array) -> jax.Array:
+    """Coordinates of a network's weights in which no L2 measurement changes (F6 in docs/theory.md).
+
+    Distances and gradients off the span depend on the weights W there only through W Π Wᵀ, and so on the triangular
+    factor of W Π alone.
+
+    Args:
+        weight: W (m, d).
+        basis: of the span, (d, r), orthonormal.
+
+    Returns:
+        (m, r + min(m, d − r)): W in the span's coordinates, then the lower-triangular factor of what is off it.
+    """
+    within = weight @ basis
+    triangle = jnp.linalg.qr((weight - within @ basis.T).T, mode="r")
+    return jnp.concatenate([within, triangle[: weight.shape[1] - basis.shape[1]].T], axis=1)
 
 
 def region_basis(subspace: Subspace, region: Region) -> jax.Array:

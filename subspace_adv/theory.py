@@ -3,28 +3,6 @@
 import numpy as np
 from scipy.special import gammainc, gammaincinv  # scipy.stats takes long to import
 
-_ROUNDING = 1e-6  # of float32 points that lie in a subspace, relative to their length
-
-
-def is_off_untrained(x: np.ndarray, complement: np.ndarray) -> bool:
-    """Whether the span of the points is orthogonal to the off region, so that F1 in docs/theory.md covers it all.
-
-    Args:
-        x: points (n, d).
-        complement: orthonormal basis (d, l) of the off region.
-    """
-    return bool(np.abs(x @ complement).max(initial=0) <= _ROUNDING * np.linalg.norm(x, axis=1).max())
-
-
-def is_off_apart(x: np.ndarray, complement: np.ndarray) -> bool:
-    """Whether no coordinate is used by both the points and the off region, so that Adam leaves the region alone too.
-
-    Args:
-        x: points (n, d).
-        complement: orthonormal basis (d, l) of the off region.
-    """
-    return not np.any(np.any(x != 0, axis=0) & np.any(complement != 0, axis=1))
-
 
 def decay(
     steps: np.ndarray, learning_rate: np.ndarray, weight_decay: np.ndarray, momentum: np.ndarray | float = 0.0

@@ -1,8 +1,9 @@
 """Training one two-layer ReLU network by gradient descent until its own stop rule.
 
-`train` is the definition. The engine runs the same `start`, `step` and `finish` over a batch of networks.
+`train` is the definition. The engine runs the same `start`, `advance` and `finish` over a batch of networks.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from subspace_adv.network import Init, Network
 Loss = Literal["logistic", "exponential"]
 Optimizer = Literal["gd", "momentum", "sgd", "adam"]
 Trainable = Literal["all", "hidden"]
+
+_ALL = 2**31 - 1  # steps
 
 PENDING, CONVERGED, STEP_LIMIT, DIVERGED = range(4)
 STATUS_MEANINGS = ("pending", "converged", "step_limit", "diverged")
@@ -93,7 +96,7 @@ def train(
         The trained network, its status (CONVERGED, STEP_LIMIT or DIVERGED) and the number of steps.
     """
     state = start(network, hyper, key, recipe=recipe)
-    state = jax.lax.while_loop(lambda s: s.status == PENDING, lambda s: step(s, x, y, hyper, recipe=recipe), state)
+    state = advance(state, x, y, hyper, recipe=recipe, steps=_ALL)
     return finish(state), state.status, state.step
 
 
@@ -108,6 +111,46 @@ def finish(state: TrainState) -> Network:
     """The network held by a training state; leading axes are kept."""
     network = Network(**state.params)
     return network._replace(weight=network.weight.mT)
+
+
+def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe, steps: int) -> TrainState:
+    """Take gradient steps until the network stops, `steps` at most.
+
+    Batched by `vmap`, networks advance together until the last one is done, and nothing is selected twice.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
+        return _loop(lambda state: step(state, x, y, hyper, recipe=recipe), state, steps)
+
+    @run.def_vmap
+    def run_batch(size: int, in_batched: list, *arguments: Any) -> tuple[TrainState, Any]:
+        axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
+        state, x, y, hyper = arguments
+        state = jax.tree.map(
+            lambda leaf, axis: leaf if axis == 0 else jnp.broadcast_to(leaf, (size, *leaf.shape)),
+            state,
+            axes[0],
+            is_leaf=lambda leaf: leaf is None,
+        )
+        one = jax.vmap(lambda s, x, y, hyper: step(s, x, y, hyper, recipe=recipe), in_axes=(0, *axes[1:]))
+        return _loop(lambda state: one(state, x, y, hyper), state, steps), jax.tree.map(lambda _: True, state)
+
+    return run(state, x, y, hyper)
+
+
+def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:
+    """Steps of one network or of several, until all have stopped."""
+
+    def busy(carry: tuple) -> jax.Array:
+        count, state = carry
+        return (count < steps) & jnp.any(state.status == PENDING)
+
+    def body(carry: tuple) -> tuple:
+        count, state = carry
+        return count + 1, take(state)
+
+    return jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1]
 
 
 def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe) -> TrainState:

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 
 from subspace_adv.attacks.crossing import AttackResult, around, shortest
 from subspace_adv.attacks.norms import Norm, unit
-from subspace_adv.network import Network, output
+from subspace_adv.network import Network, chi_of_normal, output
 
 
 def universal_direction(network: Network, region: jax.Array) -> jax.Array:
@@ -47,9 +48,22 @@ def universal_attack(
     return result
 
 
-def random_direction(key: jax.Array, region: jax.Array) -> jax.Array:
-    """A uniformly random vector (d,) of a region, of L2 length 1, to compare `universal_direction` with."""
-    return region @ unit(random.normal(key, region.shape[1:], region.dtype), "l2")
+def random_direction(key: jax.Array, region: jax.Array, unseen: int = 0) -> jax.Array:
+    """A uniformly random vector of a region, of L2 length 1, to compare `universal_direction` with.
+
+    Args:
+        key: typed PRNG key.
+        region: orthonormal basis (d, r).
+        unseen: further dimensions of the region that the coordinates leave out, as no weight has a part there.
+
+    Returns:
+        (d,), the part of the vector that the coordinates hold: shorter than 1 where some are unseen.
+    """
+    seen = random.normal(key, region.shape[1:], region.dtype)
+    if not unseen:
+        return region @ unit(seen, "l2")
+    rest = chi_of_normal(random.normal(random.fold_in(key, 0), (1,), region.dtype), np.array([unseen]))
+    return region @ (seen / jnp.sqrt(jnp.sum(seen**2) + rest[0] ** 2))
 
 
 def descent_distance(network: Network, x: jax.Array, direction: jax.Array) -> jax.Array:
@@ -58,7 +72,7 @@ def descent_distance(network: Network, x: jax.Array, direction: jax.Array) -> ja
     Args:
         network: weight (m, d).
         x: point (d,).
-        direction: unit vector (d,).
+        direction: vector (d,), in whose lengths the distance is.
 
     Returns:
         (), a flip whatever the rounding; inf where that ray never flips x.

@@ -7,7 +7,6 @@ import xarray as xr
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from subspace_adv.data import chessboard
 from subspace_adv.network import Network
 from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
 
@@ -34,14 +33,14 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
         networks = trained_networks(dataset, load, panel.arm, _MAX_SURFACES)
         solid: Any = figure.add_subplot(2, len(shown), i + 1, projection="3d", computed_zorder=False)
         _draw_surface(solid, x, y, flip_heights(networks[0], x, y, plane=_PLANE, reach=_REACH))
-        draw_points(solid, chessboard(), depthshade=False)
+        draw_points(solid, dataset, depthshade=False)
         solid.set_title(panel_title(dataset, panel))
         heights = np.stack([flip_heights(net, *coarse, plane=_PLANE, reach=_REACH) for net in networks])
         median = np.median(np.minimum(np.abs(heights), _REACH), axis=0)
         ax = figure.add_subplot(2, len(shown), len(shown) + i + 1, sharey=flat[0] if flat else None)
         distance = ax.contourf(*coarse, median, levels=np.linspace(0, 1, 11), extend="max")
         distance.set_rasterized(True)
-        draw_points(ax, chessboard(), clip_on=False)
+        draw_points(ax, dataset, clip_on=False)
         ax.set(xlabel="$x_1$", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         ax.tick_params(labelleft=i == 0)
         flat.append(ax)

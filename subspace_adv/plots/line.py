@@ -5,7 +5,6 @@ import xarray as xr
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from subspace_adv.data import line
 from subspace_adv.network import Network
 from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
 
@@ -38,7 +37,7 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
         ax.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, label="the data's line")
         ax.plot([], [], color="black", linewidth=1.8, label="boundary of one network")
         ax.plot([], [], color="black", linewidth=0.6, alpha=0.4, label="of a few others")
-        draw_points(ax, line())
+        draw_points(ax, dataset)
         ax.set(title=panel_title(dataset, panel), xlabel="$x_1$", xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     colorbar = figure.colorbar(share, ax=axes, shrink=0.7, ticks=(0, 50, 100), format="%d %%")  # pyright: ignore

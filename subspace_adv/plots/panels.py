@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from subspace_adv.data import Data
 from subspace_adv.network import Network
 from subspace_adv.tables import REMEDIES, REPLICATES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
@@ -71,10 +70,12 @@ def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> l
     return [network for network in networks if np.isfinite(network.head_bias)][:count]
 
 
-def draw_points(ax: Any, data: Data, **options: Any) -> None:
+def draw_points(ax: Any, dataset: xr.Dataset, **options: Any) -> None:
     """The training points, told apart by colour and marker."""
+    first = dataset.isel({axis: 0 for axis in dataset["label"].dims if axis != "point"})
+    inputs, labels = first["input"].values, first["label"].values
     for sign, label, colour, marker in (("−", -1, BLUE, "o"), ("+", 1, ORANGE, "s")):
-        coordinates = data.x[data.y == label][:, : 3 if ax.name == "3d" else 2].T
+        coordinates = inputs[labels == label][:, : 3 if ax.name == "3d" else 2].T
         look = {"color": colour, "marker": marker, "s": 34, "edgecolors": "white", "linewidths": 0.9}
         ax.scatter(*coordinates, label=f"label {sign}1", zorder=5, **look, **options)
 

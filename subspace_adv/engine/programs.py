@@ -1,0 +1,207 @@
+"""The compiled programs of a group: one network's functions, vmapped over lanes and sharded over devices."""
+
+import functools
+import threading
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from jax.sharding import Mesh, PartitionSpec
+
+from subspace_adv import measures, network, training
+from subspace_adv.data import HELDOUT, Data
+from subspace_adv.network import Network
+from subspace_adv.planning import Program, load_data, load_span
+from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, in_ambient
+from subspace_adv.sweep import DataSettings
+from subspace_adv.training import Hyper, TrainState
+
+STEPS_PER_CALL = 256
+"""Gradient steps between two looks at which networks have stopped."""
+
+_MEASURED_POINTS = 16  # at once on CPU
+
+
+class Lane(NamedTuple):
+    """Settings of the cell that a lane trains; leading axis: lanes."""
+
+    seed: Any  # uint32
+    width: Any  # int32
+    init_scale: Any  # float32
+    hyper: Hyper
+
+
+def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
+    """Arguments that draw the cell's network, and the key of its minibatch order."""
+    init_key, order_key = random.split(random.key(lane.seed))
+    return {"key": init_key, "width": lane.width, "init_scale": lane.init_scale, "law": program.law}, order_key
+
+
+def _fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
+    """Training state of a cell's network, not yet trained."""
+    draw, order_key = _draw(program, lane)
+    basis = span.basis if program.reads_basis else None
+    drawn = network.init_network(**draw, basis=basis)
+    if not program.reduced:
+        weight = drawn.weight @ span.basis.T + network.ambient_off_weights(**draw, basis=span.basis)
+        drawn = drawn._replace(weight=weight)
+    drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
+    return training.start(drawn, lane.hyper, order_key, recipe=program.recipe)
+
+
+def _in_ambient(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+    """A trained network in ambient coordinates: what training left alone is drawn again, times its decay."""
+    if not program.reduced:
+        return trained
+    draw, _ = _draw(program, lane)
+    off = decay * network.ambient_off_weights(**draw, basis=span.basis)
+    return trained._replace(weight=trained.weight @ span.basis.T + off)
+
+
+def _in_canonical(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+    """A trained network in canonical coordinates (F6 in docs/theory.md)."""
+    if not program.reduced:
+        return trained._replace(weight=canonical_coordinates(trained.weight, span.basis))
+    draw, _ = _draw(program, lane)
+    off = decay * network.off_weights(**draw, basis=span.basis if program.reads_basis else None)
+    return trained._replace(weight=jnp.concatenate([trained.weight, off.astype(trained.weight.dtype)], axis=1))
+
+
+def _measured(
+    program: Program, trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace
+) -> dict[str, jax.Array]:
+    """All that is recorded of a trained network, in float64."""
+    key = random.fold_in(random.key(lane.seed), 1)
+    trained, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (trained, data))
+    law = program.law
+    if program.canonical:
+        net = _in_canonical(program, trained, lane, decay, span)
+        x, heldout = (jnp.pad(points, ((0, 0), (0, law.off_dim))) for points in (x, heldout))
+        subspace, unseen = beside_span(subspace, law.off_dim), law.ambient_dim - law.span_dim - law.off_dim
+    else:
+        net = _in_ambient(program, trained, lane, decay, span)
+        x, heldout = x @ span.basis.T, heldout @ span.basis.T
+        subspace, unseen = in_ambient(subspace, span), 0
+    return measures.measure(net, x, y, subspace, heldout, key, recording=program.recording, unseen=unseen)
+
+
+_compiling = threading.RLock()
+
+
+@functools.lru_cache(maxsize=512)
+def _compile(name: str, program: Program, lanes: int) -> Any:
+    """One of a group's compiled programs for so many lanes, over all local devices; traced once per process.
+
+    "fill": (state, lane, span, replace) → state, with fresh networks where `replace`; "advance": (state, x, y, hyper)
+    → state; "measure": (trained, lane, decay, data, span) → named arrays; "ambient": (trained, lane, decay, span) →
+    network in ambient coordinates. All arrays have a leading axis of lanes, but for data and spans that are shared.
+    """
+    own = None if program.shared_data else 0
+    on_cpu = jax.default_backend() == "cpu"
+    share = lanes // jax.local_device_count()
+
+    def fill(state: TrainState, lane: Lane, span: Subspace, replace: jax.Array) -> TrainState:
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(replace.reshape(replace.shape + (1,) * (new.ndim - 1)), new, old)
+
+        fresh = jax.vmap(functools.partial(_fresh, program), in_axes=(0, own))(lane, span)
+        return jax.tree.map(choose, fresh, state)
+
+    def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
+        one = functools.partial(training.advance, recipe=program.recipe, steps=STEPS_PER_CALL)
+        return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
+
+    def measure(trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
+        # On CPU, a few points' search fits the cache and a chunk's does not.
+        block = min(max(_MEASURED_POINTS // program.shape.samples, 1), share) if on_cpu else share
+        one = functools.partial(_measured, program)
+        if program.shared_data:
+            return jax.lax.map(lambda a: one(*a, data, span), (trained, lane, decay), batch_size=block)
+        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, data, span), batch_size=block)
+
+    def ambient(trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+        one = functools.partial(_in_ambient, program)
+        if program.shared_data:
+            return jax.lax.map(lambda a: one(*a, span), (trained, lane, decay))
+        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, span))
+
+    each, data = PartitionSpec("networks"), PartitionSpec() if program.shared_data else PartitionSpec("networks")
+    function, specs = {
+        "fill": (fill, (each, each, data, each)),
+        "advance": (advance, (each, data, data, each)),
+        "measure": (measure, (each, each, each, data, data)),
+        "ambient": (ambient, (each, each, each, data)),
+    }[name]
+    mesh = Mesh(np.array(jax.local_devices()), ("networks",))
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+    # Measurements are in float64, so that rounding hardly widens the brackets; training is in float32.
+    with jax.enable_x64(name != "advance"):
+        lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(
+            *arguments(name, program, lanes)
+        )
+    # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
+    quick = on_cpu and name != "advance"
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": "1"} if quick else {})
+
+
+def compiled(name: str, program: Program, lanes: int) -> Any:
+    """One of a group's compiled programs, as `_compile` describes them."""
+    with _compiling:
+        return _compile(name, program, lanes)
+
+
+def arguments(name: str, program: Program, lanes: int) -> tuple:
+    """Shapes and dtypes of a compiled program's arguments."""
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    f32, i32, f64 = (array(t, lanes) for t in (jnp.float32, jnp.int32, jnp.float64))
+    lane = Lane(array(jnp.uint32, lanes), i32, f32, Hyper(f32, f32, f32, i32, f32, i32))
+    own = () if program.shared_data else (lanes,)
+    (n, d, k, r), inputs = program.shape, program.inputs
+    basis, complement = _span_shapes(name, program)
+    span = Subspace(array(jnp.float64, *own, *basis), array(jnp.float64, *own, *complement))
+    state = jax.eval_shape(
+        jax.vmap(functools.partial(_fresh, program), in_axes=(0, None if program.shared_data else 0)),
+        lane,
+        Subspace(array(jnp.float64, *own, d, r), array(jnp.float64, *own, d, 0)),
+    )
+    trained = jax.eval_shape(jax.vmap(training.finish), state)
+    subspace = Subspace(array(jnp.float64, *own, r, k), array(jnp.float64, *own, r, r - k))
+    data = Data(
+        array(jnp.float32, *own, n, r), array(jnp.float32, *own, n), subspace, array(jnp.float32, *own, HELDOUT, r)
+    )
+    points = (array(jnp.float32, *own, n, inputs), array(jnp.float32, *own, n))
+    return {
+        "fill": (state, lane, span, array(jnp.bool_, lanes)),
+        "advance": (state, *points, lane.hyper),
+        "measure": (trained, lane, f64, data, span),
+        "ambient": (trained, lane, f64, span),
+    }[name]
+
+
+def _span_shapes(name: str, program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of the bases that a compiled program reads of the span and its complement; of size 0 if it reads none."""
+    d, r = program.shape.ambient_dim, program.shape.span_dim
+    if not program.reads_basis and name != "ambient":
+        return (0, 0), (0, 0)
+    return (d, r), (d, d - r) if name == "measure" and not program.canonical else (d, 0)
+
+
+def span_of(name: str, program: Program, settings: DataSettings) -> Subspace:
+    """Where the data's span lies, as far as a compiled program reads it."""
+    basis, complement = _span_shapes(name, program)
+    if not basis[0]:
+        return Subspace(np.zeros(basis), np.zeros(complement))  # pyright: ignore[reportArgumentType]
+    return load_span(settings, complete=complement[1] > 0)
+
+
+def points_of(program: Program, settings: DataSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Training points in the coordinates that networks train in, and labels."""
+    data = load_data(settings)
+    if program.reduced:
+        return data.x, data.y
+    return (data.x @ load_span(settings).basis.T).astype(np.float32), data.y
