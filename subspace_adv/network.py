@@ -90,7 +90,7 @@ def init_network(
         )
     else:
         head = init_scale * (_normal(head) if law.is_gaussian else head)
-    real = neurons[:-1] < width
+    real = _real(law, width)
     return Network(
         jnp.where(real[:, None], init_scale * fan_in * weight, 0.0),
         jnp.where(real, bias, 0.0),
@@ -130,7 +130,7 @@ def off_weights(
         weights = jnp.tril(normal, -1).at[jnp.arange(law.off_dim), jnp.arange(law.off_dim)].set(chi)
     else:
         weights = _cube_triangle(keys, law, basis).T
-    return jnp.where(jnp.arange(law.padded_width)[:, None] < width, scale * weights, 0)
+    return jnp.where(_real(law, width)[:, None], scale.astype(weights.dtype) * weights, 0)
 
 
 def ambient_off_weights(
@@ -148,12 +148,13 @@ def ambient_off_weights(
     if not law.off_dim:
         return jnp.zeros((law.padded_width, law.ambient_dim), basis.dtype)
     if law.is_gaussian:
-        return off_weights(key, width, init_scale, law=law) @ _random_frame(key, law, basis).T
+        off = off_weights(key, width, init_scale, law=law).astype(basis.dtype)
+        return off @ _random_frame(key, law, basis).T
     keys = _neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
     weight = _cube(keys, law).astype(basis.dtype)
     weight = weight - (weight @ basis) @ basis.T
-    real = jnp.arange(law.padded_width)[:, None] < width
-    return jnp.where(real, init_scale * law.ambient_dim**-0.5 * weight, 0)
+    scale = (init_scale * law.ambient_dim**-0.5).astype(basis.dtype)
+    return jnp.where(_real(law, width)[:, None], scale * weight, 0)
 
 
 def chi_of_normal(z: jax.Array, dof: np.ndarray) -> jax.Array:
@@ -182,6 +183,11 @@ def _chi_polynomials(dof: tuple[int, ...]) -> np.ndarray:
     half = np.array(dof)[None] / 2
     quantile = np.where(nodes[:, None] < 0, gammaincinv(half, tail), gammainccinv(half, tail))
     return np.polynomial.chebyshev.chebfit(nodes, np.log(2 * quantile) / 2, _CHI_DEGREE)
+
+
+def _real(law: Law, width: jax.Array) -> jax.Array:
+    """Which neurons are not padding, (padded_width,)."""
+    return jnp.arange(law.padded_width, dtype=jnp.int32) < width
 
 
 def _neuron_keys(key: jax.Array, neurons: jax.Array) -> jax.Array:
@@ -221,7 +227,7 @@ def _cube_block(keys: jax.Array, law: Law, block: jax.Array | int) -> jax.Array:
     """Uniform base draws of a block of ambient coordinates, (m, b); zeros past the last coordinate."""
     size = min(_BLOCK, law.ambient_dim)
     draw = jax.vmap(lambda k: _uniform(random.fold_in(k, _CUBE + block), size))(keys)
-    return jnp.where((block * _BLOCK + jnp.arange(size) < law.ambient_dim)[None], draw, 0)
+    return jnp.where((block * _BLOCK + jnp.arange(size, dtype=jnp.int32) < law.ambient_dim)[None], draw, 0)
 
 
 def _cube_within(keys: jax.Array, law: Law, basis: jax.Array | None) -> jax.Array:
@@ -234,7 +240,7 @@ def _cube_within(keys: jax.Array, law: Law, basis: jax.Array | None) -> jax.Arra
         return total + _cube_block(keys, law, number).astype(rows.dtype) @ rows, None
 
     total = jnp.zeros((len(keys), law.span_dim), basis.dtype)
-    return jax.lax.scan(add, total, (jnp.arange(_cube_blocks(law)), _in_blocks(basis, law)))[0]
+    return jax.lax.scan(add, total, (jnp.arange(_cube_blocks(law), dtype=jnp.int32), _in_blocks(basis, law)))[0]
 
 
 def _cube_triangle(keys: jax.Array, law: Law, basis: jax.Array) -> jax.Array:
@@ -250,7 +256,7 @@ def _cube_triangle(keys: jax.Array, law: Law, basis: jax.Array) -> jax.Array:
         return jnp.linalg.qr(jnp.concatenate([triangle, off]), mode="r"), None
 
     start = jnp.zeros((len(keys), len(keys)), dtype)
-    return jax.lax.scan(add, start, (jnp.arange(_cube_blocks(law)), rows))[0][: law.off_dim]
+    return jax.lax.scan(add, start, (jnp.arange(_cube_blocks(law), dtype=jnp.int32), rows))[0][: law.off_dim]
 
 
 def _in_blocks(basis: jax.Array, law: Law) -> jax.Array:

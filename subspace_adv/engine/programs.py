@@ -45,7 +45,7 @@ def _fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
     basis = span.basis if program.reads_basis else None
     drawn = network.init_network(**draw, basis=basis)
     if not program.reduced:
-        weight = drawn.weight @ span.basis.T + network.ambient_off_weights(**draw, basis=span.basis)
+        weight = drawn.weight.astype(jnp.float64) @ span.basis.T + network.ambient_off_weights(**draw, basis=span.basis)
         drawn = drawn._replace(weight=weight)
     drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
     return training.start(drawn, lane.hyper, order_key, recipe=program.recipe)
@@ -57,7 +57,7 @@ def _in_ambient(program: Program, trained: Network, lane: Lane, decay: jax.Array
         return trained
     draw, _ = _draw(program, lane)
     off = decay * network.ambient_off_weights(**draw, basis=span.basis)
-    return trained._replace(weight=trained.weight @ span.basis.T + off)
+    return trained._replace(weight=trained.weight.astype(jnp.float64) @ span.basis.T + off)
 
 
 def _in_canonical(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
@@ -65,8 +65,9 @@ def _in_canonical(program: Program, trained: Network, lane: Lane, decay: jax.Arr
     if not program.reduced:
         return trained._replace(weight=canonical_coordinates(trained.weight, span.basis))
     draw, _ = _draw(program, lane)
-    off = decay * network.off_weights(**draw, basis=span.basis if program.reads_basis else None)
-    return trained._replace(weight=jnp.concatenate([trained.weight, off.astype(trained.weight.dtype)], axis=1))
+    off = network.off_weights(**draw, basis=span.basis if program.reads_basis else None)
+    off = decay * off.astype(jnp.float64)
+    return trained._replace(weight=jnp.concatenate([trained.weight, off], axis=1))
 
 
 def _measured(
