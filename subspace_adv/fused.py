@@ -22,13 +22,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     spec = importlib.util.find_spec(f"{__package__}._fused")
     if spec is None or spec.origin is None:
         return None, "the fused trainer was not built (no C++ compiler when the package was installed)"
+    jax.devices("cpu")  # a handler that JAX refuses while it starts would keep it from starting
     try:
         library = ctypes.CDLL(spec.origin)
-        handler = library.subspace_adv_advance
-    except (OSError, AttributeError) as error:
-        return None, f"the fused trainer cannot be loaded: {error}"
+        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.subspace_adv_advance), platform="cpu")
+    except (OSError, RuntimeError) as error:
+        return None, f"the fused trainer cannot be loaded: {str(error).splitlines()[0]}"
     library.subspace_adv_instruction_set.restype = ctypes.c_char_p
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(handler), platform="cpu")
     return library, ""
 
 
@@ -105,13 +105,18 @@ def advance(
     call = jax.ffi.ffi_call(
         _TARGET, results, vmap_method="broadcast_all", input_output_aliases={i: i for i in range(len(results))}
     )
-    networks = (params, velocity, step, status)
-    settings = (learning_rate, weight_decay, momentum, stop_margin, max_steps)
     return call(
-        *networks,
+        params,
+        velocity,
+        step,
+        status,
         x,
         y,
-        *settings,
+        learning_rate,
+        weight_decay,
+        momentum,
+        stop_margin,
+        max_steps,
         steps=np.int64(steps),
         loss=np.int64(("logistic", "exponential").index(loss)),
         has_bias=has_bias,

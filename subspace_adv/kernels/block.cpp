@@ -254,10 +254,10 @@ class Block {
       Ints none = {}, seen_one = bits == kBits ? none : *active_one, seen_two = bits == kBits ? none : *active_two;
       Floats head_one = one[inputs_ + 1], head_two = two[inputs_ + 1];
       for (int t = 0; t < tile; ++t) {  // NaN counts as active, and so reaches the output
-        output[t] = z_one[t] <= 0 ? output[t] : output[t] + z_one[t] * head_one;
-        seen_one = z_one[t] <= 0 ? seen_one : seen_one | (int32_t)bits[t];
-        output[t] = z_two[t] <= 0 ? output[t] : output[t] + z_two[t] * head_two;
-        seen_two = z_two[t] <= 0 ? seen_two : seen_two | (int32_t)bits[t];
+        output[t] = z_one[t] <= 0.0f ? output[t] : output[t] + z_one[t] * head_one;
+        seen_one = z_one[t] <= 0.0f ? seen_one : seen_one | (int32_t)bits[t];
+        output[t] = z_two[t] <= 0.0f ? output[t] : output[t] + z_two[t] * head_two;
+        seen_two = z_two[t] <= 0.0f ? seen_two : seen_two | (int32_t)bits[t];
       }
       *active_one = seen_one;
       *active_two = seen_two;
@@ -374,17 +374,36 @@ bool train_as(Batch& batch) {
   return true;
 }
 
+// Flushes subnormals to zero while it lives: they are slow, and results must not depend on the mode of the thread.
+class FlushSubnormals {
+#if defined(__x86_64__)
+  static unsigned read() { return _mm_getcsr(); }
+  static void write(unsigned mode) { _mm_setcsr(mode); }
+  static constexpr unsigned kFlush = 0x8040;
+  unsigned mode_ = read();
+#elif defined(__aarch64__)
+  static uint64_t read() {
+    uint64_t mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static void write(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+  static constexpr uint64_t kFlush = 1 << 24;
+  uint64_t mode_ = read();
+#else
+  static void write(int) {}
+  static constexpr int kFlush = 0;
+  int mode_ = 0;
+#endif
+
+ public:
+  FlushSubnormals() { write(mode_ | kFlush); }
+  ~FlushSubnormals() { write(mode_); }
+};
+
 bool train(Batch& batch) {
-#ifdef __x86_64__
-  // Subnormals are flushed whatever the thread's own mode: they are slow, and results must not depend on the thread.
-  unsigned mode = _mm_getcsr();
-  _mm_setcsr(mode | 0x8040);
-#endif
-  bool done = batch.x_rows > 1 ? train_as<Floats>(batch) : train_as<float>(batch);
-#ifdef __x86_64__
-  _mm_setcsr(mode);
-#endif
-  return done;
+  FlushSubnormals flush;
+  return batch.x_rows > 1 ? train_as<Floats>(batch) : train_as<float>(batch);
 }
 
 void exp(const float* x, float* result, int64_t count) {

@@ -6,6 +6,14 @@
 #include <mutex>
 
 #include "block.h"
+#include "xla/ffi/api/c_api.h"
+
+// XLA refuses a handler that was built with a newer interface than its own. Up to 0.5 (jaxlib 0.12) nothing that is
+// used here has changed since 0.3 (jaxlib 0.9.2), so one build serves all of them.
+#if XLA_FFI_API_MAJOR == 0 && XLA_FFI_API_MINOR > 3 && XLA_FFI_API_MINOR <= 5
+#undef XLA_FFI_API_MINOR
+#define XLA_FFI_API_MINOR 3
+#endif
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -15,14 +23,12 @@ namespace {
 
 const InstructionSet* best() {
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return &avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-      __builtin_cpu_supports("bmi2")) {
-    return &avx2;
-  }
+  // What CMakeLists.txt lets the compiler use, no less.
+  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+  if (has_avx2 && has_avx512) return &avx512;
+  if (has_avx2) return &avx2;
 #endif
   return &generic;
 }
