@@ -73,6 +73,26 @@ inline bool any(Ints mask) {
 // The k-th of `parts` nearly equal pieces of a range begins here.
 inline int64_t begin_of(int64_t k, int64_t count, int64_t parts) { return k * count / parts; }
 
+// Zeros, aligned for vectors.
+template <class T>
+class Array {
+ public:
+  Array() = default;
+  Array(const Array&) = delete;
+  ~Array() { free(data_); }
+  operator T*() const { return data_; }
+
+  bool allocate(int64_t count) {
+    size_t bytes = (count * sizeof(T) / sizeof(Floats) + 1) * sizeof(Floats);
+    data_ = (T*)aligned_alloc(sizeof(Floats), bytes);
+    if (data_) memset(data_, 0, bytes);
+    return data_;
+  }
+
+ private:
+  T* data_ = nullptr;
+};
+
 // X is float where all networks share the points, Floats where each has its own.
 template <class X>
 class Block {
@@ -84,25 +104,13 @@ class Block {
     panel_ = kPanelBytes / (record_ * sizeof(Floats)) / 2 * 2;
     if (panel_ < 2) panel_ = 2;
   }
-  ~Block() { free(memory_); }
-  Block(const Block&) = delete;
 
   bool allocate() {
-    int64_t sizes[] = {neurons_ * record_, batch_.has_momentum ? neurons_ * record_ : 0,
-                       neurons_ * words_,  points_,
-                       points_,            points_,
-                       kGroup * inputs_};
-    Floats** arrays[] = {&params_, &velocity_, (Floats**)&active_, &y_, &output_, &slope_, &sums_};
-    int64_t x_size = (points_ * inputs_ * sizeof(X) + sizeof(Floats) - 1) / sizeof(Floats), total = 2 * x_size;
-    for (int64_t size : sizes) total += size;
-    memory_ = aligned_alloc(sizeof(Floats), (total + 1) * sizeof(Floats));
-    if (!memory_) return false;
-    memset(memory_, 0, (total + 1) * sizeof(Floats));
-    Floats* free_space = (Floats*)memory_;
-    for (int i = 0; i < 7; ++i) *arrays[i] = free_space, free_space += sizes[i];
-    x_ = (X*)free_space;
-    x_tiled_ = (X*)(free_space + x_size);
-    return true;
+    int64_t parameters = neurons_ * record_, coordinates = points_ * inputs_;
+    return params_.allocate(parameters) && velocity_.allocate(batch_.has_momentum ? parameters : 0) &&
+           active_.allocate(neurons_ * words_) && y_.allocate(points_) && output_.allocate(points_) &&
+           slope_.allocate(points_) && sums_.allocate(kGroup * inputs_) && x_.allocate(coordinates) &&
+           x_tiled_.allocate(coordinates);
   }
 
   void train() {
@@ -355,11 +363,10 @@ class Block {
 
   Batch& batch_;
   int64_t inputs_, points_, neurons_, record_, words_, panel_;  // neurons of the block, vectors of a neuron
-  void* memory_ = nullptr;
-  Floats *params_, *velocity_;  // (neurons, record): weights, bias and head of a neuron
-  Ints* active_;                // (neurons, words): a bit for every point
-  Floats *y_, *output_, *slope_, *sums_;
-  X *x_, *x_tiled_;
+  Array<Floats> params_, velocity_;  // (neurons, record): weights, bias and head of a neuron
+  Array<Ints> active_;               // (neurons, words): a bit for every point
+  Array<Floats> y_, output_, slope_, sums_;
+  Array<X> x_, x_tiled_;
   int64_t network_[kLanes];
   int occupied_ = 0;
   Ints taken_ = {}, step_ = {}, max_steps_ = {}, left_ = {};
