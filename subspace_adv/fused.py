@@ -105,7 +105,7 @@ def advance(
     call = jax.ffi.ffi_call(
         _TARGET, results, vmap_method="broadcast_all", input_output_aliases={i: i for i in range(len(results))}
     )
-    return call(
+    params, velocity, step, status = call(
         params,
         velocity,
         step,
@@ -122,3 +122,4 @@ def advance(
         has_bias=has_bias,
         train_head=train_head,
     )
+    return params, velocity, step, status

@@ -2,6 +2,8 @@
 
 import ctypes
 import functools
+import importlib.util
+import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from subspace_adv import fused
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 KERNELS = Path(fused.__file__).parent / "kernels"
+STATE = ("params", "velocity", "step", "status")
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
@@ -89,7 +92,7 @@ def _advance(given: Networks, **static) -> tuple:
 def advance(given: Networks, *, steps=10**6, loss="logistic", has_bias=True, train_head=True) -> Networks:
     """The networks after at most `steps` more steps."""
     found = _advance(given, steps=steps, loss=loss, has_bias=has_bias, train_head=train_head)
-    return given._replace(**dict(zip(Networks._fields, map(np.asarray, found), strict=False)))
+    return given._replace(**dict(zip(STATE, map(np.asarray, found), strict=True)))
 
 
 def descend(given: Networks, i: int, *, loss: str, has_bias=True, train_head=True) -> Iterator[tuple[dict, np.ndarray]]:
@@ -121,6 +124,10 @@ def descend(given: Networks, i: int, *, loss: str, has_bias=True, train_head=Tru
         params = params | {name: params[name] - rate * velocity[name] for name in trained}
 
 
+def after(steps: int, path: Iterator) -> tuple[dict, np.ndarray]:
+    return next(itertools.islice(path, steps, None))
+
+
 def flatten(params: dict) -> np.ndarray:
     return np.concatenate([params[name].ravel() for name in ("weight", "bias", "head", "head_bias")])
 
@@ -131,7 +138,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 def assert_same(one: Networks, other: Networks) -> None:
     """To the last bit."""
-    for name in Networks._fields[:4]:
+    for name in STATE:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
@@ -163,7 +170,7 @@ def test_steps_agree_with_float64(loss, momentum, has_bias, train_head):
         np.testing.assert_array_equal(found.step, steps)
         np.testing.assert_array_equal(found.status, PENDING)
         for i in range(5):
-            expected, _ = next(path for k, path in enumerate(descend(given, i, **static)) if k == steps)
+            expected, _ = after(steps, descend(given, i, **static))
             assert distance(found.params[i], flatten(expected)) < 1e-6
             untrained = flatten(expected) == given.params[i]
             np.testing.assert_array_equal(found.params[i][untrained], given.params[i][untrained])
@@ -179,7 +186,7 @@ def test_any_size_agrees_with_float64(width, points, inputs, own, instruction_se
     given = networks(18, width, points, inputs, own=own, weight_decay=0.01)
     found = advance(given, steps=2)
     for i in (0, 1, 17):
-        _, _, (expected, _) = (path for _, path in zip(range(3), descend(given, i, loss="logistic"), strict=False))
+        expected, _ = after(2, descend(given, i, loss="logistic"))
         assert distance(found.params[i], flatten(expected)) < 1e-6
 
 
@@ -235,11 +242,10 @@ def test_a_network_is_the_same_in_any_company(own, instruction_set):
     for _ in range(150):
         parts = advance(parts, steps=10)
     assert_same(parts, together)
-    halves = Networks(*(v if v is given.x or v is given.y else v.reshape(2, 75, *v.shape[1:]) for v in given))
-    if own:
-        halves = halves._replace(x=given.x.reshape(2, 75, 9, 2), y=given.y.reshape(2, 75, 9))
-    nested = advance(halves)
-    assert_same(Networks(*(v.reshape(150, *v.shape[2:]) for v in nested[:4]), *given[4:]), together)
+    shared = () if own else ("x", "y")
+    halves = {name: v if name in shared else v.reshape(2, 75, *v.shape[1:]) for name, v in given._asdict().items()}
+    nested = advance(Networks(**halves))
+    assert_same(given._replace(**{n: getattr(nested, n).reshape(150, -1).squeeze() for n in STATE}), together)
 
 
 @needs_kernel
@@ -249,7 +255,7 @@ def test_vmap_is_a_leading_axis_and_points_may_be_shared_by_the_last_axes():
     static = dict(steps=100, loss="logistic", has_bias=True, train_head=True)
     axes = Networks(*(None if name in ("x", "y") else 0 for name in Networks._fields))
     mapped = jax.jit(jax.vmap(lambda one: fused.advance(*one, **static), in_axes=(axes,)))(given)
-    assert_same(given._replace(**dict(zip(Networks._fields, map(np.asarray, mapped), strict=False))), together)
+    assert_same(given._replace(**dict(zip(STATE, map(np.asarray, mapped), strict=True))), together)
     other = networks(12, 6, 5, 2, seed=1, max_steps=50)
     both = Networks(*(np.stack(pair) for pair in zip(given, other, strict=True)))
     assert both.x.shape == (2, 5, 2)
@@ -329,17 +335,13 @@ def reload() -> Iterator[None]:
 def test_a_library_that_cannot_be_loaded_gives_its_reason(reload, monkeypatch, tmp_path, built):
     broken = tmp_path / "_fused.so"
     broken.write_bytes(b"built for another processor")
-    spec = importlib_spec(broken) if built else None
-    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: spec)
+    spec = importlib.util.spec_from_file_location("_fused", broken) if built else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     reason = fused.unavailable()
     assert reason is not None and "\n" not in reason
     assert ("_fused.so" in reason) if built else ("not built" in reason)
     with pytest.raises(RuntimeError, match="fused trainer"):
         fused.instruction_set()
-
-
-def importlib_spec(path: Path):
-    return fused.importlib.util.spec_from_file_location("_fused", path)
 
 
 def test_another_backend_is_a_reason(monkeypatch):
