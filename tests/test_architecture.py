@@ -10,7 +10,7 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["subspace", "data", "network", "training"],
+    ["fused", "subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
     ["sweep", "planning", "engine", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "progress", "cli"],

@@ -1,0 +1,63 @@
+// Trains odd batches with every instruction set this machine has; built with sanitizers by test_fused.py.
+
+#include <cmath>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+
+using namespace subspace_adv;
+
+float wave(int64_t i) { return std::sin(12.9898f * i); }
+
+std::vector<float> waves(int64_t count, float scale) {
+  std::vector<float> values(count);
+  for (int64_t i = 0; i < count; ++i) values[i] = scale * wave(i);
+  return values;
+}
+
+void run(const InstructionSet& set, int64_t networks, int64_t points, int64_t inputs, int64_t neurons, int64_t flags) {
+  Batch batch{};
+  batch.networks = networks, batch.points = points, batch.inputs = inputs, batch.neurons = neurons;
+  batch.steps = 5;
+  batch.loss = flags & 1 ? kExponential : kLogistic;
+  batch.has_bias = flags & 2, batch.train_head = flags & 4, batch.has_momentum = flags & 8;
+  batch.x_rows = batch.y_rows = flags & 16 ? networks : 1;
+  auto params = waves(networks * batch.row(), 1), velocity = waves(batch.has_momentum ? params.size() : 0, 0.1f);
+  auto x = waves(batch.x_rows * points * inputs, 1), y = waves(batch.y_rows * points, 1);
+  std::vector<float> rate(networks, 0.1f), decay(networks, 0.01f), momentum(networks, 0.9f), stop(networks, 0.5f);
+  std::vector<int32_t> step(networks), max_steps(networks);
+  std::vector<int8_t> status(networks);
+  for (int64_t i = 0; i < networks; ++i) {
+    max_steps[i] = i % 9;
+    if (i % 5 == 1) rate[i] = i % 2 ? NAN : 1e30f;
+    if (i % 7 == 2) status[i] = kConverged;
+  }
+  batch.x = x.data(), batch.y = y.data(), batch.params = params.data(), batch.velocity = velocity.data();
+  batch.learning_rate = rate.data(), batch.weight_decay = decay.data(), batch.momentum = momentum.data();
+  batch.stop_margin = stop.data(), batch.max_steps = max_steps.data();
+  batch.step = step.data(), batch.status = status.data();
+  std::thread helper([&] { set.train(batch); });
+  set.train(batch);
+  helper.join();
+}
+
+int main() {
+  std::vector<InstructionSet> sets = {generic};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(avx2);
+  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) sets.push_back(avx512);
+  int64_t flags = 0;
+  for (const InstructionSet& set : sets) {
+    for (int64_t networks : {1, 37}) {
+      for (int64_t points : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 65}) {
+        for (int64_t inputs : {1, 2, 3, 4, 5, 6, 11}) {
+          for (int64_t neurons : {1, 5}) run(set, networks, points, inputs, neurons, flags++);
+        }
+      }
+    }
+    std::vector<float> x = waves(45, 100), result(45);
+    for (int64_t count = 0; count <= 45; ++count) set.exp(x.data(), result.data(), count);
+    std::printf("%s\n", set.name);
+  }
+}
