@@ -34,12 +34,20 @@ SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).")]
 Overrides = Annotated[
     str, Parameter(help="name=value sets a field; name=a,b or name=start:stop makes it an axis.", negative=())
 ]
+TrainerName = Annotated[
+    training.Trainer | None,
+    Parameter(name="--trainer", help="What trains: fused or xla. By default fused, a kernel for CPUs, where it can."),
+]
 Folder = Annotated[Path, Parameter(help="Results folder.")]
 
 
 @app.command
 def run(
-    sweep: SweepFile, /, *overrides: Overrides, out: Annotated[Path | None, Parameter(name="--out")] = None
+    sweep: SweepFile,
+    /,
+    *overrides: Overrides,
+    out: Annotated[Path | None, Parameter(name="--out")] = None,
+    trainer: TrainerName = None,
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
 
@@ -54,21 +62,22 @@ def run(
     folder = out or runner.default_out(specified)
     with Display() as display:
         try:
-            dataset = runner.run(specified, folder, display)
+            dataset = runner.run(specified, folder, display, trainer)
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
+            again += f" --trainer {trainer}" if trainer else ""
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
     _print_table(dataset)
     _draw(folder)
 
 
 @app.command
-def plan(sweep: SweepFile, /, *overrides: Overrides) -> None:
+def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None) -> None:
     """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing.
 
     Example: subspace-adv plan sweeps/line.toml seed=0:100000
     """
-    todo = planning.plan(Sweep.from_toml(sweep, overrides))
+    todo = planning.plan(Sweep.from_toml(sweep, overrides), trainer)
     print(f"cells      {todo.cells:,}")
     print(f"groups     {len(todo.groups):,}")
     print(f"programs   {todo.programs:,} to compile, each once")
@@ -86,10 +95,13 @@ def plan(sweep: SweepFile, /, *overrides: Overrides) -> None:
         row = (i, len(group.cells), chunks, p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
         table.add_row(*map(str, row), p.recipe.optimizer, p.recipe.loss)
     _stdout().print(table)
-    for reduced, why in dict.fromkeys((group.program.reduced, group.why) for group in todo.groups):
-        places = [str(i) for i, group in enumerate(todo.groups) if (group.program.reduced, group.why) == (reduced, why)]
-        trained = "the span of the data, exactly" if reduced else "all ambient coordinates"
-        print(f"group {', '.join(places)}: trained in {trained}: {why}")
+    paths: dict[str, list[str]] = {}
+    for i, group in enumerate(todo.groups):
+        where = "the span of the data, exactly" if group.program.reduced else "all ambient coordinates"
+        told = f"trained in {where}: {group.why[0]}; by {group.program.recipe.trainer}: {group.why[1]}"
+        paths.setdefault(told, []).append(str(i))
+    for told, places in paths.items():
+        print(f"group {', '.join(places)}: {told}")
 
 
 @app.command

@@ -4,26 +4,30 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from subspace_adv import fused
 from subspace_adv.data import FIXED_SHAPES, Data, Shape, chessboard, line, random_subspace, span_basis
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
 from subspace_adv.subspace import Subspace, from_directions
-from subspace_adv.sweep import DataSettings, Sweep
-from subspace_adv.training import Recipe, trained_fields
+from subspace_adv.sweep import DataSettings, Sweep, UserError
+from subspace_adv.training import FUSED_OPTIMIZERS, Recipe, Trainer, trained_fields
 
 _DATA_LEAVES = tuple(DataSettings.model_fields)
 _PROGRAM_LEAVES = (*_DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
 
 # A step's activations (points × neurons × networks) should stay in a core's L2 cache.
 _CACHE_BYTES = 2**18
-# A chunk is lost when the machine dies: about half a minute of one core, if all its networks run to max_steps.
-_CHUNK_FLOPS = 4e11
-_MAX_CHUNK_CELLS = 1024
+_FUSED_LANES = 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
+# Useful speed of one core on small networks, roughly.
+_FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}
+_CALL_SECONDS = 0.25  # between two looks at what the kernel has done
+_XLA_STEPS = 256  # the same of what XLA compiles, whose steps cost a network that has stopped as much as any other
+_CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
+_MAX_CHUNK_CELLS = 4096
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
-# Useful speed of one core on small networks, for estimates of time only.
-_FLOPS_PER_SECOND = 1e10
 
 
 class Program(NamedTuple):
@@ -64,7 +68,7 @@ class Group(NamedTuple):
     """Cells that share compiled programs."""
 
     program: Program
-    why: str  # it is reduced, or not
+    why: tuple[str, str]  # it is reduced or not, and has this trainer
     cells: np.ndarray  # flat indices into the grid, ascending
     max_steps: int
     lanes: int  # networks that train side by side
@@ -77,11 +81,23 @@ class Group(NamedTuple):
         return step_flops(p.shape.samples, p.law.padded_width, p.inputs, biases="bias" in p.recipe.trained)
 
     @property
+    def step_seconds(self) -> float:
+        """Rough time of one gradient step of one network on one core."""
+        return self.step_flops / _FLOPS_PER_SECOND[self.program.recipe.trainer]
+
+    @property
+    def steps_per_call(self) -> int:
+        """Gradient steps of each network between two looks at which ones have stopped."""
+        if self.program.recipe.trainer == "xla":
+            return _XLA_STEPS
+        return max(int(_CALL_SECONDS / (self.lanes * self.step_seconds)), 1)
+
+    @property
     def chunk_cells(self) -> int:
         """Cells in each chunk of the group but the last."""
-        affordable = int(_CHUNK_FLOPS / (self.step_flops * max(self.max_steps, 1)))
+        affordable = int(_CHUNK_SECONDS / (self.step_seconds * max(self.max_steps, 1)))
         share = -(-len(self.cells) // _MIN_CHUNKS)
-        return max(min(affordable, _MAX_CHUNK_CELLS, share), 4 * self.lanes)
+        return max(min(affordable, _MAX_CHUNK_CELLS, share), 4 * self.tail_lanes)
 
     @property
     def programs(self) -> int:
@@ -126,11 +142,11 @@ class Plan(NamedTuple):
 
     def max_seconds(self, workers: int) -> float:
         """Rough training time on `workers` cores if no network stops before max_steps."""
-        flops = sum(
-            int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)) * group.step_flops
+        seconds = sum(
+            int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)) * group.step_seconds
             for group in self.groups
         )
-        return flops / (_FLOPS_PER_SECOND * workers)
+        return seconds / workers
 
 
 def step_flops(samples: int, width: int, inputs: int, *, biases: bool) -> int:
@@ -161,18 +177,42 @@ def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tu
     return True, "adam without decay leaves weights off the span of the data alone"
 
 
-def plan(sweep: Sweep) -> Plan:
-    """Cut a sweep into groups that share compiled programs and chunks that are saved together."""
+def choose_trainer(optimizer: str, requested: Trainer | None = None) -> tuple[Trainer, str]:
+    """What advances networks, and why: the kernel of `fused` wherever it can, unless another trainer is requested.
+
+    Raises:
+        UserError: if the kernel is requested and cannot serve.
+    """
+    if requested == "xla":
+        return "xla", "as requested"
+    why_not = fused.unavailable() or (
+        None if optimizer in FUSED_OPTIMIZERS else f"the kernel does not know {optimizer}"
+    )
+    if why_not and requested:
+        raise UserError(f"trainer {requested!r} cannot serve: {why_not}; leave the trainer out, or request 'xla'")
+    return ("xla", why_not) if why_not else ("fused", f"the kernel serves ({fused.instruction_set()})")
+
+
+def plan(sweep: Sweep, trainer: Trainer | None = None) -> Plan:
+    """Cut a sweep into groups that share compiled programs and chunks that are saved together.
+
+    Args:
+        sweep: the sweep.
+        trainer: what is to advance the networks; where none is given, what is fastest here.
+
+    Raises:
+        UserError: if that trainer cannot serve.
+    """
     leaves = {*_PROGRAM_LEAVES, "weight_decay"} if "adam" in sweep.values("optimizer") else _PROGRAM_LEAVES
     varying = [leaf for leaf in sweep.axes if leaf in leaves]
     grid = np.arange(sweep.cells).reshape(sweep.shape)
     members: dict[Program, list[np.ndarray]] = {}
     datasets: dict[Program, set[DataSettings]] = {}
-    reasons: dict[Program, str] = {}
+    reasons: dict[Program, tuple[str, str]] = {}
     for place in itertools.product(*(range(len(sweep.axes[leaf])) for leaf in varying)):
         at = dict(zip(varying, place, strict=True))
         cells = grid[tuple(at.get(leaf, slice(None)) for leaf in sweep.axes)].ravel()
-        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()})
+        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()}, trainer)
         members.setdefault(program, []).append(cells)
         datasets.setdefault(program, set()).add(settings)
         reasons.setdefault(program, why)
@@ -256,8 +296,8 @@ def grid_data(sweep: Sweep) -> tuple[list[DataSettings], np.ndarray]:
     return datasets, which.reshape(first.shape)
 
 
-def _program(sweep: Sweep, values: dict) -> tuple[Program, DataSettings, str]:
-    """Program and data of cells, given their values on the axes that shape it, and why it is reduced or not."""
+def _program(sweep: Sweep, values: dict, requested: Trainer | None) -> tuple[Program, DataSettings, tuple[str, str]]:
+    """Program and data of cells, given their values on the axes that shape it, and why it is what it is."""
 
     def value(leaf: str) -> Any:
         return values[leaf] if leaf in values else sweep.values(leaf)[0]
@@ -266,19 +306,24 @@ def _program(sweep: Sweep, values: dict) -> tuple[Program, DataSettings, str]:
     shape = data_shape(settings)
     init = value("init")
     trainable = value("trainable") or ("hidden" if init == "theory" else "all")
-    recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable))
+    trainer, why_trainer = choose_trainer(value("optimizer"), requested)
+    recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable), trainer)
     recording = Recording(
         sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
     )
     law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
-    reduced, why = reduction(settings, recipe.optimizer, value("weight_decay"))
-    return Program(law, recipe, recording, shape, reduced, shared_data=True), settings, why
+    reduced, why_reduced = reduction(settings, recipe.optimizer, value("weight_decay"))
+    return Program(law, recipe, recording, shape, reduced, shared_data=True), settings, (why_reduced, why_trainer)
 
 
 def _lanes(program: Program, cells: int) -> tuple[int, int]:
+    devices = jax.local_device_count()
+    if program.recipe.trainer == "fused":
+        few = -(-min(cells, _FUSED_LANES) // devices) * devices
+        return few, few
     activations = 4 * program.shape.samples * program.law.padded_width
     lanes = 4
     while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:
         lanes *= 2
     tail = max(lanes // 4, 2)
-    return (tail, tail) if cells <= tail else (lanes, tail)
+    return (tail * devices, tail * devices) if cells <= tail * devices else (lanes * devices, tail * devices)

@@ -12,7 +12,7 @@ from subspace_adv import engine
 from subspace_adv.data import HELDOUT
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
-from subspace_adv.planning import cell_data, data_leaves, data_shape, grid_data, load_data, load_span, plan
+from subspace_adv.planning import Chunk, cell_data, data_leaves, data_shape, grid_data, load_data, load_span, plan
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
@@ -123,14 +123,15 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
     m, d = int(sweep.column("width", chosen).max()), _largest_dimension(sweep, chosen)
     shapes = {"weight": (m, d), "bias": (m,), "head": (m,), "head_bias": ()}
     found = {name: np.full((len(chosen), *inner), np.nan, np.float32) for name, inner in shapes.items()}
-    chunks = plan(sweep).chunks
+    groups = plan(sweep).groups
     any_trained = False
     for number, cells, arrays in _committed(store, chosen):
         any_trained = True
         mine = np.isin(cells, chosen)
         place = np.searchsorted(chosen, cells[mine])
         trained = {name: values[mine] for name, values in arrays.items()}
-        networks = engine.ambient_networks(sweep, chunks[number]._replace(cells=cells[mine]), trained)
+        group = next(group for group in groups if cells[0] in group.cells)
+        networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
         for name, values in found.items():
             held = getattr(networks, name)[:, :m] if values.ndim > 1 else getattr(networks, name)
             values[place] = 0

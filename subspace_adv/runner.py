@@ -16,6 +16,7 @@ from subspace_adv.planning import Chunk, plan
 from subspace_adv.results import open_results
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
+from subspace_adv.training import Trainer
 
 
 class Listener:
@@ -46,23 +47,26 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(sweep: Sweep, out: str | Path | None = None, listener: Listener | None = None) -> xr.Dataset:
+def run(
+    sweep: Sweep, out: str | Path | None = None, listener: Listener | None = None, trainer: Trainer | None = None
+) -> xr.Dataset:
     """Run a sweep, or what is left of it, into a results folder.
 
     Args:
         sweep: what to run.
         out: the results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
         listener: told of progress.
+        trainer: what is to advance the networks; where none is given, what is fastest here.
 
     Returns:
         All results, as `open_results` gives them.
 
     Raises:
-        UserError: if the folder cannot be used, or the disk fills up; the run can be resumed.
+        UserError: if the folder or the trainer cannot be used, or the disk fills up; the run can be resumed.
         KeyboardInterrupt: after an interrupt; what was committed is kept, and the run can be resumed.
     """
     listener = listener or Listener()
-    todo = plan(sweep)
+    todo = plan(sweep, trainer)
     store = Store.create(out or default_out(sweep), todo)
     try:
         pending = [chunk for chunk in todo.chunks if not _is_done(store, chunk, listener)]

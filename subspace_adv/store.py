@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from subspace_adv.planning import Plan
+from subspace_adv import fused
+from subspace_adv.planning import Group, Plan
 from subspace_adv.sweep import Sweep, UserError, brief, nearest
 
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
@@ -228,8 +229,18 @@ def _describe(plan: Plan) -> dict[str, Any]:
         "cells": plan.cells,
         "sweep": _sha256(plan.sweep.to_toml().encode()),
         "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
-        "machine": {"device": jax.default_backend(), "processor": platform.machine()},
+        "machine": {
+            "device": jax.default_backend(),
+            "processor": platform.machine(),
+            "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
+        },
     }
+
+
+def _trainer(group: Group) -> str:
+    """What rounds the steps of training: the kernel does by its vector instructions."""
+    trainer = group.program.recipe.trainer
+    return f"{trainer} ({fused.instruction_set()})" if trainer == "fused" else trainer
 
 
 def _fingerprint(description: dict[str, Any], number: int, cells: np.ndarray) -> str:

@@ -3,19 +3,25 @@
 `train` is the definition. The engine runs the same `start`, `advance` and `finish` over a batch of networks.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import random
 
+from subspace_adv import fused
 from subspace_adv.network import Init, Network
 
 Loss = Literal["logistic", "exponential"]
 Optimizer = Literal["gd", "momentum", "sgd", "adam"]
 Trainable = Literal["all", "hidden"]
+Trainer = Literal["fused", "xla"]
+FUSED_OPTIMIZERS: tuple[Optimizer, ...] = ("gd", "momentum")
+"""What the kernel of `fused` knows."""
 
 _ALL = 2**31 - 1  # steps
 
@@ -29,6 +35,7 @@ class Recipe(NamedTuple):
     loss: Loss
     optimizer: Optimizer
     trained: tuple[str, ...]  # names of the `Network` fields that are trained
+    trainer: Trainer = "xla"  # what advances a batch: the kernel of `fused`, or the program that XLA compiles
 
 
 class Hyper(NamedTuple):
@@ -116,27 +123,71 @@ def finish(state: TrainState) -> Network:
 def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe, steps: int) -> TrainState:
     """Take gradient steps until the network stops, `steps` at most.
 
-    Batched by `vmap`, networks advance together until the last one is done, and nothing is selected twice.
+    Batched by `vmap`, the networks go to the kernel of `fused` or advance together until the last one is done; either
+    way each ends as it would alone, up to rounding.
     """
 
     @jax.custom_batching.custom_vmap
     def run(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
         return _loop(lambda state: step(state, x, y, hyper, recipe=recipe), state, steps)
 
-    @run.def_vmap
+    @run.def_vmap  # pyright: ignore[reportFunctionMemberAccess]
     def run_batch(size: int, in_batched: list, *arguments: Any) -> tuple[TrainState, Any]:
-        axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
+        def batch(leaf: jax.Array, batched: bool) -> jax.Array:
+            return leaf if batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
         state, x, y, hyper = arguments
-        state = jax.tree.map(
-            lambda leaf, axis: leaf if axis == 0 else jnp.broadcast_to(leaf, (size, *leaf.shape)),
-            state,
-            axes[0],
-            is_leaf=lambda leaf: leaf is None,
-        )
-        one = jax.vmap(lambda s, x, y, hyper: step(s, x, y, hyper, recipe=recipe), in_axes=(0, *axes[1:]))
-        return _loop(lambda state: one(state, x, y, hyper), state, steps), jax.tree.map(lambda _: True, state)
+        state, hyper = (jax.tree.map(batch, arguments[i], in_batched[i]) for i in (0, 3))
+        if recipe.trainer == "fused":
+            state = _advance_fused(state, x, y, hyper, recipe, steps)
+        else:
+            own = [0 if batched else None for batched in in_batched[1:3]]
+            one = jax.vmap(functools.partial(step, recipe=recipe), in_axes=(0, *own, 0))
+            state = _loop(lambda state: one(state, x, y, hyper), state, steps)
+        return state, jax.tree.map(lambda _: True, state)
 
     return run(state, x, y, hyper)
+
+
+def _advance_fused(
+    state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, recipe: Recipe, steps: int
+) -> TrainState:
+    """`advance` of a batch by the kernel, which holds the parameters of a network as one row."""
+    fields = ("weight", "bias", "head", "head_bias")
+    size = len(state.step)
+
+    def to_rows(tree: dict[str, jax.Array]) -> jax.Array:
+        held = [tree[name] if name in tree else jnp.zeros_like(state.params[name]) for name in fields]
+        return jnp.concatenate([leaf.reshape(size, -1) for leaf in held], axis=1)
+
+    def from_rows(rows: jax.Array) -> dict[str, jax.Array]:
+        ends = np.cumsum([state.params[name][0].size for name in fields])[:-1]
+        parts = dict(zip(fields, jnp.split(rows, ends, axis=1), strict=True))
+        return {name: part.reshape(state.params[name].shape) for name, part in parts.items()}
+
+    # The one thing that an optimizer the kernel knows keeps of each trained field is its velocity.
+    leaves, structure = jax.tree.flatten(state.opt_state)
+    trained = sorted(recipe.trained)
+    velocity = to_rows(dict(zip(trained, leaves, strict=True))) if leaves else jnp.zeros((size, 0), jnp.float32)
+    params, velocity, step, status = fused.advance(
+        to_rows(state.params),
+        velocity,
+        state.step,
+        state.status,
+        x,
+        y,
+        hyper.learning_rate,
+        hyper.weight_decay,
+        hyper.momentum,
+        hyper.stop_margin,
+        hyper.max_steps,
+        steps=steps,
+        loss=recipe.loss,
+        has_bias="bias" in recipe.trained,
+        train_head="head" in recipe.trained,
+    )
+    leaves = [from_rows(velocity)[name] for name in trained] if leaves else []
+    return TrainState(from_rows(params), jax.tree.unflatten(structure, leaves), step, status, state.key)
 
 
 def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:

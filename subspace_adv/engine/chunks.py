@@ -15,7 +15,7 @@ from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
 
-_MEASURED_NETWORKS = 32  # a call
+_MEASURED_NETWORKS = 32  # a call and device
 
 Progress = Callable[[int, int], None]
 """Called with (networks done, gradient steps done) since the last call."""
@@ -153,7 +153,7 @@ def train(
             inputs = inputs if program.shared_data else _take(inputs, kept)
             owners, lanes = [owners[lane] for lane in kept], group.tail_lanes
             busy = [lane for lane, owner in enumerate(owners) if owner is not None]
-        state = compiled("advance", program, lanes)(state, inputs.x, inputs.y, settings.hyper)
+        state = compiled("advance", program, lanes, group.steps_per_call)(state, inputs.x, inputs.y, settings.hyper)
         host = jax.tree.map(np.asarray, state._replace(opt_state=()))
         done = [lane for lane in busy if host.status[lane] != PENDING]
         on_progress(len(done), int((host.step - counted)[busy].sum()))
@@ -259,8 +259,9 @@ def _in_batches(
     momentum = settings.hyper.momentum if program.recipe.optimizer == "momentum" else 0
     rate, penalty = settings.hyper.learning_rate, settings.hyper.weight_decay
     decay = theory.decay(trained["steps"], rate, penalty, momentum)
-    for begin in range(0, len(cells), _MEASURED_NETWORKS):
-        rows = np.minimum(np.arange(begin, begin + _MEASURED_NETWORKS), len(cells) - 1)
+    batch = _MEASURED_NETWORKS * jax.local_device_count()
+    for begin in range(0, len(cells), batch):
+        rows = np.minimum(np.arange(begin, begin + batch), len(cells) - 1)
         networks = Network._make(trained[field][rows] for field in Network._fields)
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
         inputs = [(load_data(dataset), span_of(name, program, dataset)) for dataset in here]

@@ -18,9 +18,6 @@ from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, 
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, TrainState
 
-STEPS_PER_CALL = 256
-"""Gradient steps between two looks at which networks have stopped."""
-
 _MEASURED_POINTS = 16  # at once on CPU
 
 
@@ -92,12 +89,15 @@ _compiling = threading.RLock()
 
 
 @functools.lru_cache(maxsize=512)
-def _compile(name: str, program: Program, lanes: int) -> Any:
+def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     """One of a group's compiled programs for so many lanes, over all local devices; traced once per process.
 
-    "fill": (state, lane, span, replace) → state, with fresh networks where `replace`; "advance": (state, x, y, hyper)
-    → state; "measure": (trained, lane, decay, data, span) → named arrays; "ambient": (trained, lane, decay, span) →
-    network in ambient coordinates. All arrays have a leading axis of lanes, but for data and spans that are shared.
+    - "fill": (state, lane, span, replace) → state, with fresh networks where `replace`;
+    - "advance": (state, x, y, hyper) → state, `steps` steps later at most;
+    - "measure": (trained, lane, decay, data, span) → named arrays;
+    - "ambient": (trained, lane, decay, span) → networks in ambient coordinates.
+
+    All arrays have a leading axis of lanes, but for data and spans that are shared.
     """
     own = None if program.shared_data else 0
     on_cpu = jax.default_backend() == "cpu"
@@ -111,7 +111,7 @@ def _compile(name: str, program: Program, lanes: int) -> Any:
         return jax.tree.map(choose, fresh, state)
 
     def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
-        one = functools.partial(training.advance, recipe=program.recipe, steps=STEPS_PER_CALL)
+        one = functools.partial(training.advance, recipe=program.recipe, steps=steps)
         return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
 
     def measure(trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
@@ -147,10 +147,10 @@ def _compile(name: str, program: Program, lanes: int) -> Any:
     return lowered.compile(compiler_options={"xla_backend_optimization_level": "1"} if quick else {})
 
 
-def compiled(name: str, program: Program, lanes: int) -> Any:
+def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
     """One of a group's compiled programs, as `_compile` describes them."""
     with _compiling:
-        return _compile(name, program, lanes)
+        return _compile(name, program, lanes, steps)
 
 
 def arguments(name: str, program: Program, lanes: int) -> tuple:
