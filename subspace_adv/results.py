@@ -3,10 +3,9 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from subspace_adv import engine
 from subspace_adv.data import HELDOUT
@@ -18,8 +17,11 @@ from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
+if TYPE_CHECKING:
+    import xarray as xr
 
-def open_results(folder: str | Path) -> xr.Dataset:
+
+def open_results(folder: str | Path) -> "xr.Dataset":
     """Everything measured in a results folder and predicted of it, by cell and point, trained on or held out.
 
     Args:
@@ -35,6 +37,8 @@ def open_results(folder: str | Path) -> xr.Dataset:
     Raises:
         UserError: if the folder is no results folder.
     """
+    import xarray as xr  # pandas takes long to import, and a run needs neither before its end
+
     store = Store.open(folder)
     sweep = store.sweep
     datasets, which = grid_data(sweep)

@@ -7,9 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
-import xarray as xr
 
 from subspace_adv import engine
 from subspace_adv.planning import Chunk, plan
@@ -17,6 +17,9 @@ from subspace_adv.results import open_results
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Listener:
@@ -49,7 +52,7 @@ def workers() -> int:
 
 def run(
     sweep: Sweep, out: str | Path | None = None, listener: Listener | None = None, trainer: Trainer | None = None
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Run a sweep, or what is left of it, into a results folder.
 
     Args:

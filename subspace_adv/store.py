@@ -1,6 +1,7 @@
 """The results folder: resolved sweep, manifest and chunks, each written whole or not at all. Imports orbax."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from subspace_adv import fused
 from subspace_adv.planning import Group, Plan
@@ -26,8 +26,15 @@ _OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK, _SWEEP + ".tmp", _MANIFEST + ".tmp"}
 _FORMAT = 3
 _BLOCK = bytes(2**20)
 
-for _noisy in ("absl", "orbax"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+@functools.cache
+def _orbax() -> Any:
+    """The storage library, which takes long to import; networks train meanwhile."""
+    for noisy in ("absl", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from orbax.checkpoint import v1
+
+    return v1
 
 
 class DamagedChunk(Exception):
@@ -156,7 +163,7 @@ class Store:
         try:
             _make_sure_of_room(path.parent, sum(values.nbytes for values in arrays.values()))
             partial.mkdir()
-            ocp.save(str(partial.absolute() / _ARRAYS), arrays)
+            _orbax().save(str(partial.absolute() / _ARRAYS), arrays)
             seal = {"fingerprint": self.entries[number].fingerprint, "digest": _digest(partial / _ARRAYS)}
             _write(partial / _SEAL, json.dumps(seal))
             partial.rename(path)
@@ -191,7 +198,7 @@ class Store:
         self.verify(number)  # the storage library is noisy about what is damaged
         path = self._path(number)
         try:
-            return {name: np.asarray(values) for name, values in ocp.load(str(path.absolute() / _ARRAYS)).items()}
+            return {name: np.asarray(values) for name, values in _orbax().load(str(path.absolute() / _ARRAYS)).items()}
         except Exception as error:
             raise DamagedChunk(f"{path}: cannot be read") from error
 

@@ -53,6 +53,7 @@ class TrainState(NamedTuple):
     """A network under training."""
 
     params: dict[str, jax.Array]  # the fields of `Network`, but weight as (d, m): neurons are the fast axis
+    residue: dict[str, jax.Array]  # of the trained fields: what rounding has kept from their sums
     opt_state: optax.OptState  # of the trained fields
     step: jax.Array  # int32, gradient steps done
     status: jax.Array  # int8: PENDING while training goes on
@@ -110,8 +111,11 @@ def train(
 def start(network: Network, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> TrainState:
     """Training state of a fresh network."""
     params = network._replace(weight=network.weight.T)._asdict()
-    opt_state = transformation(hyper, recipe.optimizer).init({name: params[name] for name in recipe.trained})
-    return TrainState(params, opt_state, jnp.int32(0), jnp.int8(PENDING), random.key_data(key))
+    trained = {name: params[name] for name in recipe.trained}
+    opt_state = transformation(hyper, recipe.optimizer).init(trained)
+    return TrainState(
+        params, jax.tree.map(jnp.zeros_like, trained), opt_state, jnp.int32(0), jnp.int8(PENDING), random.key_data(key)
+    )
 
 
 def finish(state: TrainState) -> Network:
@@ -221,16 +225,23 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     updates, opt_state = transformation(hyper, recipe.optimizer).update(
         {name: gradient[name] for name in recipe.trained}, state.opt_state, trained
     )
-    new: Any = optax.apply_updates(trained, updates)
-    moved = TrainState(
-        params | new,
-        opt_state,
-        state.step + 1,
-        status,
-        state.key,
-    )
+    new, residue = _sum(trained, state.residue, updates)
+    moved = TrainState(params | new, residue, opt_state, state.step + 1, status, state.key)
     stay = state._replace(status=status)
     return jax.tree.map(lambda new, old: jnp.where(status == PENDING, new, old), moved, stay)
+
+
+def _sum(
+    params: dict[str, jax.Array], residue: dict[str, jax.Array], updates: Any
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Parameters plus updates, summed with compensation (Kahan 1965).
+
+    A step changes a parameter by some ten-thousandth of itself, so plain float32 sums would lose more to rounding in
+    thousands of steps than everything else together.
+    """
+    exact = {name: updates[name] + residue[name] for name in params}
+    new = {name: params[name] + exact[name] for name in params}
+    return new, {name: exact[name] - (new[name] - params[name]) for name in params}
 
 
 def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:

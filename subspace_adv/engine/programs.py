@@ -1,13 +1,18 @@
 """The compiled programs of a group: one network's functions, vmapped over lanes and sharded over devices."""
 
 import functools
+import hashlib
+import platform
 import threading
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 from jax import random
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
 from subspace_adv import measures, network, training
@@ -147,9 +152,30 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     return lowered.compile(compiler_options={"xla_backend_optimization_level": "1"} if quick else {})
 
 
+@functools.cache
+def _keep_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was given another one or none can be written."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    # Code for one processor may be unfit for another that shares the home folder.
+    cpuinfo = Path("/proc/cpuinfo")
+    features = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else platform.processor()
+    features = [line for line in features.splitlines() if line.startswith(("flags", "Features", "model name"))]
+    processor = hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:8]
+    folder = platformdirs.user_cache_path("subspace-adv") / f"compiled-{processor}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # what was compiled before has found that there is none
+
+
 def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
     """One of a group's compiled programs, as `_compile` describes them."""
     with _compiling:
+        _keep_compiled()
         return _compile(name, program, lanes, steps)
 
 

@@ -1,0 +1,134 @@
+"""What the command line tells about results, in tables and words."""
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from xarray import Dataset
+
+from subspace_adv import checks, tables
+
+
+def stdout() -> Console:
+    """Where tables go: as wide as they need where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=250)
+
+
+def table(*columns: Hashable) -> Table:
+    """A table to be filled."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(str(column), justify="right")
+    return made
+
+
+def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> None:
+    """Medians by arm, gains of the remedies, robust accuracy and fooling rates; of some typical sizes by default."""
+    rows = tables.summarize(dataset)
+    varying = [axis for axis in rows[0].arm if dataset.sizes[axis] > 1]
+    first, *others = rows[0].distance
+    gains = len(rows) > 1
+
+    def heads(region: str) -> list[str]:
+        return [f"distance {region}", f"gain {region}"][: 1 + gains]
+
+    def cells(row: tables.Row, region: str) -> list[str]:
+        return [_interval(row.distance[region]), _interval(row.gain.get(region), signed=True)][: 1 + gains]
+
+    made = table(*varying, "networks", "converged", "steps", "gradient off", *heads(first))
+    other = table(*varying, *itertools.chain.from_iterable(map(heads, others)))
+    for row in rows:
+        arm = _values(row.arm, varying)
+        counts = [f"{row.networks:,}", f"{row.converged:.0%}", f"{row.steps:,.0f}"]
+        made.add_row(*arm, *counts, _interval(row.gradient_off), *cells(row, first))
+        other.add_row(*arm, *itertools.chain.from_iterable(cells(row, region) for region in others))
+    stdout().print(made)
+    if others:
+        stdout().print(other)
+    print(
+        "Medians over seeds of each network's median over its points, with 95 % bootstrap intervals. Distances are\n"
+        "the least L2 norm found that flips a point."
+    )
+    if gains:
+        print("A gain is the paired difference, seed by seed, from the standard arm (marked –).")
+    _print_robustness(dataset, varying, epsilons)
+
+
+def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: Sequence[float] | None) -> None:
+    """Robust accuracy and fooling rates, arm by arm at each size of perturbation."""
+    pairs = tables.regions_and_norms(dataset)
+    norms = list(dict.fromkeys([norm for _, norm in pairs] + ["l2"]))  # the one in which steps are measured
+    regions = list(dict.fromkeys(region for region, _ in pairs))
+    made = table("norm", "epsilon", *varying, *(f"robust {r}" for r in regions), "fooled universal", "fooled random")
+    for norm in norms:
+        for e in tables.typical_epsilons(dataset, norm) if epsilons is None else epsilons:
+            for arm in tables.arms(dataset):
+                cells = ["–"] * len(regions) + ["–"] * len(tables.DIRECTIONS)
+                for i, region in enumerate(regions):
+                    if (region, norm) in pairs:
+                        cells[i] = " – ".join(_ends(tables.robust_accuracy(dataset, arm, region, norm, [e])))
+                for i, direction in enumerate(tables.DIRECTIONS, start=len(regions)):
+                    if norm == "l2":
+                        fooled = tables.fooling_rate(dataset, arm, direction, [e])
+                        cells[i] = " / ".join(_percent(curve.mean[0]) for curve in fooled)
+                made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)
+    print()
+    stdout().print(made)
+    print(
+        "Robust: mean share of training points classified correctly whatever perturbation of norm epsilon is added,\n"
+        "certified – attacked (the truth lies between). Fooled: mean share of the correctly classified training\n"
+        "points / of held-out points whose prediction a step of at most epsilon changes, along the universal\n"
+        "direction or along a random one off the subspace."
+    )
+
+
+def _ends(robust: tables.RobustAccuracy) -> list[str]:
+    return list(dict.fromkeys(_percent(curve.mean[0]) for curve in robust))
+
+
+def _percent(share: float) -> str:
+    """Without decimals; 0 and 100 stand for none and all."""
+    if math.isnan(share):
+        return "–"
+    return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
+def _values(arm: tables.Arm, axes: Sequence[Hashable]) -> list[str]:
+    return [f"{arm[axis]:g}" if isinstance(arm[axis], float) else str(arm[axis]) for axis in axes]
+
+
+def print_check(found: checks.Check) -> None:
+    """What became of the comparison with the predicted law."""
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
+    print("law       gradient_norm_off g is |ρ|·β·√A·χ in law given the run, χ of l degrees of freedom (F3)")
+    print(f"networks  {found.networks:,} checked; left out: {left_out}")
+    print(f"points    {found.points:,}, of which {found.idle_points:,} left out as no neuron is active there")
+    print(f"sample    {found.sample:,} independent points: one of each seed, from changing cells")
+    print(f"fit       p = {found.p_value:.3g} (Kolmogorov–Smirnov, exact law)")
+    print(f"scale     {_precise(found.scale)} measured over predicted, sample, 95 % interval")
+    bounds = table("bound", "held by", "of the sample", "promised")
+    for bound in found.bounds:
+        sample = " ".join((f"{bound.sample.estimate:.2%}", f"[{bound.sample.low:.2%}, {bound.sample.high:.2%}]"))
+        bounds.add_row(bound.side, f"{bound.share:.2%}", sample, f"≥ {bound.promised:.2%}")
+    stdout().print(bounds)
+    if found.exponents:
+        powers = table("exponent of", "in the root mean square of", "seeds", "fitted", "predicted")
+        for power in found.exponents:
+            powers.add_row(
+                power.axis, power.quantity, f"{power.seeds:,}", _precise(power.fitted), f"{power.predicted:g}"
+            )
+        stdout().print(powers)
+
+
+def _precise(found: checks.Interval) -> str:
+    return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"
+
+
+def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{estimate.median:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
