@@ -14,7 +14,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from subspace_adv import planning, results, runner, training
+from subspace_adv import planning, progress, results, runner, training
 from subspace_adv.progress import Display, count
 from subspace_adv.sweep import Sweep, UserError, brief, nearest
 
@@ -155,6 +155,28 @@ def plot(folder: Folder, /) -> None:
     Example: subspace-adv plot results/line
     """
     _draw(folder)
+
+
+@app.command
+def bench(*, trainer: TrainerName = None, json: Annotated[Path | None, Parameter(name="--json")] = None) -> None:
+    """Time training here: net-steps, operations and memory by problem and path, beside the machine's own peak.
+
+    Example: subspace-adv bench --json bench.json
+
+    Parameters
+    ----------
+    json
+        File to write the figures to as well.
+    """
+    from subspace_adv import bench, reports
+
+    done = bench.run(progress.track(bench.pairs(trainer), "timing"))
+    reports.print_bench(done)
+    if json:
+        try:
+            json.write_text(bench.to_json(done))
+        except OSError as error:
+            raise UserError(f"{json}: cannot be written: {error.strerror}") from None
 
 
 class _Interrupted(Exception):

@@ -243,8 +243,10 @@ def _cube_within(keys: jax.Array, law: Law, basis: jax.Array | None) -> jax.Arra
     return jax.lax.scan(add, total, (jnp.arange(_cube_blocks(law), dtype=jnp.int32), _in_blocks(basis, law)))[0]
 
 
-def _cube_triangle(keys: jax.Array, law: Law, basis: jax.Array) -> jax.Array:
+def _cube_triangle(keys: jax.Array, law: Law, basis: jax.Array | None) -> jax.Array:
     """Triangular factor (off_dim, m) of the uniform base draws off the span, from one block of rows after another."""
+    if basis is None:
+        raise ValueError("the weights off a span that is not said where: give its basis")
     dtype = jnp.result_type(float)
     basis = basis.astype(dtype)
     rows = _in_blocks(basis, law)

@@ -231,6 +231,18 @@ def plan(sweep: Sweep, trainer: Trainer | None = None) -> Plan:
     return Plan(sweep, tuple(groups), tuple(chunks))
 
 
+def in_ambient_coordinates(todo: Plan) -> Plan:
+    """The same plan without the reduction to the span of the data: what it saves, and whether it is right."""
+    groups = {
+        group.cells[0]: group._replace(
+            program=group.program._replace(reduced=False), why=("as requested", group.why[1])
+        )
+        for group in todo.groups
+    }
+    chunks = (chunk._replace(group=groups[chunk.group.cells[0]]) for chunk in todo.chunks)
+    return Plan(todo.sweep, tuple(groups.values()), tuple(chunks))
+
+
 def data_leaves(sweep: Sweep) -> tuple[str, ...]:
     """The axes that the data depend on."""
     return tuple(axis for axis in sweep.axes if axis in _DATA_LEAVES)

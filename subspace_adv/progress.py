@@ -1,12 +1,17 @@
-"""The live display of a run on a terminal."""
+"""Live displays on a terminal."""
 
 import time
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import track as rich_track
 from rich.text import Text
 
 from subspace_adv import runner
+
+Item = TypeVar("Item")
 
 
 def count(number: float, unit: str) -> str:
@@ -16,6 +21,12 @@ def count(number: float, unit: str) -> str:
             return f"{number:.3g} {prefix}{unit}"
         number /= 1000
     return f"{number:.3g} T{unit}"
+
+
+def track(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Items one by one, with a bar and a time estimate on a terminal's stderr."""
+    console = Console(stderr=True)
+    return rich_track(items, what, console=console, disable=not console.is_terminal)
 
 
 class _Rate(ProgressColumn):

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from xarray import Dataset
 
-from subspace_adv import checks, tables
+from subspace_adv import bench, checks, tables
+from subspace_adv.progress import count
 
 
 def stdout() -> Console:
@@ -132,3 +133,20 @@ def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
         return "–"
     sign = "+" if signed else ""
     return f"{estimate.median:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
+
+
+def print_bench(done: bench.Bench) -> None:
+    """Throughput by problem and path."""
+    print("; ".join(f"{name} {value}" for name, value in done.machine.items()))
+    print(f"float32 matrix product, all cores: {done.peak_flops / 1e9:.0f} GFLOP/s")
+    made = table("problem", "path", "networks", "net-steps/s", "GFLOP/s", "of peak", "compile", "program", "a network")
+    for row in done.rows:
+        speed = [f"{row.net_steps:,.0f}", f"{row.flops / 1e9:.1f}", f"{row.peak:.0%}"]
+        sizes = [f"{row.compile_seconds:.1f} s", count(row.program_bytes, "B"), count(row.network_bytes, "B")]
+        made.add_row(row.problem, row.path, f"{row.networks:,}", *speed, *sizes)
+    stdout().print(made)
+    print(
+        "Useful gradient steps only: those of networks that had not stopped. A step of n points, m neurons and r\n"
+        "inputs (a bias is one more) counts n·m·(4r + 5) + m·(4r + 6) operations; r is the dimension of the data's\n"
+        "span but on path ambient, where it is that of the space."
+    )

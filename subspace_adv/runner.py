@@ -44,9 +44,12 @@ def default_out(sweep: Sweep) -> Path:
 
 
 def workers() -> int:
-    """Threads that train at once: one a core on CPU, where small programs use one core each."""
-    if jax.default_backend() != "cpu":
-        return 1
+    """Threads that train at once: one a core of a CPU, as small programs use one core; else one for all devices."""
+    return cores() if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -191,7 +191,8 @@ def _advance_fused(
         train_head="head" in recipe.trained,
     )
     leaves = [from_rows(velocity)[name] for name in trained] if leaves else []
-    return TrainState(from_rows(params), jax.tree.unflatten(structure, leaves), step, status, state.key)
+    opt_state = jax.tree.unflatten(structure, leaves)
+    return TrainState(from_rows(params), state.residue, opt_state, step, status, state.key)
 
 
 def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:

@@ -12,7 +12,7 @@ from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, s
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, Program, cell_data, load_data
 from subspace_adv.subspace import Subspace
-from subspace_adv.sweep import DataSettings, Sweep
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
 
 _MEASURED_NETWORKS = 32  # a call and device
@@ -75,23 +75,121 @@ def _take(tree: Any, index: np.ndarray | slice) -> Any:
     return jax.tree.map(lambda a: np.asarray(a)[index], tree)
 
 
-class _Job(NamedTuple):
+class _Job:
     """A chunk under training."""
 
-    chunk: Chunk
-    cells: Lane  # settings of its cells
-    datasets: list[DataSettings]
-    which: np.ndarray  # the dataset of each cell
-    trained: dict[str, np.ndarray]  # one row per cell
-    left: list[int]  # one number: cells not yet trained
-
-    @classmethod
-    def of(cls, sweep: Sweep, chunk: Chunk, empty: TrainState) -> "_Job":
+    def __init__(self, sweep: Sweep, chunk: Chunk, empty: TrainState) -> None:
         total = len(chunk.cells)
-        shapes = jax.eval_shape(jax.vmap(training.finish), empty)._asdict()
-        shapes |= {"status": empty.status, "steps": empty.step}
-        trained = {name: np.zeros((total, *leaf.shape[1:]), leaf.dtype) for name, leaf in shapes.items()}
-        return cls(chunk, _cell_settings(sweep, chunk.cells), *cell_data(sweep, chunk.cells), trained, [total])
+        self.chunk, self.cells = chunk, _cell_settings(sweep, chunk.cells)
+        self.datasets, self.which = cell_data(sweep, chunk.cells)
+        shapes = jax.eval_shape(_outcome, empty)
+        self.trained = {name: np.zeros((total, *leaf.shape[1:]), leaf.dtype) for name, leaf in shapes.items()}
+        self.begun, self.left = 0, total
+
+
+def _unbegun(jobs: Iterable[_Job]) -> Iterator[_Job]:
+    """Each job again and again, until all its cells are begun."""
+    for job in jobs:
+        while job.begun < len(job.chunk.cells):
+            yield job
+
+
+def _outcome(state: TrainState) -> dict[str, Any]:
+    """What is kept of networks once they have stopped."""
+    return training.finish(state)._asdict() | {"status": state.status, "steps": state.step}
+
+
+class _Inputs(NamedTuple):
+    """What networks are drawn and trained for; a leading axis of lanes where each has its own data."""
+
+    x: np.ndarray
+    y: np.ndarray
+    span: Subspace
+
+
+class _Lanes:
+    """Networks that train side by side, each for a cell of some chunk."""
+
+    def __init__(self, program: Program, count: int) -> None:
+        with jax.enable_x64(True):
+            self.empty, settings, *_ = arguments("fill", program, count)
+        state, self.settings = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (self.empty, settings))
+        self.settings.hyper.batch_size[:] = 1  # by which idle lanes divide
+        self.program, self.state = program, state._replace(status=np.full(count, DIVERGED, np.int8))
+        self.inputs: _Inputs | None = None
+        self.jobs: list[_Job | None] = [None] * count  # idle where None
+        self.rows, self.counted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+
+    @property
+    def count(self) -> int:
+        return len(self.jobs)
+
+    def busy(self) -> np.ndarray:
+        return np.flatnonzero([job is not None for job in self.jobs])
+
+    def idle(self) -> np.ndarray:
+        return np.flatnonzero([job is None for job in self.jobs])
+
+    def fill(self, jobs: Iterator[_Job]) -> None:
+        """Begin the next cells in idle lanes, as long as there are any."""
+        idle = filled = self.idle()
+        while len(idle) and (job := next(jobs, None)):
+            taken, idle = np.split(idle, [len(job.cells.seed) - job.begun])
+            rows = job.begun + np.arange(len(taken))
+            job.begun += len(taken)
+            self._move_in(taken, job, rows)
+        filled = filled[: len(filled) - len(idle)]
+        if len(filled) and self.inputs:
+            replace = np.isin(np.arange(self.count), filled)
+            self.counted[filled] = 0
+            with jax.enable_x64(True):
+                fill = compiled("fill", self.program, self.count)
+                self.state = fill(self.state, self.settings, self.inputs.span, replace)
+
+    def _move_in(self, lanes: np.ndarray, job: _Job, rows: np.ndarray) -> None:
+        jax.tree.map(lambda to, given: to.__setitem__(lanes, given[rows]), self.settings, job.cells)
+        self.rows[lanes] = rows
+        for lane in lanes:
+            self.jobs[lane] = job
+        if self.program.shared_data and self.inputs:
+            return
+        for lane, dataset in zip(lanes, job.which[rows], strict=True):
+            settings = job.datasets[dataset]
+            own = _Inputs(*points_of(self.program, settings), span_of("fill", self.program, settings))
+            if self.program.shared_data:
+                self.inputs = own
+                return
+            self.inputs = self.inputs or jax.tree.map(lambda a: np.zeros((self.count, *a.shape), a.dtype), own)
+            jax.tree.map(lambda to, given, lane=lane: to.__setitem__(lane, given), self.inputs, own)
+
+    def pack(self, count: int) -> None:
+        """Go on with so many lanes: all that are busy, and some idle ones."""
+        kept = np.concatenate([self.busy(), self.idle()])[:count]
+        self.state, self.settings = _take(self.state, kept), _take(self.settings, kept)
+        self.rows, self.counted, self.jobs = self.rows[kept], self.counted[kept], [self.jobs[lane] for lane in kept]
+        if not self.program.shared_data:
+            self.inputs = _take(self.inputs, kept)
+
+    def advance(self, steps: int) -> tuple[int, int, list[_Job]]:
+        """Take steps; networks that have stopped, steps taken by all, and jobs of which no cell is left."""
+        assert self.inputs
+        advance = compiled("advance", self.program, self.count, steps)
+        self.state = advance(self.state, self.inputs.x, self.inputs.y, self.settings.hyper)
+        busy, status, counted = self.busy(), np.asarray(self.state.status), np.asarray(self.state.step, np.int64)
+        taken, self.counted = int((counted - self.counted)[busy].sum()), counted
+        stopped = busy[status[busy] != PENDING]
+        if not len(stopped):
+            return 0, taken, []
+        outcome = {name: np.asarray(values) for name, values in _outcome(self.state).items()}
+        jobs = dict.fromkeys(job for lane in stopped if (job := self.jobs[lane]))
+        for job in jobs:
+            lanes = np.array([lane for lane in stopped if self.jobs[lane] is job])
+            for name, values in outcome.items():
+                job.trained[name][self.rows[lanes]] = values[lanes]
+            job.left -= len(lanes)
+        for lane in stopped:
+            self.jobs[lane] = None
+        return len(stopped), taken, [job for job in jobs if not job.left]
 
 
 def train(
@@ -121,85 +219,22 @@ def train(
     Raises:
         Cancelled: soon after `stop` is set.
     """
-    program, lanes = group.program, group.lanes
-    with jax.enable_x64(True):
-        empty = arguments("fill", program, lanes)[0]
-    jobs = (_Job.of(sweep, chunk, empty) for chunk in chunks)
-    waiting = ((job, row) for job in jobs for row in range(len(job.chunk.cells)))
-    owners: list[tuple[_Job, int] | None] = [None] * lanes
-    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), empty)._replace(status=np.full(lanes, DIVERGED, np.int8))
-    settings, inputs = _blank_lanes(lanes), None
-    counted, exhausted = np.zeros(lanes, np.int64), False
+    lanes = _Lanes(group.program, group.lanes)
+    waiting = _unbegun(_Job(sweep, chunk, lanes.empty) for chunk in chunks)
     while True:
-        idle = [lane for lane, owner in enumerate(owners) if owner is None]
-        if not exhausted and len(idle) >= max(1, lanes // 8):
-            replace = np.zeros(lanes, bool)
-            for lane in idle:
-                owners[lane] = owner = next(waiting, None)
-                if owner is None:
-                    exhausted = True
-                    break
-                replace[lane], counted[lane] = True, 0
-                inputs = _move_in(program, settings, inputs, lane, *owner)
-            if replace.any():
-                with jax.enable_x64(True):
-                    state = compiled("fill", program, lanes)(state, settings, inputs.span, replace)
-        busy = [lane for lane, owner in enumerate(owners) if owner is not None]
-        if not busy or inputs is None:
+        if len(lanes.idle()) >= max(1, lanes.count // 8):
+            lanes.fill(waiting)
+        busy = len(lanes.busy())
+        if not busy:
             return
-        if exhausted and len(busy) <= group.tail_lanes < lanes:
-            kept = np.array((busy + idle)[: group.tail_lanes])
-            state, settings, counted = _take(state, kept), _take(settings, kept), counted[kept]
-            inputs = inputs if program.shared_data else _take(inputs, kept)
-            owners, lanes = [owners[lane] for lane in kept], group.tail_lanes
-            busy = [lane for lane, owner in enumerate(owners) if owner is not None]
-        state = compiled("advance", program, lanes, group.steps_per_call)(state, inputs.x, inputs.y, settings.hyper)
-        host = jax.tree.map(np.asarray, state._replace(opt_state=()))
-        done = [lane for lane in busy if host.status[lane] != PENDING]
-        on_progress(len(done), int((host.step - counted)[busy].sum()))
-        counted = host.step.astype(np.int64)
+        if busy <= group.tail_lanes < lanes.count:
+            lanes.pack(group.tail_lanes)
+        stopped, steps, done = lanes.advance(group.steps_per_call)
+        on_progress(stopped, steps)
         if stop and stop.is_set():
             raise Cancelled
-        networks = training.finish(host)._asdict() | {"status": host.status, "steps": host.step}
-        for lane in done:
-            job, row = owners[lane]  # pyright: ignore[reportGeneralTypeIssues]
-            owners[lane] = None
-            for name, values in networks.items():
-                job.trained[name][row] = values[lane]
-            job.left[0] -= 1
-            if not job.left[0]:
-                yield job.chunk, job.trained
-
-
-def _blank_lanes(lanes: int) -> Lane:
-    def blank(dtype: type, fill: int = 0) -> Any:
-        return np.full(lanes, fill, dtype)
-
-    f32, i32 = np.float32, np.int32
-    hyper = Hyper(blank(f32), blank(f32), blank(f32), blank(i32, 1), blank(f32), blank(i32))
-    return Lane(blank(np.uint32), blank(i32), blank(f32), hyper)
-
-
-class _Inputs(NamedTuple):
-    """What networks are drawn and trained for; a leading axis of lanes where each has its own data."""
-
-    x: np.ndarray
-    y: np.ndarray
-    span: Subspace
-
-
-def _move_in(program: Program, settings: Lane, inputs: _Inputs | None, lane: int, job: _Job, row: int) -> _Inputs:
-    """Write a cell's settings and inputs into a lane; the group's one set of inputs if that is shared."""
-    jax.tree.map(lambda to, given: to.__setitem__(lane, given[row]), settings, job.cells)
-    if program.shared_data and inputs:
-        return inputs
-    dataset = job.datasets[job.which[row]]
-    own = _Inputs(*points_of(program, dataset), span_of("fill", program, dataset))
-    if program.shared_data:
-        return own
-    inputs = inputs or jax.tree.map(lambda a: np.zeros((len(settings.seed), *a.shape), a.dtype), own)
-    jax.tree.map(lambda to, given: to.__setitem__(lane, given), inputs, own)
-    return inputs
+        for job in done:
+            yield job.chunk, job.trained
 
 
 def measure(
@@ -256,9 +291,9 @@ def _in_batches(
     """Rows, and arguments of a compiled program for them, of all cells; the last again in a batch not full."""
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
-    momentum = settings.hyper.momentum if program.recipe.optimizer == "momentum" else 0
-    rate, penalty = settings.hyper.learning_rate, settings.hyper.weight_decay
-    decay = theory.decay(trained["steps"], rate, penalty, momentum)
+    hyper: Any = settings.hyper
+    momentum = hyper.momentum if program.recipe.optimizer == "momentum" else 0.0
+    decay = theory.decay(trained["steps"], hyper.learning_rate, hyper.weight_decay, momentum)
     batch = _MEASURED_NETWORKS * jax.local_device_count()
     for begin in range(0, len(cells), batch):
         rows = np.minimum(np.arange(begin, begin + batch), len(cells) - 1)

@@ -124,13 +124,13 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         block = min(max(_MEASURED_POINTS // program.shape.samples, 1), share) if on_cpu else share
         one = functools.partial(_measured, program)
         if program.shared_data:
-            return jax.lax.map(lambda a: one(*a, data, span), (trained, lane, decay), batch_size=block)
+            return jax.lax.map(lambda a: one(*a, data=data, span=span), (trained, lane, decay), batch_size=block)
         return jax.lax.map(lambda a: one(*a), (trained, lane, decay, data, span), batch_size=block)
 
     def ambient(trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
         one = functools.partial(_in_ambient, program)
         if program.shared_data:
-            return jax.lax.map(lambda a: one(*a, span), (trained, lane, decay))
+            return jax.lax.map(lambda a: one(*a, span=span), (trained, lane, decay))
         return jax.lax.map(lambda a: one(*a), (trained, lane, decay, span))
 
     each, data = PartitionSpec("networks"), PartitionSpec() if program.shared_data else PartitionSpec("networks")
@@ -155,7 +155,7 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
 @functools.cache
 def _keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was given another one or none can be written."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     # Code for one processor may be unfit for another that shares the home folder.
     cpuinfo = Path("/proc/cpuinfo")
