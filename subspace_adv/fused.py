@@ -21,7 +21,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library with its handler registered, or why there is none."""
     spec = importlib.util.find_spec(f"{__package__}._fused")
     if spec is None or spec.origin is None:
-        return None, "the fused trainer was not built (no C++ compiler when the package was installed)"
+        return None, "the fused trainer was not built; reinstall the package where there is a C++ compiler"
     jax.devices("cpu")  # a handler that JAX refuses while it starts would keep it from starting
     try:
         library = ctypes.CDLL(spec.origin)

@@ -98,8 +98,9 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 velocity, S32 step, S8 
                    ffi::Result<F32> new_params, ffi::Result<F32> new_velocity, ffi::Result<S32> new_step,
                    ffi::Result<S8> new_status, int64_t steps, int64_t loss, bool has_bias, bool train_head) {
   auto shape = x.dimensions();
-  if (shape.size() < 2 || y.dimensions().size() < 1 || shape.back() < 1) {
-    return ffi::Error::InvalidArgument("x must be (…, points, inputs) with one input or more, y (…, points)");
+  if (params.dimensions().size() < 1 || velocity.dimensions().size() < 1 || shape.size() < 2 || shape.back() < 1 ||
+      y.dimensions().size() < 1) {
+    return ffi::Error::InvalidArgument("params, velocity and y need an axis, x points and one input or more");
   }
   Batch batch{};
   batch.networks = step.element_count();
