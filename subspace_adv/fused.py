@@ -58,6 +58,7 @@ def instruction_set() -> str:
 
 def advance(
     params: jax.Array,
+    residue: jax.Array,
     velocity: jax.Array,
     step: jax.Array,
     status: jax.Array,
@@ -73,7 +74,7 @@ def advance(
     loss: Literal["logistic", "exponential"],
     has_bias: bool,
     train_head: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Train networks, each until its own stop rule holds or for `steps` more steps.
 
     Leading axes batch networks, as `vmap` does. The points may lack the last or all of these axes, and are then
@@ -82,6 +83,7 @@ def advance(
 
     Args:
         params: (..., P) float32, P = m·(r + 2) + 1: weights (r × m, neurons fastest), biases (m), head (m), head bias.
+        residue: (..., P) float32, what rounding has kept from the parameters; zeros to begin with.
         velocity: (..., P) float32 for momentum, (..., 0) for plain gradient descent.
         step: (...) int32, gradient steps done.
         status: (...) int8, of `training`.
@@ -98,28 +100,30 @@ def advance(
         train_head: the head is trained, not only the hidden layer.
 
     Returns:
-        params, velocity, step and status after the steps; a network neither stopped nor done is PENDING.
+        params, residue, velocity, step and status after the steps; a network neither stopped nor done is PENDING.
     """
     library()
-    results = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (params, velocity, step, status))
+    results = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (params, residue, velocity, step, status))
     call = jax.ffi.ffi_call(
         _TARGET, results, vmap_method="broadcast_all", input_output_aliases={i: i for i in range(len(results))}
     )
-    params, velocity, step, status = call(
-        params,
-        velocity,
-        step,
-        status,
-        x,
-        y,
-        learning_rate,
-        weight_decay,
-        momentum,
-        stop_margin,
-        max_steps,
-        steps=np.int64(steps),
-        loss=np.int64(("logistic", "exponential").index(loss)),
-        has_bias=has_bias,
-        train_head=train_head,
+    return tuple(
+        call(
+            params,
+            residue,
+            velocity,
+            step,
+            status,
+            x,
+            y,
+            learning_rate,
+            weight_decay,
+            momentum,
+            stop_margin,
+            max_steps,
+            steps=np.int64(steps),
+            loss=np.int64(("logistic", "exponential").index(loss)),
+            has_bias=has_bias,
+            train_head=train_head,
+        )
     )
-    return params, velocity, step, status

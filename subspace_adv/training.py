@@ -173,8 +173,9 @@ def _advance_fused(
     leaves, structure = jax.tree.flatten(state.opt_state)
     trained = sorted(recipe.trained)
     velocity = to_rows(dict(zip(trained, leaves, strict=True))) if leaves else jnp.zeros((size, 0), jnp.float32)
-    params, velocity, step, status = fused.advance(
+    params, residue, velocity, step, status = fused.advance(
         to_rows(state.params),
+        to_rows(state.residue),
         velocity,
         state.step,
         state.status,
@@ -190,9 +191,9 @@ def _advance_fused(
         has_bias="bias" in recipe.trained,
         train_head="head" in recipe.trained,
     )
-    leaves = [from_rows(velocity)[name] for name in trained] if leaves else []
-    opt_state = jax.tree.unflatten(structure, leaves)
-    return TrainState(from_rows(params), state.residue, opt_state, step, status, state.key)
+    opt_state = jax.tree.unflatten(structure, [from_rows(velocity)[name] for name in trained] if leaves else [])
+    residue = {name: from_rows(residue)[name] for name in recipe.trained}
+    return TrainState(from_rows(params), residue, opt_state, step, status, state.key)
 
 
 def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:

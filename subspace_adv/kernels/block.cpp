@@ -107,7 +107,8 @@ class Block {
 
   bool allocate() {
     int64_t parameters = neurons_ * record_, coordinates = points_ * inputs_;
-    return params_.allocate(parameters) && velocity_.allocate(batch_.has_momentum ? parameters : 0) &&
+    return params_.allocate(parameters) && residue_.allocate(parameters) &&
+           velocity_.allocate(batch_.has_momentum ? parameters : 0) &&
            active_.allocate(neurons_ * words_) && y_.allocate(points_) && output_.allocate(points_) &&
            slope_.allocate(points_) && sums_.allocate(kGroup * inputs_) && x_.allocate(coordinates) &&
            x_tiled_.allocate(coordinates);
@@ -131,7 +132,7 @@ class Block {
       if (batch_.has_bias && batch_.train_head) {
         Floats sum = {};
         for (int64_t i = 0; i < points_; ++i) sum += slope_[i];
-        move(head_bias_, head_bias_velocity_, sum);
+        move(head_bias_, head_bias_residue_, head_bias_velocity_, sum);
       }
       step_ += 1;
       left_ -= 1;
@@ -151,11 +152,14 @@ class Block {
     network_[lane] = network;
     int64_t row = batch_.row();
     copy_in(found ? batch_.params + network * row : nullptr, params_, head_bias_, lane);
+    copy_in(found ? batch_.residue + network * row : nullptr, residue_, head_bias_residue_, lane);
     if (batch_.has_momentum) {
       copy_in(found ? batch_.velocity + network * row : nullptr, velocity_, head_bias_velocity_, lane);
     }
     if (!found) return;
-    if constexpr (sizeof(X) != sizeof(float)) load_points(batch_.x + network * batch_.x_rows / batch_.networks * points_ * inputs_, lane);
+    if constexpr (sizeof(X) != sizeof(float)) {
+      load_points(batch_.x + network * batch_.x_rows / batch_.networks * points_ * inputs_, lane);
+    }
     const float* y = batch_.y + network * batch_.y_rows / batch_.networks * points_;
     for (int64_t i = 0; i < points_; ++i) y_[i][lane] = y[i];
     rate_[lane] = batch_.learning_rate[network];
@@ -170,6 +174,7 @@ class Block {
   void finish(int lane, int32_t status) {
     int64_t network = network_[lane], row = batch_.row();
     copy_out(params_, head_bias_, batch_.params + network * row, lane);
+    copy_out(residue_, head_bias_residue_, batch_.residue + network * row, lane);
     if (batch_.has_momentum) copy_out(velocity_, head_bias_velocity_, batch_.velocity + network * row, lane);
     batch_.step[network] = step_[lane];
     batch_.status[network] = status;
@@ -343,34 +348,37 @@ class Block {
   }
 
   void update(int64_t neuron, const Floats* sums, Floats bias_sum) {
-    Floats *param = params_ + neuron * record_, *velocity = velocity_ + neuron * record_;
+    Floats *param = params_ + neuron * record_, *residue = residue_ + neuron * record_;
+    Floats* velocity = velocity_ + neuron * record_;
     Floats &bias = param[inputs_], &head = param[inputs_ + 1], old_head = head;
     Floats head_gradient = bias_sum * bias;
     for (int64_t k = 0; k < inputs_; ++k) {
       head_gradient += sums[k] * param[k];
-      move(param[k], velocity[k], old_head * sums[k]);
+      move(param[k], residue[k], velocity[k], old_head * sums[k]);
     }
-    if (batch_.has_bias) move(bias, velocity[inputs_], old_head * bias_sum);
-    if (batch_.train_head) move(head, velocity[inputs_ + 1], head_gradient);
+    if (batch_.has_bias) move(bias, residue[inputs_], velocity[inputs_], old_head * bias_sum);
+    if (batch_.train_head) move(head, residue[inputs_ + 1], velocity[inputs_ + 1], head_gradient);
   }
 
-  // One step of one parameter.
-  void move(Floats& param, Floats& velocity, Floats gradient) {
+  // One step of one parameter, summed with compensation.
+  void move(Floats& param, Floats& residue, Floats& velocity, Floats gradient) {
     gradient += decay_ * param;
     if (batch_.has_momentum) velocity = gradient = momentum_ * velocity + gradient;
-    param -= rate_ * gradient;
+    Floats change = residue - rate_ * gradient, moved = param + change;
+    residue = change - (moved - param);
+    param = moved;
   }
 
   Batch& batch_;
   int64_t inputs_, points_, neurons_, record_, words_, panel_;  // neurons of the block, vectors of a neuron
-  Array<Floats> params_, velocity_;  // (neurons, record): weights, bias and head of a neuron
-  Array<Ints> active_;               // (neurons, words): a bit for every point
+  Array<Floats> params_, residue_, velocity_;  // (neurons, record): weights, bias and head of a neuron
+  Array<Ints> active_;                         // (neurons, words): a bit for every point
   Array<Floats> y_, output_, slope_, sums_;
   Array<X> x_, x_tiled_;
   int64_t network_[kLanes];
   int occupied_ = 0;
   Ints taken_ = {}, step_ = {}, max_steps_ = {}, left_ = {};
-  Floats head_bias_ = {}, head_bias_velocity_ = {}, rate_ = {}, decay_ = {}, momentum_ = {}, stop_margin_ = {};
+  Floats head_bias_ = {}, head_bias_residue_ = {}, head_bias_velocity_ = {}, rate_ = {}, decay_ = {}, momentum_ = {}, stop_margin_ = {};
 };
 
 template <class X>

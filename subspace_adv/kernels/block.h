@@ -18,7 +18,9 @@ struct Batch {
   const float *x, *y;  // rows of points × inputs and of points
   const float *learning_rate, *weight_decay, *momentum, *stop_margin;
   const int32_t* max_steps;
-  float *params, *velocity;  // weight rows (inputs × neurons), bias, head, head bias; velocity only with momentum
+  float* params;    // rows: weight rows (inputs × neurons), bias, head, head bias
+  float* residue;   // rows: what rounding has kept from the parameters
+  float* velocity;  // rows; only with momentum
   int32_t* step;
   int8_t* status;
   int64_t next;  // the queue: the first network that no thread has taken yet

@@ -93,10 +93,10 @@ void copy_through(In& in, Out& out) {
   if (in.untyped_data() != out->untyped_data()) memcpy(out->untyped_data(), in.untyped_data(), in.size_bytes());
 }
 
-ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 velocity, S32 step, S8 status, F32 x, F32 y,
+ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 residue, F32 velocity, S32 step, S8 status, F32 x, F32 y,
                    F32 learning_rate, F32 weight_decay, F32 momentum, F32 stop_margin, S32 max_steps,
-                   ffi::Result<F32> new_params, ffi::Result<F32> new_velocity, ffi::Result<S32> new_step,
-                   ffi::Result<S8> new_status, int64_t steps, int64_t loss, bool has_bias, bool train_head) {
+                   ffi::Result<F32> new_params, ffi::Result<F32> new_residue, ffi::Result<F32> new_velocity,
+                   ffi::Result<S32> new_step, ffi::Result<S8> new_status, int64_t steps, int64_t loss, bool has_bias, bool train_head) {
   auto shape = x.dimensions();
   if (params.dimensions().size() < 1 || velocity.dimensions().size() < 1 || shape.size() < 2 || shape.back() < 1 ||
       y.dimensions().size() < 1) {
@@ -112,6 +112,7 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 velocity, S32 step, S8 
   batch.neurons = (row - 1) / (batch.inputs + 2);
   if (batch.networks == 0) return ffi::Error::Success();
   bool fits = batch.row() == row && (velocity_row == 0 || velocity_row == row) && rows(velocity, 1) == batch.networks;
+  fits = fits && residue.element_count() == params.element_count();
   fits = fits && rows(params, 1) == batch.networks && y.dimensions().back() == batch.points;
   fits = fits && batch.x_rows > 0 && batch.networks % batch.x_rows == 0;
   fits = fits && batch.y_rows > 0 && batch.networks % batch.y_rows == 0;
@@ -121,6 +122,7 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 velocity, S32 step, S8 
   }
   if (!fits) return ffi::Error::InvalidArgument("shapes of parameters, points and settings do not fit together");
   copy_through(params, new_params);
+  copy_through(residue, new_residue);
   copy_through(velocity, new_velocity);
   copy_through(step, new_step);
   copy_through(status, new_status);
@@ -137,6 +139,7 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 velocity, S32 step, S8 
   batch.stop_margin = stop_margin.typed_data();
   batch.max_steps = max_steps.typed_data();
   batch.params = new_params->typed_data();
+  batch.residue = new_residue->typed_data();
   batch.velocity = new_velocity->typed_data();
   batch.step = new_step->typed_data();
   batch.status = new_status->typed_data();
@@ -151,6 +154,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_advance, subspace_adv::advance,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<subspace_adv::F32>()  // params
+                                  .Arg<subspace_adv::F32>()  // residue
                                   .Arg<subspace_adv::F32>()  // velocity
                                   .Arg<subspace_adv::S32>()  // step
                                   .Arg<subspace_adv::S8>()   // status
@@ -161,6 +165,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_advance, subspace_adv::advance,
                                   .Arg<subspace_adv::F32>()  // momentum
                                   .Arg<subspace_adv::F32>()  // stop_margin
                                   .Arg<subspace_adv::S32>()  // max_steps
+                                  .Ret<subspace_adv::F32>()
                                   .Ret<subspace_adv::F32>()
                                   .Ret<subspace_adv::F32>()
                                   .Ret<subspace_adv::S32>()
