@@ -120,9 +120,11 @@ def trained(sweep: Sweep) -> tuple[Network, np.ndarray, float]:
     [group] = todo.groups
     parts = {chunk.number: arrays for chunk, arrays in engine.train(sweep, group, todo.chunks)}
     whole = {name: np.concatenate([parts[i][name] for i in sorted(parts)]) for name in parts[0]}
-    [data], _ = planning.cell_data(sweep, np.arange(sweep.cells))
-    networks = Network._make(whole[name].astype(np.float64) for name in Network._fields)
-    return networks, np.asarray(data.x, np.float64), float(np.mean(whole["status"] == CONVERGED))
+    cells = np.arange(sweep.cells)
+    networks = engine.ambient_networks(sweep, planning.Chunk(0, group, cells), whole)
+    [settings], _ = planning.cell_data(sweep, cells)
+    x = planning.load_data(settings).x @ planning.load_span(settings).basis.T
+    return jax.tree.map(np.float64, networks), x, float(np.mean(whole["status"] == CONVERGED))
 
 
 def our_attack(sweep: Sweep, networks: Network, x: np.ndarray, norm: str) -> Callable[[], np.ndarray]:

@@ -25,7 +25,7 @@ def rows_of(name: str, seeds: int) -> list[tuple]:
     sweep = Sweep.from_toml(SWEEPS / f"{name}.toml", [f"seed=0:{seeds}"])
     todo, rows = planning.plan(sweep), []
     for group in todo.groups:
-        engine.executables(group)
+        engine.compiled("advance", group.program, group.lanes, group.steps_per_call)
         chunks = [chunk for chunk in todo.chunks if chunk.group is group]
         begin = time.perf_counter()
         trained = list(engine.train(sweep, group, chunks))
@@ -35,7 +35,7 @@ def rows_of(name: str, seeds: int) -> list[tuple]:
         end, cells = time.perf_counter(), len(group.cells)
         steps = np.mean(np.concatenate([arrays["steps"] for _, arrays in trained]))
         each = (1e3 * (between - begin) / cells, 1e3 * (end - between) / cells)
-        rows.append((name, group.program.padded_width, cells, steps, *each))
+        rows.append((name, group.program.law.padded_width, cells, steps, *each))
     return rows
 
 

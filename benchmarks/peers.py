@@ -1,71 +1,76 @@
-"""Training throughput on the paper's line experiment, beside what a user would write instead; one run, ratios.
+"""Training throughput beside what a user would write instead: one run, interleaved rounds, medians and ratios.
 
-Claim: 1,024 networks of sweeps/line.toml (7 points, width 100, margin 0.3) train at several times the speed of plain
-`jit(vmap(grad))` on the same machine, and at hundreds of times that of a PyTorch loop over networks.
+Claim: on CPU, networks of the paper's line experiment (7 points, width 100, margin 0.3) train at more than 20 times the
+speed of plain `jit(vmap(grad))` and thousands of times that of a PyTorch loop over networks, at more than half of the
+machine's float32 matrix-product peak; and data of few dimensions in a large space cost what they do without it.
 benchmarks/README.md holds the last table and says how to run.
 
-Only useful gradient steps count: those of networks that had not stopped yet. The plain JAX loop runs in blocks of
-steps until its last network has stopped; the ratio is also given with all of its steps counted.
+Only useful gradient steps count, of networks that had not stopped yet. Every peer trains in ambient coordinates, as
+its user would. What runs for long is timed over a part of it.
 """
 
 import argparse
+import functools
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subspace_adv import engine, planning, runner
-from subspace_adv.data import line
-from subspace_adv.network import init_network
-from subspace_adv.sweep import Sweep
+from subspace_adv import bench
+from subspace_adv.network import Law, init_network
+from subspace_adv.planning import data_settings, load_data, load_span
 
-LEARNING_RATE, STOP_MARGIN, MAX_STEPS, WIDTH = 0.02, 0.3, 40_000, 100
-
-
-def engine_rate(networks: int) -> tuple[float, float]:
-    """(useful steps/s, all steps/s) of this package's engine, all workers busy, compilation excluded."""
-    sweep = Sweep.model_validate({"name": "bench", "axes": {"seed": tuple(range(networks))}})
-    todo = planning.plan(sweep)
-    [group] = todo.groups
-    engine.executables(group)
-    waiting = deque(todo.chunks)
-
-    def work(_: int) -> int:
-        trained = engine.train(sweep, group, runner.drain(waiting))
-        return sum(int(arrays["steps"].sum()) for _, arrays in trained)
-
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(runner.workers()) as pool:
-        steps = sum(pool.map(work, range(runner.workers())))
-    rate = steps / (time.perf_counter() - begun)
-    return rate, rate
+STOP_MARGIN = 0.3
 
 
-def draw(networks: int) -> list[jax.Array]:
-    """Initial parameters of the same networks, (networks, …) each."""
+class Task(NamedTuple):
+    """What a peer is to train: networks and points in ambient coordinates."""
+
+    x: np.ndarray  # (n, d)
+    y: np.ndarray  # (n,)
+    parameters: list[np.ndarray]  # weight (networks, m, d), bias, head, head bias
+    learning_rate: float
+    max_steps: int
+    seconds: float  # after which a peer may stop
+
+
+def task_of(problem: bench.Problem, seconds: float) -> Task:
+    """A problem of `subspace-adv bench`, for its peers."""
+    sweep = bench.plan_of(problem, "xla").sweep
+    settings = data_settings(sweep, {})
+    data, span = load_data(settings), load_span(settings)
+    d, width = len(span.basis), sweep.network.width
+    law = Law(sweep.network.init, width, d, d)
 
     def one(seed: jax.Array) -> tuple:
-        init_key, _ = jax.random.split(jax.random.key(seed))
-        return init_network(
-            init_key, jnp.int32(WIDTH), jnp.float32(1), law="paper-code", padded_width=WIDTH, ambient_dim=2
-        )
+        key, _ = jax.random.split(jax.random.key(seed))
+        return init_network(key, jnp.int32(width), jnp.float32(1), law=law)
 
-    return list(jax.jit(jax.vmap(one))(jnp.arange(networks, dtype=jnp.uint32)))
+    drawn = jax.jit(jax.vmap(one))(jnp.arange(problem.networks, dtype=jnp.uint32))
+    x = np.asarray(data.x @ span.basis.T, np.float32)
+    return Task(x, data.y, list(map(np.asarray, drawn)), sweep.training.learning_rate, 40_000, seconds)
 
 
-def plain_rate(networks: int, block: int = 200) -> tuple[float, float]:
+def advance_until_stopped(task: Task, block: int, advance: Callable[[], np.ndarray]) -> float:
+    """Useful steps a second of calls that take `block` steps of all networks and return their margins."""
+    advance()  # compiles
+    stopped, useful, taken, begun = np.zeros(len(task.parameters[0]), bool), 0, 0, time.perf_counter()
+    while not stopped.all() and taken < task.max_steps and time.perf_counter() - begun < task.seconds:
+        useful += int((~stopped).sum()) * block
+        stopped |= advance() > STOP_MARGIN
+        taken += block
+    return useful / (time.perf_counter() - begun)
+
+
+def plain_rate(task: Task, block: int) -> float:
     """The obvious JAX program: vmap of autodiff in a fori_loop, every network until the last one stops."""
-    data = line()
-    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
 
     def outputs(parameters: list[jax.Array]) -> jax.Array:
         weight, bias, head, head_bias = parameters
@@ -75,84 +80,124 @@ def plain_rate(networks: int, block: int = 200) -> tuple[float, float]:
         return jnp.mean(jax.nn.softplus(-y * outputs(parameters)))
 
     def step(parameters: list[jax.Array]) -> list[jax.Array]:
-        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, parameters, jax.grad(loss)(parameters))
+        return jax.tree.map(lambda p, g: p - task.learning_rate * g, parameters, jax.grad(loss)(parameters))
 
     @jax.jit
-    def advance(parameters: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    def steps(parameters: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         parameters = jax.lax.fori_loop(0, block, lambda _, p: jax.vmap(step)(p), parameters)
-        return parameters, jnp.min(y * jax.vmap(outputs)(parameters), axis=1) > STOP_MARGIN
+        return parameters, jnp.min(y * jax.vmap(outputs)(parameters), axis=1)
 
-    parameters = draw(networks)
-    jax.block_until_ready(advance(parameters))
-    stopped, useful, taken = np.zeros(networks, bool), 0, 0
-    begun = time.perf_counter()
-    while not stopped.all() and taken < MAX_STEPS:
-        useful += int((~stopped).sum()) * block
-        parameters, done = advance(parameters)
-        stopped |= np.asarray(done)
-        taken += block
-    elapsed = time.perf_counter() - begun
-    return useful / elapsed, taken * networks / elapsed
+    parameters = [jnp.asarray(p) for p in task.parameters]
+
+    def advance() -> np.ndarray:
+        nonlocal parameters
+        parameters, margins = steps(parameters)
+        return np.asarray(margins)
+
+    return advance_until_stopped(task, block, advance)
 
 
-def torch_rate(networks: int, seconds: float) -> tuple[float, float]:
+def torch_func_rate(task: Task, block: int) -> float:
+    """The same in PyTorch: `torch.func.vmap(torch.func.grad(loss))`, all networks at once."""
+    import torch
+
+    x, y = torch.tensor(task.x), torch.tensor(task.y)
+    parameters = tuple(torch.tensor(p) for p in task.parameters)
+
+    def outputs(weight: torch.Tensor, bias: torch.Tensor, head: torch.Tensor, head_bias: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ weight.T + bias) @ head + head_bias
+
+    def loss(parameters: tuple) -> torch.Tensor:
+        return torch.nn.functional.softplus(-y * outputs(*parameters)).mean()
+
+    gradient = torch.func.vmap(torch.func.grad(loss))
+
+    def advance() -> np.ndarray:
+        for _ in range(block):
+            for p, g in zip(parameters, gradient(parameters), strict=True):
+                p.sub_(g, alpha=task.learning_rate)
+        return (y * torch.func.vmap(outputs)(*parameters)).min(dim=1).values.numpy()
+
+    with torch.no_grad():
+        return advance_until_stopped(task, block, advance)
+
+
+def torch_loop_rate(task: Task, block: int) -> float:
     """The paper's manner in PyTorch: network after network, the margin checked point by point after each step."""
     import torch
 
-    data = line()
-    x, y = torch.tensor(data.x), torch.tensor(data.y)
-    initial = [np.asarray(p) for p in draw(networks)]
+    del block
+    x, y = torch.tensor(task.x), torch.tensor(task.y)
+    networks, width, d = task.parameters[0].shape
     steps, begun = 0, time.perf_counter()
     for i in range(networks):
-        model = torch.nn.Sequential(torch.nn.Linear(2, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, 1))
+        model = torch.nn.Sequential(torch.nn.Linear(d, width), torch.nn.ReLU(), torch.nn.Linear(width, 1))
         with torch.no_grad():
-            for parameter, values in zip(model.parameters(), initial, strict=True):
+            for parameter, values in zip(model.parameters(), task.parameters, strict=True):
                 parameter.copy_(torch.tensor(values[i]).reshape(parameter.shape))
-        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.SGD(model.parameters(), lr=task.learning_rate)
         criterion = torch.nn.BCELoss()
-        for _ in range(MAX_STEPS):
+        for _ in range(task.max_steps):
             optimizer.zero_grad()
             criterion(torch.sigmoid(model(x)).squeeze(1), (y + 1) / 2).backward()
             optimizer.step()
             steps += 1
             with torch.no_grad():
                 margin = min(float(y[n] * model(x[n])) for n in range(len(y)))
-            if margin > STOP_MARGIN or time.perf_counter() - begun > seconds:
+            if margin > STOP_MARGIN or time.perf_counter() - begun > task.seconds:
                 break
-        if time.perf_counter() - begun > seconds:
+        if time.perf_counter() - begun > task.seconds:
             break
-    rate = steps / (time.perf_counter() - begun)
-    return rate, rate
+    return steps / (time.perf_counter() - begun)
+
+
+PEERS = {"plain jit(vmap(grad))": plain_rate, "torch.func vmap(grad)": torch_func_rate, "PyTorch loop": torch_loop_rate}
+BLOCKS = {"line, to its margin": 200, "chessboard": 20}  # steps between two looks at the margins; else 1
+
+
+def rates_of(problem: bench.Problem, task: Task) -> dict[str, Callable[[], float]]:
+    """How to time each path of ours and each peer."""
+    ours = {
+        path: functools.partial(bench.throughput, bench.plan_of(problem, path))
+        for path in bench.paths()
+        if path in problem.steps and path != "ambient"
+    }
+    for rate in ours.values():
+        rate()  # compiles
+    peers = {name: functools.partial(rate, task, BLOCKS.get(problem.name, 1)) for name, rate in PEERS.items()}
+    return {f"subspace_adv, {path}": rate for path, rate in ours.items()} | peers
 
 
 def main() -> None:
     """Interleave the rounds, print medians and ratios, and write them as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--torch-seconds", type=float, default=10.0, help="per round; 0 leaves PyTorch out")
+    parser.add_argument("--seconds", type=float, default=10, help="that a peer is timed for, a round")
     parser.add_argument("--json", help="file to write the figures to")
     arguments = parser.parse_args()
-    peers: dict[str, Callable[[], tuple[float, float]]] = {
-        "subspace_adv": lambda: engine_rate(arguments.networks),
-        "plain jit(vmap(grad))": lambda: plain_rate(arguments.networks),
-    }
-    if arguments.torch_seconds > 0:
-        peers["PyTorch loop"] = lambda: torch_rate(arguments.networks, arguments.torch_seconds)
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
-    for number in range(arguments.rounds):
-        for name, rate in peers.items():
-            rounds[name].append(rate())
-            print(f"round {number + 1}: {name}: {rounds[name][-1][0]:,.0f} useful net-steps/s", file=sys.stderr)
-    medians = {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in rounds.items()}
-    ours = medians["subspace_adv"][0]
-    print(f"jax {jax.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
-    print(f"{'':24}{'useful net-steps/s':>20}{'all net-steps/s':>20}{'ours, × useful':>16}{'× all':>10}")
-    for name, (useful, every) in medians.items():
-        print(f"{name:24}{useful:20,.0f}{every:20,.0f}{ours / useful:16.1f}{ours / every:10.1f}")
+    print("; ".join(f"{name} {value}" for name, value in bench.machine().items()))
+    found, peaks = {}, []
+    for problem in bench.PROBLEMS:
+        task = task_of(problem, arguments.seconds if problem.name in BLOCKS else 3 * arguments.seconds)
+        timers = rates_of(problem, task)
+        rounds: dict[str, list[float]] = {name: [] for name in timers}
+        for number in range(arguments.rounds):
+            peaks.append(bench.matrix_product_flops())
+            for name, rate in timers.items():
+                rounds[name].append(rate())
+                print(f"round {number + 1}: {problem.name}: {name}: {rounds[name][-1]:,.1f}/s", file=sys.stderr)
+        medians = {name: statistics.median(values) for name, values in rounds.items()}
+        found[problem.name] = medians
+        flops, peak = bench.plan_of(problem, "xla").groups[0].step_flops, statistics.median(peaks)
+        ours = [name for name in medians if name not in PEERS]
+        print(f"\n{problem.name}, {problem.networks:,} networks (matrix-product peak {peak / 1e9:.0f} GFLOP/s)")
+        print(f"{'':24}{'useful net-steps/s':>20}{'of peak':>9}" + "".join(f"{f'{name[14:]}, ×':>11}" for name in ours))
+        for name, rate in medians.items():
+            share = f"{rate * flops / peak:.0%}" if name in ours else ""
+            print(f"{name:24}{rate:20,.1f}{share:>9}" + "".join(f"{medians[own] / rate:11,.1f}" for own in ours))
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({name: {"useful": u, "all": a} for name, (u, a) in medians.items()}, file)
+            json.dump({"machine": bench.machine(), "net_steps": found, "peaks": peaks}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
 """Train and attack thousands of two-layer ReLU networks on low-dimensional data as one compiled program."""
 
+import os
+
+# Of every program that it loads from its cache, XLA's CPU backend says at length, as an error, that the processor lacks
+# "features" which are none (https://github.com/openxla/xla/issues/44565). What fails still raises.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from subspace_adv.network import Network
 from subspace_adv.planning import Plan, plan
 from subspace_adv.results import load_networks, open_results
