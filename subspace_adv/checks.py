@@ -141,9 +141,9 @@ def _measured(dataset: xr.Dataset) -> _Measured:
         return values.values.reshape(1, -1, 1)
 
     d, k = setting("ambient_dim"), setting("subspace_dim")
-    for kind, (_, its_d, its_k) in FIXED_SHAPES.items():
+    for kind, shape in FIXED_SHAPES.items():
         of_kind = setting("kind") == kind
-        d, k = xr.where(of_kind, its_d, d), xr.where(of_kind, its_k, k)
+        d, k = xr.where(of_kind, shape.ambient_dim, d), xr.where(of_kind, shape.subspace_dim, k)
     codimension = column(d - k)
     gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
     scale = recorded("predicted_gradient_norm_off_upper_bound") / length_bounds(np.maximum(codimension, 1))[1]
