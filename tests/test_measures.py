@@ -203,7 +203,7 @@ def test_distances_along_a_direction_are_the_crossings_at_training_points():
         right = case.data.y[j] * reference.output(network, x) > 0
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
             expected = float(Ray.from_point(network, x, direction).first_flip()) if right else 0
-            assert case.record[f"distance_{name}"][i, j] == pytest.approx(expected, rel=1e-7)
+            assert case.record[f"distance_{name}"][i, j] == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whatever_their_label():
@@ -212,7 +212,7 @@ def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whateve
         network, x = Network(*(field[i] for field in case.networks)), case.data.heldout[j].astype(float)
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
             expected = float(Ray.from_point(network, x, direction).first_flip())
-            assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7)
+            assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_off_a_line_both_directions_are_the_one_there_is():

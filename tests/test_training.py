@@ -128,11 +128,11 @@ def steady_starts(law: str, data, count: int, **settings) -> list[tuple[Network,
 
     Where a preactivation passes zero, rounding may switch a ReLU a step early or late, and some networks carry
     that on to another solution. Such starts are found and left out with the oracle alone: its path must move by
-    less than 3·10⁻⁵ whenever its start does by 10⁻⁶, ten times float32's rounding.
+    less than 5·10⁻⁵ whenever its start does by 10⁻⁵, a hundred times float32's rounding.
     """
-    starts, trials, rng = [start(law, seed, data.x.shape[1]) for seed in range(12)], 8, np.random.default_rng(0)
+    starts, trials, rng = [start(law, seed, data.x.shape[1]) for seed in range(16)], 6, np.random.default_rng(0)
     moved = [
-        Network(*(field * (1 + 1e-6 * (trial > 0) * rng.standard_normal(field.shape)) for field in network))
+        Network(*(field * (1 + 1e-5 * (trial > 0) * rng.standard_normal(field.shape)) for field in network))
         for network in starts
         for trial in range(trials)
     ]
@@ -141,7 +141,7 @@ def steady_starts(law: str, data, count: int, **settings) -> list[tuple[Network,
     for i, network in enumerate(starts):
         own, *others = ([{n: v[trials * i + t] for n, v in params.items()} for params in path] for t in range(trials))
         if all(
-            distance(own[at], other[at]) < 3e-5 for other in others for at in (3, 10, 100, 300, -1) if at < len(own)
+            distance(own[at], other[at]) < 5e-5 for other in others for at in (3, 10, 100, 300, -1) if at < len(own)
         ):
             found.append((network, own))
     assert len(found) >= count, "too few starts are steady"
