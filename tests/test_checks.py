@@ -9,7 +9,7 @@ from test_predictions import predicted
 
 from subspace_adv import UserError, checks
 from subspace_adv.checks import check
-from subspace_adv.planning import grid_data
+from subspace_adv.planning import data_shape, grid_data
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
 
@@ -44,11 +44,12 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
     them is an independent draw.
     """
     datasets, which = grid_data(sweep)
-    n = max(len(data.y) for data in datasets)
+    shapes = [data_shape(settings) for settings in datasets]
+    n = max(shape.samples for shape in shapes)
     cells = np.arange(sweep.cells)
     width = sweep.column("width", cells).astype(int)
     seed = np.unique(sweep.column("seed", cells), return_inverse=True)[1]
-    codimension = np.array([data.subspace.complement.shape[1] for data in datasets])
+    codimension = np.array([shape.ambient_dim - shape.subspace_dim for shape in shapes])
     codimension = np.broadcast_to(codimension[which], sweep.shape).ravel()
     active = rng.integers(1, width[:, None] + 1, (sweep.cells, n))
     record = {

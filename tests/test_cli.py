@@ -165,8 +165,23 @@ def test_plan(tmp_path, command):
     assert " MB" in lines["bytes"] or " kB" in lines["bytes"]
     assert lines["net-steps"].endswith("1.2e+05")
     assert "time" in lines
-    assert out.splitlines()[-1].split() == ["1", "2000", "8", "5", "7", "2", "64", "gd", "logistic"]
+    *_, last, path = out.splitlines()
+    assert last.split() == ["1", "2000", "8", "5", "7", "2", "1", "gd", "logistic"]
+    reason = "gd moves weights off the span of the data by decay alone"
+    assert path == f"group 0, 1: trained in the span of the data, exactly: {reason}"
     assert files(tmp_path) == {tmp_path / "sweep.toml"}
+
+
+def test_plan_tells_why_networks_train_in_which_coordinates(tmp_path, command):
+    axes = '[axes]\noptimizer = ["gd", "adam"]\nkind = ["line", "chessboard"]\n'
+    status, out, err = command("plan", write(tmp_path, axes))
+    assert (status, err) == (0, "")
+    *_, exact, ambient, whole = out.splitlines()
+    assert exact.startswith("group 0, 1: trained in the span of the data, exactly: gd ")
+    assert ambient.startswith("group 2: trained in all ambient coordinates: adam steps by coordinates")
+    assert whole == "group 3: trained in the span of the data, exactly: the data span the whole space"
+    rows = {row[0]: row for row in map(str.split, out.splitlines()) if row and row[0] in "0123"}
+    assert [rows[group][5:7] for group in "0123"] == [["2", "1"], ["3", "3"], ["2", "2"], ["3", "3"]]
 
 
 def test_status_and_table(tmp_path, command, tiny):

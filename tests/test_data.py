@@ -4,89 +4,134 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from subspace_adv.data import CLUSTER_SPREAD, FIXED_SHAPES, HELDOUT, Data, chessboard, line, random_subspace
-
-SETTINGS = dict(
-    ambient_dim=9, subspace_dim=3, samples=50, basis="random", distribution="gaussian", labels="random", data_seed=0
+from subspace_adv.data import (
+    CLUSTER_SPREAD,
+    FIXED_SHAPES,
+    HELDOUT,
+    Data,
+    chessboard,
+    line,
+    random_subspace,
+    span_basis,
 )
+from subspace_adv.planning import data_shape, load_data, load_span
+from subspace_adv.subspace import Subspace, in_ambient
+from subspace_adv.sweep import DataSettings
+
+SETTINGS = dict(subspace_dim=3, samples=50, distribution="gaussian", labels="random", data_seed=0)
+SPACE = dict(ambient_dim=9, subspace_dim=3, basis="random", data_seed=0)
+KINDS = {
+    "line": DataSettings(kind="line"),
+    "chessboard": DataSettings(kind="chessboard"),
+    "subspace": DataSettings(
+        kind="subspace", ambient_dim=9, subspace_dim=3, samples=50, distribution="gaussian", labels="random"
+    ),
+}
 
 
 def draw(**changes) -> Data:
     return random_subspace(**(SETTINGS | changes))
 
 
-def coordinates(data: Data) -> np.ndarray:
-    return data.x @ data.subspace.basis
+def span(kind: str = "subspace", **changes) -> np.ndarray:
+    return span_basis(kind, **(SPACE | changes))
 
 
-def heldout(data: Data) -> np.ndarray:
-    return data.heldout @ data.subspace.basis
+def in_space(settings: DataSettings) -> tuple[Data, np.ndarray, Subspace]:
+    """A dataset, where its span lies, and its subspace in ambient coordinates."""
+    data, place = load_data(settings), load_span(settings, complete=True)
+    return data, place.basis, Subspace(*map(np.asarray, in_ambient(data.subspace, place)))
 
 
-def test_line_is_seven_alternating_points_on_the_diagonal():
-    data = line()
+def test_line_is_seven_alternating_points_on_the_diagonal(x64):
+    data, basis, subspace = in_space(KINDS["line"])
     t = np.array([-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(data.x, np.stack([t, t], axis=1), atol=1e-7)
+    np.testing.assert_allclose(data.x @ basis.T, np.stack([t, t], axis=1), atol=1e-7)
     np.testing.assert_array_equal(data.y, [-1, 1, -1, 1, -1, 1, -1])
-    np.testing.assert_allclose(data.subspace.basis, np.full((2, 1), 0.5**0.5))
+    np.testing.assert_allclose(subspace.basis, np.full((2, 1), 0.5**0.5))
+    np.testing.assert_allclose(np.abs(subspace.complement), np.full((2, 1), 0.5**0.5))
 
 
-def test_chessboard_is_the_grid_at_half_height_labelled_by_parity():
-    data = chessboard()
+def test_chessboard_is_the_grid_at_half_height_labelled_by_parity(x64):
+    data, basis, subspace = in_space(KINDS["chessboard"])
     quarters = (0, 0.25, 0.5, 0.75, 1)
-    np.testing.assert_array_equal(data.x, [(a, b, 0.5) for a in quarters for b in quarters])
+    np.testing.assert_array_equal(data.x @ basis.T, [(a, b, 0.5) for a in quarters for b in quarters])
     np.testing.assert_array_equal(data.y, [(-1) ** (row + column) for row in range(5) for column in range(5)])
-    np.testing.assert_array_equal(data.subspace.complement, [[0], [0], [1]])
+    np.testing.assert_array_equal(subspace.complement, [[0], [0], [1]])
 
 
-@pytest.mark.parametrize(("kind", "data"), [("line", line()), ("chessboard", chessboard())])
-def test_fixed_shapes_are_those_of_the_data(kind, data):
-    assert FIXED_SHAPES[kind] == (*data.x.shape, data.subspace.basis.shape[1])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_shapes_are_those_of_the_data(settings):
+    """Without the points having been drawn; and the span is the least that holds them all."""
+    data, place, shape = load_data(settings), load_span(settings, complete=True), data_shape(settings)
+    assert FIXED_SHAPES.get(settings.kind, shape) == shape
+    assert shape == (len(data.x), len(place.basis), data.subspace.basis.shape[1], data.x.shape[1])
+    assert place.basis.shape[1] == np.linalg.matrix_rank(data.x, tol=1e-4) == shape.span_dim
+    assert place.complement.shape == (shape.ambient_dim, shape.ambient_dim - shape.span_dim)
+    assert load_span(settings).complement.size == 0
+    np.testing.assert_allclose(load_span(settings).basis, place.basis, atol=1e-15)
 
 
-@pytest.mark.parametrize("data", [line(), chessboard(), draw()], ids=["line", "chessboard", "subspace"])
-def test_points_and_labels_are_float32_and_bases_float64(data):
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_points_and_labels_are_float32_and_bases_float64(settings):
+    data, place = load_data(settings), load_span(settings, complete=True)
     assert data.x.dtype == data.y.dtype == data.heldout.dtype == np.float32
     assert data.subspace.basis.dtype == data.subspace.complement.dtype == np.float64
+    assert place.basis.dtype == place.complement.dtype == np.float64
 
 
-@pytest.mark.parametrize("basis", ["random", "axis-aligned"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_points_lie_in_the_subspace_and_lengths_are_those_of_the_ambient_space(settings, x64):
+    data, basis, subspace = in_space(settings)
+    (_, d, k, _), rotation = data_shape(settings), np.concatenate(subspace, axis=1)
+    assert subspace.basis.shape == (d, k)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(d), atol=1e-12)
+    for points in (data.x, data.heldout):
+        ambient = points.astype(np.float64) @ basis.T
+        heights = ambient @ subspace.complement  # all the same: the subspace is affine
+        np.testing.assert_allclose(heights - heights[0], 0, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(ambient, axis=1), np.linalg.norm(points, axis=1), rtol=1e-6)
+    spread = ambient - ambient.mean(axis=0)
+    assert np.linalg.matrix_rank(spread, tol=1e-4) == k
+
+
 @pytest.mark.parametrize("subspace_dim", [1, 3, 9])
-def test_points_lie_in_the_subspace(basis, subspace_dim):
-    data = draw(basis=basis, subspace_dim=subspace_dim)
-    assert data.x.shape == (50, 9)
-    assert data.subspace.complement.shape == (9, 9 - subspace_dim)
-    np.testing.assert_allclose(data.x @ data.subspace.complement, 0, atol=1e-6)
+def test_points_of_a_subspace_span_all_coordinates_there_are(subspace_dim):
+    data = draw(subspace_dim=subspace_dim)
+    assert data.x.shape == (50, subspace_dim)
     assert np.linalg.matrix_rank(data.x, tol=1e-4) == subspace_dim
-    np.testing.assert_allclose(data.heldout @ data.subspace.complement, 0, atol=1e-6)
+    np.testing.assert_array_equal(data.subspace.basis, np.eye(subspace_dim))
+    assert data.subspace.complement.shape == (subspace_dim, 0)
 
 
 @pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
 @pytest.mark.parametrize("distribution", ["gaussian", "sphere"])
 def test_coordinates_and_labels_do_not_depend_on_the_ambient_space(labels, distribution):
-    low, high, axes = (
-        draw(labels=labels, distribution=distribution, **space)
-        for space in (dict(ambient_dim=4), dict(ambient_dim=60), dict(basis="axis-aligned"))
+    base = DataSettings(
+        kind="subspace", ambient_dim=4, subspace_dim=3, samples=50, labels=labels, distribution=distribution
     )
-    for other in (high, axes):
-        np.testing.assert_allclose(coordinates(low), coordinates(other), atol=3e-6)
-        np.testing.assert_allclose(heldout(low), heldout(other), atol=3e-6)
-        np.testing.assert_array_equal(low.y, other.y)
+    low, *others = (
+        load_data(base.model_copy(update=space)) for space in ({}, {"ambient_dim": 60}, {"basis": "axis-aligned"})
+    )
+    for other in others:
+        for name in ("x", "y", "heldout"):
+            np.testing.assert_array_equal(getattr(low, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("data", [line(), chessboard(), draw()], ids=["line", "chessboard", "subspace"])
-def test_heldout_points_are_no_training_points_and_the_same_every_time(data):
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_heldout_points_are_no_training_points_and_the_same_every_time(settings):
+    data = load_data(settings)
     assert data.heldout.shape == (HELDOUT, data.x.shape[1])
     assert np.linalg.norm(data.heldout[:, None] - data.x, axis=2).min() > 1e-3
-    again = {2: line, 3: chessboard, 9: draw}[data.x.shape[1]]()
+    again = {"line": line, "chessboard": chessboard, "subspace": draw}[settings.kind]()
     np.testing.assert_array_equal(again.heldout, data.heldout)
 
 
 def test_heldout_points_of_the_fixed_datasets_lie_between_the_training_points():
-    t, other = line().heldout.T
+    t, other = (line().heldout @ span("line").T).T
     np.testing.assert_array_equal(t, other)
     assert -1 <= t.min() < -0.5 and 0.5 < t.max() <= 1
-    *square, height = chessboard().heldout.T
+    *square, height = (chessboard().heldout @ span("chessboard").T).T
     np.testing.assert_array_equal(height, 0.5)
     for side in square:
         assert 0 <= side.min() < 0.25 and 0.75 < side.max() <= 1
@@ -97,35 +142,44 @@ def test_heldout_points_of_the_fixed_datasets_lie_between_the_training_points():
 @pytest.mark.parametrize("distribution", ["gaussian", "sphere"])
 def test_heldout_points_have_the_law_of_the_training_points(labels, distribution):
     drawn = [draw(labels=labels, distribution=distribution, samples=18, data_seed=seed) for seed in range(500)]
-    trained, fresh = (np.concatenate([of(data) for data in drawn]) for of in (coordinates, heldout))
+    trained, fresh = (np.concatenate([getattr(data, name) for data in drawn]) for name in ("x", "heldout"))
     np.testing.assert_allclose(fresh.mean(axis=0), 0, atol=0.05)
     np.testing.assert_allclose(np.cov(fresh.T), np.cov(trained.T), atol=0.06)
     lengths = [np.quantile(np.linalg.norm(points, axis=1), (0.1, 0.5, 0.9)) for points in (trained, fresh)]
     np.testing.assert_allclose(*lengths, rtol=0.03)
 
 
+@pytest.mark.parametrize("basis", ["random", "axis-aligned"])
+@pytest.mark.parametrize("subspace_dim", [1, 3, 9])
+def test_the_basis_of_a_span_is_orthonormal(basis, subspace_dim):
+    found = span(basis=basis, subspace_dim=subspace_dim)
+    assert found.shape == (9, subspace_dim) and found.dtype == np.float64
+    np.testing.assert_allclose(found.T @ found, np.eye(subspace_dim), atol=1e-12)
+
+
 def test_random_basis_depends_on_the_data_seed_and_axes_do_not():
-    random, other = draw().subspace.basis, draw(data_seed=1).subspace.basis
+    random, other = span(), span(data_seed=1)
     assert np.linalg.norm(random @ random.T - other @ other.T) > 0.1
-    np.testing.assert_array_equal(draw(basis="axis-aligned", data_seed=5).subspace.basis, np.eye(9)[:, :3])
+    np.testing.assert_array_equal(span(basis="axis-aligned", data_seed=5), np.eye(9)[:, :3])
 
 
 def test_random_bases_are_uniform_on_average():
-    """The mean projection on a uniform k-dimensional subspace of R^d is k/d times the identity."""
-    bases = [draw(data_seed=seed, samples=1).subspace.basis for seed in range(2000)]
+    """The mean projection on a uniform k-dimensional subspace of R^d is k/d times the identity; no sign is favoured."""
+    bases = [span(data_seed=seed) for seed in range(2000)]
     np.testing.assert_allclose(np.mean([b @ b.T for b in bases], axis=0), np.eye(9) / 3, atol=0.02)
+    np.testing.assert_allclose(np.mean(bases, axis=0), 0, atol=0.04)
 
 
 def test_data_seed_decides_points_and_labels():
     one, same, other = draw(), draw(), draw(data_seed=1)
     np.testing.assert_array_equal(one.x, same.x)
     np.testing.assert_array_equal(one.y, same.y)
-    assert (np.abs(coordinates(one) - coordinates(other)) > 1e-3).mean() > 0.9
+    assert (np.abs(one.x - other.x) > 1e-3).mean() > 0.9
     assert 0 < (one.y != other.y).sum() < 50
 
 
 def test_gaussian_coordinates_are_standard_normal():
-    found = coordinates(draw(samples=20_000))
+    found = draw(samples=20_000).x
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=0.03)
     np.testing.assert_allclose(np.cov(found.T), np.eye(3), atol=0.05)
     assert abs((found**4).mean() - 3) < 0.1
@@ -135,20 +189,20 @@ def test_gaussian_coordinates_are_standard_normal():
 def test_sphere_has_radius_root_k(labels):
     found = draw(distribution="sphere", samples=2000, labels=labels)
     np.testing.assert_allclose(np.linalg.norm(found.x, axis=1), 3**0.5, rtol=1e-6)
-    np.testing.assert_allclose(coordinates(found).mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(found.x.mean(axis=0), 0, atol=0.1)
 
 
 def test_random_labels_are_fair_signs_unrelated_to_the_points():
     data = draw(samples=20_000)
     assert set(data.y) == {-1, 1}
     assert abs(data.y.mean()) < 0.03
-    np.testing.assert_allclose(data.y @ coordinates(data) / 20_000, 0, atol=0.03)
+    np.testing.assert_allclose(data.y @ data.x / 20_000, 0, atol=0.03)
 
 
 @pytest.mark.parametrize("data_seed", range(3))
 def test_halfspace_labels_are_separable_through_zero_and_random_ones_are_not(data_seed):
     def separable(data: Data) -> bool:
-        constraints = -data.y[:, None] * coordinates(data)
+        constraints = -data.y[:, None] * data.x
         return linprog(np.zeros(3), A_ub=constraints, b_ub=-np.full(50, 1e-3), bounds=(None, None)).success
 
     halfspace = draw(labels="halfspace", data_seed=data_seed)
@@ -160,11 +214,11 @@ def test_halfspace_labels_are_separable_through_zero_and_random_ones_are_not(dat
 def test_clusters_are_separated_share_their_label_and_split_the_labels_evenly():
     data = draw(labels="clusters", samples=600)
     centres = np.sqrt(3) * np.concatenate([np.eye(3), -np.eye(3)])
-    distances = np.linalg.norm(coordinates(data)[:, None] - centres, axis=2)
+    distances = np.linalg.norm(data.x[:, None] - centres, axis=2)
     nearest = distances.argmin(axis=1)
     assert distances.min(axis=1).max() < 6 * CLUSTER_SPREAD < np.sqrt(6) / 2  # centres are √6 or more apart
     np.testing.assert_array_equal(np.bincount(nearest), 100)
-    spread = (coordinates(data) - centres[nearest]).std()
+    spread = (data.x - centres[nearest]).std()
     assert spread == pytest.approx(CLUSTER_SPREAD, rel=0.05)
     labels = [set(data.y[nearest == c]) for c in range(6)]
     assert sorted(labels, key=min) == [{-1}] * 3 + [{1}] * 3
@@ -181,4 +235,4 @@ def test_clusters_with_fewer_points_than_centres():
 
 def test_subspace_over_the_ambient_dimension_is_refused():
     with pytest.raises(ValueError, match="subspace_dim 10 is over ambient_dim 9"):
-        draw(subspace_dim=10)
+        span(subspace_dim=10)

@@ -11,9 +11,12 @@ import reference
 from reference import Ray
 
 from subspace_adv import attacks, measures, training
-from subspace_adv.data import HELDOUT, Data, line, random_subspace
+from subspace_adv.data import HELDOUT, Data
 from subspace_adv.measures import Recording, variables
-from subspace_adv.network import Network, init_network
+from subspace_adv.network import Law, Network, init_network
+from subspace_adv.planning import load_data, load_span
+from subspace_adv.subspace import Subspace, in_ambient
+from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields
 
 QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
@@ -21,19 +24,22 @@ RANDOM, TRAINED, WIDTH = 8, 8, 30
 ALL = ("off", "on", "full")
 
 
-def subspace(ambient_dim: int, subspace_dim: int) -> Data:
-    return random_subspace(
-        ambient_dim=ambient_dim,
-        subspace_dim=subspace_dim,
-        samples=8,
-        basis="random",
-        distribution="gaussian",
-        labels="random",
-        data_seed=3,
-    )
+def ambient(**settings) -> Data:
+    """A dataset in ambient coordinates."""
+    table = DataSettings(**settings)
+    data, span = load_data(table), load_span(table, complete=True)
+    with jax.enable_x64(True):
+        subspace = Subspace(*map(np.asarray, in_ambient(data.subspace, span)))
+    x, heldout = ((points @ span.basis.T).astype(np.float32) for points in (data.x, data.heldout))
+    return Data(x, data.y, subspace, heldout)
 
 
-DATA = {"line": line(), "subspace": subspace(6, 3), "codimension 0": subspace(1, 1)}
+DRAWN = dict(kind="subspace", samples=8, basis="random", distribution="gaussian", labels="random", data_seed=3)
+DATA = {
+    "line": ambient(kind="line"),
+    "subspace": ambient(ambient_dim=6, subspace_dim=3, **DRAWN),
+    "codimension 0": ambient(ambient_dim=1, subspace_dim=1, **DRAWN),
+}
 
 
 class Measured(NamedTuple):
@@ -55,8 +61,8 @@ def networks_on(data: Data) -> Network:
     hyper = Hyper(*(np.float32(v) for v in (0.3, 0, 0)), np.int32(1), np.float32(0.3), np.int32(1500))
 
     def one(seed: jax.Array, steps: jax.Array) -> Network:
-        draw = functools.partial(init_network, law="paper-code", padded_width=WIDTH, ambient_dim=data.x.shape[1])
-        network = draw(jax.random.key(seed), jnp.int32(WIDTH), jnp.float32(1))
+        law = Law("paper-code", WIDTH, data.x.shape[1], data.x.shape[1])
+        network = init_network(jax.random.key(seed), jnp.int32(WIDTH), jnp.float32(1), law=law)
         limited = hyper._replace(max_steps=steps)
         return training.train(network, data.x, data.y, limited, jax.random.key(0), recipe=recipe)[0]
 
@@ -197,7 +203,7 @@ def test_distances_along_a_direction_are_the_crossings_at_training_points():
         right = case.data.y[j] * reference.output(network, x) > 0
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
             expected = float(Ray.from_point(network, x, direction).first_flip()) if right else 0
-            assert case.record[f"distance_{name}"][i, j] == pytest.approx(expected, rel=1e-7)
+            assert case.record[f"distance_{name}"][i, j] == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whatever_their_label():
@@ -206,7 +212,7 @@ def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whateve
         network, x = Network(*(field[i] for field in case.networks)), case.data.heldout[j].astype(float)
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
             expected = float(Ray.from_point(network, x, direction).first_flip())
-            assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7)
+            assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_off_a_line_both_directions_are_the_one_there_is():

@@ -10,7 +10,7 @@ import reference
 from scipy import stats
 
 from subspace_adv import network
-from subspace_adv.network import Network
+from subspace_adv.network import Law, Network
 
 LAWS = ["theory", "paper-code", "torch"]
 D, SCALE, WIDTH = 6, 0.5, 3000
@@ -21,9 +21,7 @@ def draw(law: str, *, seed: int = 0, width: int = WIDTH, scale: float = 1.0, pad
         jax.random.key(seed),
         jnp.int32(width),
         jnp.float32(scale),
-        law=law,
-        padded_width=padded or width,
-        ambient_dim=D,
+        law=Law(law, padded or width, D, D),
     )
     return jax.tree.map(np.asarray, drawn)
 
@@ -34,7 +32,7 @@ def small_networks() -> dict[str, Network]:
 
     def one(seed: jax.Array, law: str) -> Network:
         key, width, scale = jax.random.key(seed), jnp.int32(3), jnp.float32(SCALE)
-        return network.init_network(key, width, scale, law=law, padded_width=3, ambient_dim=2)
+        return network.init_network(key, width, scale, law=Law(law, 3, 2, 2))
 
     seeds = np.arange(2000, dtype=np.uint32)
     return {law: jax.tree.map(np.asarray, jax.vmap(functools.partial(one, law=law))(seeds)) for law in LAWS}
@@ -144,11 +142,12 @@ def test_networks_are_paired_over_the_init_scale(law):
 
 
 def test_laws_share_their_base_draws():
-    """The normal weights are the normal quantiles of the uniform ones; heads share signs."""
+    """Gaussian weights are the same ones, biases are, and heads share signs and ranks."""
     theory, paper, torch = (draw(law, width=20) for law in LAWS)
-    ranks = (torch.weight.astype(np.float64) * D**0.5 + 1) / 2
-    np.testing.assert_allclose(stats.norm.cdf(paper.weight * D**0.5), ranks, atol=1e-6)
     np.testing.assert_array_equal(theory.weight, paper.weight)
+    np.testing.assert_array_equal(paper.bias, torch.bias)
+    assert paper.head_bias == torch.head_bias
+    np.testing.assert_allclose(stats.norm.cdf(paper.head * 20**0.5), (torch.head * 20**0.5 + 1) / 2, atol=1e-6)
     np.testing.assert_array_equal(np.sign(theory.head), np.sign(torch.head))
     np.testing.assert_array_equal(np.sign(paper.head), np.sign(torch.head))
 

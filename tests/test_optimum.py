@@ -22,11 +22,12 @@ from reference import Ray
 
 from subspace_adv import attacks, training
 from subspace_adv.certificates import crown_certificate, kink_certificate
-from subspace_adv.data import Data, Labels, random_subspace
+from subspace_adv.data import Basis, Labels
 from subspace_adv.measures import Recording, bracket
-from subspace_adv.network import Init, Network, init_network
-from subspace_adv.subspace import REGIONS, region_basis
-from subspace_adv.sweep import MeasureSettings
+from subspace_adv.network import Init, Law, Network, init_network
+from subspace_adv.planning import load_data, load_span
+from subspace_adv.subspace import REGIONS, Subspace, region_basis
+from subspace_adv.sweep import DataSettings, MeasureSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields
 
 TIGHT = 5e-6  # from the proven lower bound to the flip: HiGHS takes binaries for whole within 1e-6
@@ -106,10 +107,18 @@ def test_optimum_in_a_plane_is_that_of_dense_directions(norm):
     assert 1 - 1e-9 < min(ratios) and max(ratios) < 1.02
 
 
+class Points(NamedTuple):
+    """Training points in ambient coordinates, their labels and the subspace they lie in."""
+
+    x: np.ndarray
+    y: np.ndarray
+    subspace: Subspace
+
+
 class Family(NamedTuple):
     """Trained networks of one law, on one dataset."""
 
-    data: Data
+    data: Points
     law: Init
     width: int
     init_scale: float = 1.0
@@ -144,9 +153,10 @@ GROUPS = {
 
 
 @functools.cache
-def _families(basis: str) -> tuple[Family, ...]:
-    def data(ambient_dim: int, subspace_dim: int, data_seed: int, labels: Labels = "random") -> Data:
-        return random_subspace(
+def _families(basis: Basis) -> tuple[Family, ...]:
+    def data(ambient_dim: int, subspace_dim: int, data_seed: int, labels: Labels = "random") -> Points:
+        settings = DataSettings(
+            kind="subspace",
             ambient_dim=ambient_dim,
             subspace_dim=subspace_dim,
             samples=12,
@@ -155,6 +165,8 @@ def _families(basis: str) -> tuple[Family, ...]:
             labels=labels,
             data_seed=data_seed,
         )
+        drawn, span = load_data(settings), load_span(settings, complete=True)
+        return Points((drawn.x @ span.basis.T).astype(np.float32), drawn.y, span)
 
     return (
         Family(data(20, 4, 0), "paper-code", 40),
@@ -173,8 +185,8 @@ def _trained(basis: str, index: int) -> Network:
     recipe = Recipe("logistic", "gd", trained_fields(family.law, "hidden" if theory else "all"))
     rate, limit = np.float32(0.5 if theory else 0.2), np.int32(6000)
     hyper = Hyper(rate, np.float32(family.weight_decay), np.float32(0), np.int32(1), np.float32(0.3), limit)
-    x, y, *_ = family.data
-    draw = functools.partial(init_network, law=family.law, padded_width=PADDED, ambient_dim=x.shape[1])
+    x, y, _ = family.data
+    draw = functools.partial(init_network, law=Law(family.law, PADDED, x.shape[1], x.shape[1]))
 
     def one(seed: jax.Array) -> tuple[Network, jax.Array, jax.Array]:
         network = draw(jax.random.key(seed), jnp.int32(family.width), jnp.float32(family.init_scale))

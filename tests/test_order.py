@@ -16,8 +16,9 @@ import reference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from subspace_adv import attacks, engine, measures
+from subspace_adv import attacks, measures
 from subspace_adv.certificates import crown_certificate, kink_certificate
+from subspace_adv.engine import chunks
 from subspace_adv.measures import Recording
 from subspace_adv.network import Network
 from subspace_adv.subspace import axis_aligned, region_basis
@@ -366,7 +367,7 @@ def check(shape: Shape, seed: int, draws: list[Draw]) -> None:
     record = batch.found.record
     wrong = batch.y * record["output"] <= 0
     check_the_record(record, wrong)
-    check_the_record({name: engine._rounded(name, values) for name, values in record.items()}, wrong)
+    check_the_record({name: chunks._rounded(name, values) for name, values in record.items()}, wrong)
     check_the_certificates(batch.found, wrong)
     check_the_flips(batch, shape.k)
     check_the_uppers_are_found(batch, wrong)

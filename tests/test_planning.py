@@ -11,7 +11,7 @@ from shell import TINY, read
 from subspace_adv import engine, plan
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
-from subspace_adv.planning import _MAX_CHUNK_CELLS, Plan, cell_data, data_leaves
+from subspace_adv.planning import _MAX_CHUNK_CELLS, Plan, cell_data, data_leaves, load_data, load_span
 
 AXES = {
     "seed": range(5),
@@ -79,18 +79,22 @@ def test_groups_are_the_cells_of_one_program(planned):
             (value,) = set(sweep.column(leaf, cells).tolist())
             return value
 
-        assert program.law == only("init")
+        assert program.law.init == only("init")
         assert program.recipe.optimizer == only("optimizer")
         assert program.recording.restarts == only("restarts")
-        assert {padded_width(width) for width in sweep.column("width", group.cells).tolist()} == {program.padded_width}
+        assert {padded_width(width) for width in sweep.column("width", group.cells).tolist()} == {
+            program.law.padded_width
+        }
         assert group.max_steps == sweep.column("max_steps", group.cells).max()
         datasets, which = cell_data(sweep, group.cells)
         assert program.shared_data == (len(datasets) == 1)
         assert set(which) == set(range(len(datasets)))
-        for data in datasets:
-            assert data.x.shape == (program.samples, program.ambient_dim)
-            assert data.heldout.shape == (16, program.ambient_dim)
-            assert data.subspace.basis.shape == (program.ambient_dim, program.subspace_dim)
+        n, d, k, r = program.shape
+        for settings in datasets:
+            data = load_data(settings)
+            assert (*data.x.shape, *data.heldout.shape) == (n, r, 16, r)
+            assert data.subspace.basis.shape == (r, k)
+            assert load_span(settings).basis.shape == (d, r) == program.law[2:]
 
 
 def test_the_order_of_axes_only_renames_cells():
@@ -108,7 +112,7 @@ def test_the_order_of_axes_only_renames_cells():
 
 def test_widths_that_are_padded_alike_share_a_program():
     planned = plan(read("[axes]\nwidth = [96, 100, 97, 101]\nseed = [0, 1]\n"))
-    assert [group.program.padded_width for group in planned.groups] == [100, 128]
+    assert [group.program.law.padded_width for group in planned.groups] == [100, 128]
     assert [len(group.cells) for group in planned.groups] == [6, 2]
 
 
@@ -138,9 +142,12 @@ def test_what_shapes_a_program_has_groups(axis, values):
 
 def test_programs_are_counted():
     planned = plan(read(TINY))
-    compiled = [engine.executables(group) for group in planned.groups]
-    distinct = {id(one) for each in compiled for one in (each.fill, each.advance, each.advance_few, each.measure)}
-    assert planned.programs == len(distinct)
+    distinct = set()
+    for group in planned.groups:
+        for lanes in (group.lanes, group.tail_lanes):
+            distinct.add(id(engine.compiled("advance", group.program, lanes)))
+        distinct |= {id(engine.compiled(name, group.program, group.lanes)) for name in ("fill", "measure")}
+    assert planned.programs == len(distinct) == 8
 
 
 def test_data_depend_on_the_axes_of_their_table_alone():
@@ -148,8 +155,9 @@ def test_data_depend_on_the_axes_of_their_table_alone():
     assert data_leaves(sweep) == ("kind", "data_seed")
     datasets, which = cell_data(sweep, np.arange(sweep.cells))
     assert which.tolist() == [0, 1, 2, 2, 0, 1, 2, 2]  # a line has no data seed
-    assert [data.x.shape for data in datasets] == [(4, 20), (4, 20), (7, 2)]
-    assert not np.array_equal(datasets[0].x, datasets[1].x)
+    points = [load_data(settings).x for settings in datasets]
+    assert [x.shape for x in points] == [(4, 2), (4, 2), (7, 1)]
+    assert not np.array_equal(points[0], points[1])
     subspace, line = plan(sweep).groups
     assert (subspace.program.shared_data, line.program.shared_data) == (False, True)
 
@@ -158,8 +166,8 @@ def test_bytes_are_those_of_the_arrays():
     text = '[data]\nkind = "subspace"\nsubspace_dim = 1\n[measure]\nregions = ["on", "full"]\n[axes]\nwidth = [3, 6]\n'
     planned = plan(read(text + "ambient_dim = [2, 5]\nsamples = [3, 4]\n"))
     expected = 0
-    for width, ambient_dim, samples in itertools.product((3, 7), (2, 5), (3, 4)):  # 6 is padded to 7
-        network = width * ambient_dim + width + width + 1
+    for width, _, samples in itertools.product((3, 7), (2, 5), (3, 4)):  # 6 is padded to 7
+        network = width * 1 + width + width + 1  # in coordinates of the span
         recorded = variables(("on", "full"), ("l2",)).values()
         assert [variable.per_heldout for variable in recorded].count(True) == 2
         measured = sum(samples if v.per_point else 16 if v.per_heldout else 1 for v in recorded)

@@ -34,7 +34,11 @@ def synthetic(axes: dict[str, tuple], d: int = 2, **attrs: Any) -> tuple[xr.Data
         {name: ((*dims, "point"), rng.uniform(1, 2, (*shape, 3)), {"units": unit}) for name, unit in units.items()}
         | {name: ((*dims, "heldout"), values) for name, values in heldout.items()}
         | {"status": (dims, np.full(shape, CONVERGED, np.int8)), "margin": (dims, np.ones(shape))},
-        coords={axis: list(values) for axis, values in axes.items()},
+        coords={
+            **{axis: list(values) for axis, values in axes.items()},
+            "label": ("point", np.array([1, -1, 1], np.int8)),
+            "input": (("point", "feature"), rng.uniform(-1, 1, (3, d))),
+        },
         attrs={"name": "synthetic", **attrs},
     )
     inner = ((WIDTH, d), (WIDTH,), (WIDTH,), ())

@@ -5,7 +5,7 @@ import pytest
 from shell import read
 
 from subspace_adv import theory
-from subspace_adv.planning import grid_data
+from subspace_adv.planning import grid_data, load_data
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
@@ -45,8 +45,9 @@ def recorded(sweep: Sweep, points: int) -> dict[str, np.ndarray]:
 def predicted(sweep: Sweep, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     datasets, which = grid_data(sweep)
     labels = np.zeros((len(datasets), record["output"].shape[1]), np.int8)
-    for i, data in enumerate(datasets):
-        labels[i, : len(data.y)] = data.y
+    for i, settings in enumerate(datasets):
+        y = load_data(settings).y
+        labels[i, : len(y)] = y
     return predict(sweep, record, datasets, which, labels)
 
 
@@ -118,7 +119,7 @@ def test_misclassified_points_are_at_distance_0_and_no_others(everything):
     datasets, which = grid_data(sweep)
     which = np.broadcast_to(which, sweep.shape).ravel()
     for cell in np.flatnonzero(~np.isnan(found["predicted_bound_probability"]))[::97]:
-        y = datasets[which[cell]].y
+        y = load_data(datasets[which[cell]]).y
         wrong = y * record["output"][cell, : len(y)] <= 0
         np.testing.assert_array_equal(found["predicted_distance_universal"][cell, : len(y)] == 0, wrong)
 

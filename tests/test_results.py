@@ -7,7 +7,7 @@ import xarray as xr
 from shell import MANY, TINY, read
 
 from subspace_adv import Network, UserError, load_networks, open_results, plan, run
-from subspace_adv.planning import data_settings, load_data
+from subspace_adv.planning import data_settings, load_data, load_span
 from subspace_adv.store import Store
 
 # Lines and subspaces in planes and in space, several draws of the points, on which every region is a line or empty.
@@ -88,11 +88,13 @@ def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
     assert dataset["init_scale"].values.tolist() == [1.0, 0.5]
     assert dataset["label"].dims == ("point",)
     assert dataset["input"].dims == ("point", "feature")
-    data = load_data(data_settings(read(TINY), {}))
+    settings = data_settings(read(TINY), {})
+    data, basis = load_data(settings), load_span(settings).basis
     assert np.array_equal(dataset["label"], data.y)
-    assert np.array_equal(dataset["input"], data.x)
+    assert np.array_equal(dataset["input"], (data.x @ basis.T).astype(np.float32))
+    assert np.allclose(dataset["input"], np.linspace(-1, 1, 7)[:, None])  # in the plane
     assert dataset["heldout_input"].dims == ("heldout", "feature")
-    assert np.array_equal(dataset["heldout_input"], data.heldout)
+    assert np.array_equal(dataset["heldout_input"], (data.heldout @ basis.T).astype(np.float32))
 
 
 def test_dtypes_and_meanings(tiny):
@@ -170,24 +172,26 @@ def test_the_loss_as_an_axis_keeps_its_name(tmp_path):
 def test_points_have_the_axes_of_the_data(mixed):
     dataset, sweep = open_results(mixed), read(MIXED)
     assert list(dataset.dims)[:4] == ["seed", "kind", "ambient_dim", "data_seed"]
-    assert dataset["label"].dims == ("kind", "ambient_dim", "data_seed", "point")
-    assert dataset["input"].dims == ("kind", "ambient_dim", "data_seed", "point", "feature")
-    assert dataset["heldout_input"].dims == ("kind", "ambient_dim", "data_seed", "heldout", "feature")
-    assert (dataset.sizes["point"], dataset.sizes["feature"]) == (7, 3)
+    # Where a subspace lies changes neither labels nor coordinates within it.
+    assert dataset["label"].dims == ("kind", "data_seed", "point")
+    assert dataset["input"].dims == ("kind", "data_seed", "point", "feature")
+    assert dataset["heldout_input"].dims == ("kind", "data_seed", "heldout", "feature")
+    assert (dataset.sizes["point"], dataset.sizes["feature"]) == (7, 2)
     for kind in ("line", "subspace"):
         for ambient_dim in (3, 2):
             for data_seed in (0, 1, 2):
                 at = {"kind": kind, "ambient_dim": ambient_dim, "data_seed": data_seed}
-                data = load_data(data_settings(sweep, at))
-                n, d = data.x.shape
-                label, points = dataset["label"].sel(at).values, dataset["input"].sel(at).values
+                data, of_data = load_data(data_settings(sweep, at)), {"kind": kind, "data_seed": data_seed}
+                label, points = dataset["label"].sel(of_data).values, dataset["input"].sel(of_data).values
+                frame = np.full((1, 2), 0.5**0.5) if kind == "line" else np.eye(1)
+                n, d = len(data.x), frame.shape[1]
                 assert np.array_equal(label[:n], data.y)
                 assert (label[n:] == 0).all()
-                assert np.array_equal(points[:n, :d], data.x)
+                assert np.allclose(points[:n, :d], data.x @ frame, rtol=1e-6, atol=1e-7)
                 assert np.isnan(points[n:]).all()
                 assert np.isnan(points[:, d:]).all()
-                heldout = dataset["heldout_input"].sel(at).values
-                assert np.array_equal(heldout[:, :d], data.heldout)
+                heldout = dataset["heldout_input"].sel(of_data).values
+                assert np.allclose(heldout[:, :d], data.heldout @ frame, rtol=1e-6, atol=1e-7)
                 assert np.isnan(heldout[:, d:]).all()
                 output = dataset["output"].sel(at).values
                 assert np.isfinite(output[:, :n]).all()
@@ -210,12 +214,21 @@ def assert_networks_reproduce_outputs(folder, sweep) -> None:
     dataset, networks = open_results(folder), load_networks(folder)
     for place in np.ndindex(sweep.shape):
         at = dict(zip(sweep.axes, place, strict=True))
-        points = dataset["input"].isel({axis: i for axis, i in at.items() if axis in dataset["input"].dims}).values
+        settings = data_settings(sweep, {axis: values[at[axis]] for axis, values in sweep.axes.items()})
         here = Network(*(field[place] for field in networks))
-        points = points[np.isfinite(points[:, 0])]
-        stored = dataset["output"].isel(at).values[: len(points)]
-        found = np.array([float(reference.output(here, np.nan_to_num(point))) for point in points])
-        assert np.allclose(found, stored, rtol=1e-5, atol=1e-5)
+        data, span = load_data(settings), load_span(settings, complete=True)
+        points = data.x @ span.basis.T
+        points = np.pad(points, ((0, 0), (0, here.weight.shape[1] - points.shape[1])))
+        found = np.array([float(reference.output(here, point)) for point in points])
+        assert np.allclose(found, dataset["output"].isel(at).values[: len(points)], rtol=1e-5, atol=1e-5)
+        if settings.kind != "chessboard":  # else part of the span is off the data's plane
+            gradients = np.array([reference.gradient(here, point) for point in points])[:, : len(span.basis)]
+            near = (np.abs(points @ here.weight.T + here.bias)[:, here.head != 0] < 1e-5).any(axis=1)
+            for name, basis in (("on", span.basis), ("off", span.complement)):
+                stored = dataset[f"gradient_norm_{name}"].isel(at).values[: len(points)]
+                norms = np.linalg.norm(gradients @ basis, axis=1)
+                assert np.allclose(norms[~near], stored[~near], rtol=1e-5, atol=1e-5)
+            assert not near.all()
 
 
 def test_networks_reproduce_the_stored_outputs(tiny, mixed):
@@ -274,7 +287,7 @@ def test_a_coordinate_of_the_dataset_selects(tiny):
 def test_padding_is_trimmed_where_one_width_is_selected(tmp_path):
     sweep = read(TINY, "width=6")
     run(sweep, tmp_path)
-    assert plan(sweep).groups[0].program.padded_width == 7
+    assert plan(sweep).groups[0].program.law.padded_width == 7
     assert load_networks(tmp_path).weight.shape == (1, 12, 2, 6, 2)
 
 

@@ -336,7 +336,7 @@ def test_any_damage_to_the_manifest_is_noticed(folder, planned):
 def test_another_format_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    assert refusal(Store.open, folder) == f"{folder}: of format 99; this version reads format 2"
+    assert refusal(Store.open, folder) == f"{folder}: of format 99; this version reads format 3"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):

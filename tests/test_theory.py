@@ -6,8 +6,7 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import load_networks, open_results, run, theory
-from subspace_adv.data import chessboard, line, random_subspace
-from subspace_adv.planning import data_settings, load_data
+from subspace_adv.planning import data_settings, load_span
 
 TRAINED = """
 name = "trained"
@@ -66,27 +65,27 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "trained"
     sweep = read(TRAINED)
     run(sweep, folder)
-    return open_results(folder), load_networks(folder), load_data(data_settings(sweep, {}))
+    return open_results(folder), load_networks(folder), load_span(data_settings(sweep, {}), complete=True)
 
 
 def test_the_decay_predicted_is_that_of_networks_trained(trained):
     """W^T off the subspace is ρ_T·W⁰ off it, by the engine (F1)."""
-    dataset, networks, data = trained
-    off = networks.weight.astype(np.float64) @ np.asarray(data.subspace.complement)  # (…, max_steps, m, l)
+    dataset, networks, span = trained
+    off = networks.weight.astype(np.float64) @ span.complement  # (…, max_steps, m, l)
     rho = dataset["predicted_decay"].values
     assert rho.dtype == np.float32
     assert (rho[..., 0] == 1).all() and (rho[:, :, 0] == 1).all()
     assert rho[0, 0, 2, 2] == pytest.approx(0.7**30)
     assert rho[0, 1].min() < -0.1  # with momentum it swings
     np.testing.assert_allclose(off, rho[..., None, None] * off[:, :, :, :1], atol=2e-6)
-    on = networks.weight @ np.asarray(data.subspace.basis, np.float32)
+    on = networks.weight @ span.basis.astype(np.float32)
     assert np.abs(on[..., 2, :, :] - rho[..., 2, None, None] * on[..., 0, :, :]).max() > 0.1  # that part did learn
 
 
 def test_the_scale_predicted_is_that_of_the_networks_trained(trained):
     """Median over χ's, times |ρ|·β·√A from the stored weights."""
-    dataset, networks, data = trained
-    z = np.einsum("nd,...md->...nm", data.x, networks.weight) + networks.bias[..., None, :]
+    dataset, networks, _ = trained
+    z = np.einsum("nd,...md->...nm", dataset["input"].values, networks.weight) + networks.bias[..., None, :]
     active = np.where(z > 1e-6, np.abs(networks.head)[..., None, :], 0)
     near = (np.abs(z) < 1e-5).any(axis=-1)  # active or not is a matter of rounding
     found = {"head_norm_active": np.linalg.norm(active, axis=-1), "head_sum_active": active.sum(axis=-1)}
@@ -163,24 +162,3 @@ def test_the_law_of_the_descent_along_the_universal_direction(width, codimension
 def test_the_universal_distance_without_active_neurons_is_infinite():
     for output in (0.5, 0.0):
         assert theory.universal_distance(*map(np.array, (output, 0.0, 0.1, 3, 10))) == np.inf
-
-
-def subspace(basis: str):
-    settings = dict(ambient_dim=30, subspace_dim=4, samples=9, distribution="sphere", labels="random", data_seed=1)
-    return random_subspace(basis=basis, **settings)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(
-    ("data", "untrained", "apart"),
-    [
-        (line(), True, False),
-        (chessboard(), False, False),
-        (subspace("random"), True, False),
-        (subspace("axis-aligned"), True, True),
-    ],
-    ids=["line", "chessboard", "random", "axis-aligned"],
-)
-def test_which_regions_training_leaves_alone(data, untrained, apart):
-    complement = np.asarray(data.subspace.complement)
-    assert theory.is_off_untrained(data.x, complement) == untrained
-    assert theory.is_off_apart(data.x, complement) == apart

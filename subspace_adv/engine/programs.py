@@ -143,10 +143,10 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     mesh = Mesh(np.array(jax.local_devices()), ("networks",))
     sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
     # Measurements are in float64, so that rounding hardly widens the brackets; training is in float32.
+    with jax.enable_x64(True):
+        shapes = arguments(name, program, lanes)
     with jax.enable_x64(name != "advance"):
-        lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(
-            *arguments(name, program, lanes)
-        )
+        lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(*shapes)
     # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
     quick = on_cpu and name != "advance"
     return lowered.compile(compiler_options={"xla_backend_optimization_level": "1"} if quick else {})
