@@ -141,9 +141,10 @@ def throughput(todo: Plan) -> float:
         trained = engine.train(todo.sweep, group, runner.drain(waiting))
         return sum(int(arrays["steps"].sum()) for _, arrays in trained)
 
+    workers = 1 if group.alone else runner.workers()
     begun = time.perf_counter()
-    with ThreadPoolExecutor(runner.workers()) as pool:
-        steps = sum(pool.map(work, range(runner.workers())))
+    with ThreadPoolExecutor(workers) as pool:
+        steps = sum(pool.map(work, range(workers)))
     return steps / (time.perf_counter() - begun)
 
 

@@ -23,6 +23,7 @@ _CACHE_BYTES = 2**18
 _FUSED_LANES = 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 # Useful speed of one core on small networks, roughly.
 _FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}
+_LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _XLA_STEPS = 256  # the same of what XLA compiles, whose steps cost a network that has stopped as much as any other
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
@@ -79,6 +80,15 @@ class Group(NamedTuple):
         """Floating-point operations of one gradient step of one network."""
         p = self.program
         return step_flops(p.shape.samples, p.law.padded_width, p.inputs, biases="bias" in p.recipe.trained)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one thread at a time may train it: XLA splits large products over all cores by itself.
+
+        Where two threads run such a program at once on CPU, both may wait for ever.
+        """
+        p = self.program
+        return p.recipe.trainer == "xla" and p.shape.samples * p.law.padded_width * p.inputs > _LARGE_PRODUCT
 
     @property
     def step_seconds(self) -> float:

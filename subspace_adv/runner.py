@@ -104,9 +104,11 @@ def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: List
     stop, committing = threading.Event(), threading.Lock()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def work() -> None:
+    def work(worker: int) -> None:
         try:
             for number, (group, waiting) in enumerate(groups, 1):
+                if group.alone and worker:
+                    continue
                 if waiting:
                     listener.compiling(number, len(groups))
                 for chunk, trained in engine.train(sweep, group, drain(waiting), listener.progress, stop):
@@ -117,7 +119,7 @@ def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: List
         except BaseException as error:
             ended.put(error)
 
-    threads = [threading.Thread(target=work) for _ in range(workers())]
+    threads = [threading.Thread(target=work, args=[worker]) for worker in range(workers())]
     try:
         for thread in threads:
             thread.start()
