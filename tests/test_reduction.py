@@ -1,6 +1,7 @@
 """Training in coordinates of the data's span and measuring in canonical ones changes nothing, or nothing in law."""
 
 import functools
+import math
 import re
 import time
 
@@ -342,9 +343,9 @@ def test_chi_of_normal_is_the_quantile_of_the_same_rank(x64, dof):
     np.testing.assert_allclose(chi_of_normal(jnp.asarray([-9.0, 9.0]), np.full(2, dof)), found[[0, -1]], rtol=1e-12)
 
 
-def dimensions(text: str) -> set[int]:
-    """All dimensions of arrays in a compiled program."""
-    return {int(size) for shape in re.findall(r"\w+\[([\d,]+)\]", text) for size in shape.split(",") if size}
+def largest(text: str) -> int:
+    """Numbers in the largest array of a compiled program."""
+    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text))
 
 
 @pytest.mark.parametrize("region", ["on", pytest.param("off", marks=pytest.mark.slow)])
@@ -353,10 +354,10 @@ def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension(regi
     [group] = plan(sized("paper-code", 3, 10**6, 2, text)).groups
     for name in ("measure", "fill", "advance"):
         compiled = engine.compiled(name, group.program, group.lanes).as_text()
-        assert 4 in dimensions(compiled) and max(dimensions(compiled)) < 1000, name
+        assert 4 * 3 < largest(compiled) < 10**5, name
     [group] = plan(sized("torch", 3, 10**6, 2, text)).groups
     compiled = engine.compiled("fill", group.program, group.lanes).as_text()
-    assert 10**6 in dimensions(compiled)  # uniform weights do read the basis
+    assert largest(compiled) >= 10**6  # uniform weights do read the basis
 
 
 def test_a_million_ambient_dimensions_run_at_once(tmp_path):
