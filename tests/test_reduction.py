@@ -1,6 +1,7 @@
 """Training in coordinates of the data's span and measuring in canonical ones changes nothing, or nothing in law."""
 
 import functools
+import math
 import re
 import time
 
@@ -20,7 +21,7 @@ from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import DataSettings, Sweep
 
 QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
-LAWS = ["paper-code", "theory", "torch"]
+LAWS = ["paper-code", pytest.param("theory", marks=pytest.mark.slow), "torch"]
 
 # On a line, the distances within the subspace are exact crossings, which compile fastest.
 BASE = """
@@ -151,7 +152,13 @@ def sized(init: str, width: int, ambient_dim: int, seeds: int, text: str = BASE)
 
 
 # Codimension over the width and under it; uniform weights in one block of coordinates and in three, one not full.
-CASES = [("paper-code", 5, 12), ("paper-code", 8, 4), ("theory", 5, 12), ("torch", 5, 3), ("torch", 4, 600)]
+CASES = [
+    ("paper-code", 5, 12),
+    ("paper-code", 8, 4),
+    pytest.param("theory", 5, 12, marks=pytest.mark.slow),
+    pytest.param("torch", 5, 3, marks=pytest.mark.slow),
+    ("torch", 4, 600),
+]
 
 
 @pytest.mark.parametrize(("init", "width", "ambient_dim"), CASES)
@@ -199,7 +206,7 @@ def test_a_network_measured_in_canonical_coordinates_is_as_in_ambient_ones(init,
             if not right:
                 rays = [0.0]
             lower, upper = (record[f"distance_on_l2_{side}"][i, j] for side in ("lower", "upper"))
-            assert lower <= min(rays) <= upper * (1 + 1e-5)
+            assert lower * (1 - 1e-6) <= min(rays) <= upper * (1 + 1e-6)
             if init != "theory":  # without biases, N touches zero at the origin and may turn back
                 assert [lower, upper] == pytest.approx([min(rays)] * 2, rel=1e-5)
         margins = data.y * np.array([float(reference.output(network, point)) for point in x])
@@ -208,6 +215,7 @@ def test_a_network_measured_in_canonical_coordinates_is_as_in_ambient_ones(init,
     assert compared > 20
 
 
+@pytest.mark.slow
 def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
     """Attacks start elsewhere, so they differ; but no lower bound of the one is over an upper one of the other."""
     text = BASE.replace('["on"]', '["off", "on", "full"]\nattack_steps = 20\nrestarts = 1').replace(
@@ -335,21 +343,21 @@ def test_chi_of_normal_is_the_quantile_of_the_same_rank(x64, dof):
     np.testing.assert_allclose(chi_of_normal(jnp.asarray([-9.0, 9.0]), np.full(2, dof)), found[[0, -1]], rtol=1e-12)
 
 
-def dimensions(text: str) -> set[int]:
-    """All dimensions of arrays in a compiled program."""
-    return {int(size) for shape in re.findall(r"\w+\[([\d,]+)\]", text) for size in shape.split(",") if size}
+def largest(text: str) -> int:
+    """Numbers in the largest array of a compiled program."""
+    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text))
 
 
-def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension():
-    text = BASE.replace('["on"]', '["off"]\nattack_steps = 2\nrestarts = 1')
-    sweep = sized("paper-code", 2, 100_003, 2, text)
-    [group] = plan(sweep).groups
+@pytest.mark.parametrize("region", ["on", pytest.param("off", marks=pytest.mark.slow)])
+def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension(region):
+    text = BASE.replace('["on"]', f'["{region}"]').replace("max_steps = 0", "max_steps = 5")
+    [group] = plan(sized("paper-code", 3, 10**6, 2, text)).groups
     for name in ("measure", "fill", "advance"):
         compiled = engine.compiled(name, group.program, group.lanes).as_text()
-        assert 4 in dimensions(compiled) and max(dimensions(compiled)) < 1000, name
-    [group] = plan(sized("torch", 2, 100_003, 2, text)).groups
+        assert 4 * 3 < largest(compiled) < 10**5, name
+    [group] = plan(sized("torch", 3, 10**6, 2, text)).groups
     compiled = engine.compiled("fill", group.program, group.lanes).as_text()
-    assert 100_003 in dimensions(compiled)  # uniform weights do read the basis
+    assert largest(compiled) >= 10**6  # uniform weights do read the basis
 
 
 def test_a_million_ambient_dimensions_run_at_once(tmp_path):
