@@ -4,7 +4,8 @@ import os
 
 # Of every program that it loads from its cache, XLA's CPU backend says at length, as an error, that the processor lacks
 # "features" which are none (https://github.com/openxla/xla/issues/44565). What fails still raises.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what JAX sets
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from subspace_adv.network import Network
 from subspace_adv.planning import Plan, plan

@@ -95,13 +95,14 @@ def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None
         row = (i, len(group.cells), chunks, p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
         table.add_row(*map(str, row), p.recipe.optimizer, p.recipe.loss)
     reports.stdout().print(table)
-    paths: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for i, group in enumerate(todo.groups):
         where = "the span of the data, exactly" if group.program.reduced else "all ambient coordinates"
-        told = f"trained in {where}: {group.why[0]}; by {group.program.recipe.trainer}: {group.why[1]}"
-        paths.setdefault(told, []).append(str(i))
-    for told, places in paths.items():
-        print(f"group {', '.join(places)}: {told}")
+        told = (f"trained in {where}: {group.why[0]}", f"trained by {group.program.recipe.trainer}: {group.why[1]}")
+        for reason in told:
+            reasons.setdefault(reason, []).append(str(i))
+    for reason, places in reasons.items():
+        print(f"group {', '.join(places)}: {reason}")
 
 
 @app.command

@@ -20,14 +20,14 @@ _PROGRAM_LEAVES = (*_DATA_LEAVES, "init", "trainable", "width", "loss", "optimiz
 
 # A step's activations (points × neurons × networks) should stay in a core's L2 cache.
 _CACHE_BYTES = 2**18
-_FUSED_LANES = 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
+_FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 # Useful speed of one core on small networks, roughly.
 _FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}
 _LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _XLA_STEPS = 256  # the same of what XLA compiles, whose steps cost a network that has stopped as much as any other
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
-_MAX_CHUNK_CELLS = 4096
+_MIN_CHUNK_CELLS, _MAX_CHUNK_CELLS = 256, 4096
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
 
 
@@ -106,8 +106,8 @@ class Group(NamedTuple):
     def chunk_cells(self) -> int:
         """Cells in each chunk of the group but the last."""
         affordable = int(_CHUNK_SECONDS / (self.step_seconds * max(self.max_steps, 1)))
-        share = -(-len(self.cells) // _MIN_CHUNKS)
-        return max(min(affordable, _MAX_CHUNK_CELLS, share), 4 * self.tail_lanes)
+        share = max(-(-len(self.cells) // _MIN_CHUNKS), _MIN_CHUNK_CELLS)
+        return max(min(affordable, share, _MAX_CHUNK_CELLS), 1)
 
     @property
     def programs(self) -> int:
@@ -341,8 +341,9 @@ def _program(sweep: Sweep, values: dict, requested: Trainer | None) -> tuple[Pro
 def _lanes(program: Program, cells: int) -> tuple[int, int]:
     devices = jax.local_device_count()
     if program.recipe.trainer == "fused":
-        few = -(-min(cells, _FUSED_LANES) // devices) * devices
-        return few, few
+        lanes = min(max(cells // 4, _FEW_FUSED_LANES), _FUSED_LANES, cells)  # some are left for other threads
+        lanes = -(-lanes // devices) * devices
+        return lanes, lanes
     activations = 4 * program.shape.samples * program.law.padded_width
     lanes = 4
     while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:

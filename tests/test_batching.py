@@ -2,18 +2,19 @@
 
 import functools
 from collections import Counter
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from subspace_adv import engine, measures, training
+from subspace_adv import engine, fused, measures, training
 from subspace_adv.data import line
 from subspace_adv.engine import chunks
 from subspace_adv.network import Network, init_network
 from subspace_adv.planning import Program, plan
 from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
-from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
+from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
 
 Cell = dict[str, np.ndarray]
 
@@ -36,10 +37,10 @@ def sweep(settings: dict, axes: dict | None = None) -> Sweep:
     return Sweep.model_validate({"name": "batching", **tables, "axes": axes or {}})
 
 
-def run(whole: Sweep) -> list[Cell]:
+def run(whole: Sweep, trainer: Trainer | None = None) -> list[Cell]:
     """What every cell of a grid yields, by flat index."""
     cells: list[Cell] = [{} for _ in range(whole.cells)]
-    for chunk in plan(whole).chunks:
+    for chunk in plan(whole, trainer).chunks:
         recorded = engine.train_and_measure(whole, chunk)
         for row, cell in enumerate(chunk.cells):
             cells[cell] = {name: values[row] for name, values in recorded.items()}
@@ -47,13 +48,13 @@ def run(whole: Sweep) -> list[Cell]:
 
 
 @functools.cache
-def _run_alone(settings: tuple) -> Cell:
-    return run(sweep(dict(settings)))[0]
+def _run_alone(settings: tuple, trainer: Trainer | None) -> Cell:
+    return run(sweep(dict(settings)), trainer)[0]
 
 
-def alone(settings: dict) -> Cell:
+def alone(settings: dict, trainer: Trainer | None = None) -> Cell:
     """What one cell yields in a sweep of its own."""
-    return _run_alone(tuple(sorted(settings.items())))
+    return _run_alone(tuple(sorted(settings.items())), trainer)
 
 
 def cells_of(axes: dict) -> list[dict]:
@@ -157,24 +158,36 @@ MANY = {
 }
 
 
-@pytest.fixture(scope="module")
-def many() -> list[Cell]:
+class Many(NamedTuple):
+    """A large grid, run."""
+
+    trainer: Trainer
+    cells: list[Cell]
+
+    def assert_agree(self, found: Cell, expected: Cell) -> None:
+        """To the last bit by the kernel; of XLA, up to the order of summation that each number of lanes has."""
+        (assert_same if self.trainer == "fused" else assert_close)(found, expected)
+
+
+@pytest.fixture(scope="module", params=["xla", "fused"])
+def many(request) -> Many:
     """A grid of calm cells among diverging ones, in more lanes than a cell alone, refilled and packed at the end."""
+    if request.param == "fused" and fused.unavailable():
+        pytest.skip(str(fused.unavailable()))
     whole = sweep({}, MANY)
-    [group] = plan(whole).groups
-    assert len(group.cells) > group.lanes > group.tail_lanes
-    return run(whole)
+    [group] = plan(whole, request.param).groups
+    assert len(group.cells) > group.lanes and (request.param == "fused" or group.lanes > group.tail_lanes)
+    return Many(request.param, run(whole, request.param))
 
 
 def test_a_cell_of_a_large_grid_equals_itself_alone(many):
-    """Up to the order of summation, which the compiler may choose anew for another number of lanes."""
-    for cell, values in zip(many, cells_of(MANY), strict=True):
-        assert_close(cell, alone(values))
+    for cell, values in zip(many.cells, cells_of(MANY), strict=True):
+        many.assert_agree(cell, alone(values, many.trainer))
 
 
 def test_diverging_cells_are_nan_and_their_neighbours_are_not(many):
     statuses = set()
-    for cell, values in zip(many, cells_of(MANY), strict=True):
+    for cell, values in zip(many.cells, cells_of(MANY), strict=True):
         diverged = cell["status"] == DIVERGED
         statuses.add(int(cell["status"]))
         assert diverged == (values["learning_rate"] == 1e6)
@@ -185,10 +198,10 @@ def test_diverging_cells_are_nan_and_their_neighbours_are_not(many):
 
 
 def test_calm_cells_do_not_notice_whether_their_neighbours_diverge(many):
-    calm = run(sweep({}, MANY | {"learning_rate": (0.02, 0.01)}))
-    for cell, other, values in zip(many, calm, cells_of(MANY), strict=True):
+    calm = run(sweep({}, MANY | {"learning_rate": (0.02, 0.01)}), many.trainer)
+    for cell, other, values in zip(many.cells, calm, cells_of(MANY), strict=True):
         if values["learning_rate"] == 0.02:
-            assert_close(cell, other)
+            many.assert_agree(cell, other)
 
 
 def test_the_order_of_the_axes_changes_no_cell():
@@ -242,10 +255,11 @@ def counts(monkeypatch) -> Counter:
     return counter
 
 
-def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts):
+@pytest.mark.parametrize(("trainer", "attack_steps"), [("xla", 39), (None, 38)])
+def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts, trainer, attack_steps):
     # An attack effort that no other test has, so that nothing is compiled already.
-    whole = sweep({"attack_steps": 39, "max_steps": 2}, {"width": (3, 6), "seed": tuple(range(522))})
-    planned = plan(whole)
+    whole = sweep({"attack_steps": attack_steps, "max_steps": 2}, {"width": (3, 6), "seed": tuple(range(522))})
+    planned = plan(whole, trainer)
     assert len(planned.groups) == 2 and len(planned.chunks) >= 6
     for _ in range(2):
         for chunk in planned.chunks:
@@ -254,7 +268,8 @@ def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(cou
         assert counts["measure"] == len(planned.groups)
         # A batching rule is traced beside the function of one network.
         advances = sum(1 + (group.lanes != group.tail_lanes) for group in planned.groups)
-        assert counts["step"] == 2 * advances
+        by_kernel = planned.groups[0].program.recipe.trainer == "fused"
+        assert counts["step"] == advances * (1 if by_kernel else 2)
 
 
 def test_widths_that_pad_alike_and_hyperparameters_share_programs():

@@ -14,7 +14,7 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import cli, open_results, plan, run
+from subspace_adv import cli, fused, open_results, plan, reports, run
 from subspace_adv.progress import count
 from subspace_adv.store import Store
 
@@ -161,14 +161,20 @@ def test_plan(tmp_path, command):
     lines = {line.partition(" ")[0]: line for line in out.splitlines()}
     assert lines["cells"].endswith("4,000")
     assert lines["groups"].endswith(" 2")
-    assert lines["programs"].endswith("8 to compile, each once")
+    assert lines["programs"].endswith("6 to compile, each once")
     assert " MB" in lines["bytes"] or " kB" in lines["bytes"]
     assert lines["net-steps"].endswith("1.2e+05")
     assert "time" in lines
-    *_, last, path = out.splitlines()
+    *_, last, path, by = out.splitlines()
     assert last.split() == ["1", "2000", "8", "5", "7", "2", "1", "gd", "logistic"]
     reason = "gd moves weights off the span of the data by decay alone"
     assert path == f"group 0, 1: trained in the span of the data, exactly: {reason}"
+    expected = (
+        f"xla: {fused.unavailable()}"
+        if fused.unavailable()
+        else f"fused: the kernel serves ({fused.instruction_set()})"
+    )
+    assert by == f"group 0, 1: trained by {expected}"
     assert files(tmp_path) == {tmp_path / "sweep.toml"}
 
 
@@ -176,10 +182,13 @@ def test_plan_tells_why_networks_train_in_which_coordinates(tmp_path, command):
     axes = '[axes]\noptimizer = ["gd", "adam"]\nkind = ["line", "chessboard"]\n'
     status, out, err = command("plan", write(tmp_path, axes))
     assert (status, err) == (0, "")
-    *_, exact, ambient, whole = out.splitlines()
+    exact, ambient, whole = [line for line in out.splitlines() if "trained in " in line and line.startswith("group ")][
+        -3:
+    ]
     assert exact.startswith("group 0, 1: trained in the span of the data, exactly: gd ")
     assert ambient.startswith("group 2: trained in all ambient coordinates: adam steps by coordinates")
     assert whole == "group 3: trained in the span of the data, exactly: the data span the whole space"
+    assert "trained by xla: the kernel does not know adam" in out
     rows = {row[0]: row for row in map(str.split, out.splitlines()) if row and row[0] in "0123"}
     assert [rows[group][5:7] for group in "0123"] == [["2", "1"], ["3", "3"], ["2", "2"], ["3", "3"]]
 
@@ -216,12 +225,12 @@ def test_table_tells_robust_accuracy_and_fooling_rates_at_the_sizes_asked_for(co
     for _, epsilon, width, scale, robust, *fooled in block:
         here, size = dataset.sel(width=int(width), init_scale=float(scale)), float(epsilon)
         share = float((here["distance_off_l2_upper"] > size).mean())  # a line: certified and attacked are the same
-        assert robust == cli._percent(share)
+        assert robust == reports._percent(share)
         for name, found in zip(("universal", "random"), fooled, strict=True):
             right = here[f"distance_{name}"].where(here[f"distance_{name}"] > 0)
             shares = (right <= size).sum("point") / right.notnull().sum("point")
             heldout = float((here[f"distance_{name}_heldout"] <= size).mean())
-            assert found == f"{cli._percent(float(shares.mean()))}/{cli._percent(heldout)}"
+            assert found == f"{reports._percent(float(shares.mean()))}/{reports._percent(heldout)}"
 
 
 @pytest.mark.parametrize("epsilon", ["0.1,x", "-0.1", "nan", "0.1,inf", "", "0.1,,0.2", "1e999"])
@@ -235,7 +244,7 @@ def test_sizes_that_are_none_are_named(command, tiny, epsilon):
 
 def test_shares_are_rounded_to_0_and_100_only_where_they_are_that():
     shares = (0, 1e-6, 0.0099, 0.01, 0.5, 0.99, 0.9999, 1, float("nan"))
-    assert [cli._percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
+    assert [reports._percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
 
 
 def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):

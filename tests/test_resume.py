@@ -201,7 +201,7 @@ def test_a_lost_chunk_is_computed_again(tmp_path, whole):
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, whole, monkeypatch):
-    save, saved = store.ocp.save, []
+    save, saved = store._orbax().save, []
 
     def until_full(path: str, *arguments: object) -> None:
         if len(saved) == 2:
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, whole, monkeypatch):
         save(path, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.ocp, "save", until_full)
+        patched.setattr(store._orbax(), "save", until_full)
         with pytest.raises(UserError, match="cannot be saved: No space left on device; make room, then run the same"):
             run(read(MANY), tmp_path)
     assert len(chunk_states(tmp_path)) == 2

@@ -178,7 +178,7 @@ def test_a_failing_save_names_the_reason_and_leaves_nothing(tmp_path, planned, m
         raise ValueError("write failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.ocp, "save", full)
+        patched.setattr(store._orbax(), "save", full)
         message = refusal(made.commit, 0, arrays)
     assert message.startswith(f"{tmp_path / 'out' / 'chunks' / '000000'}: cannot be saved: No space left on device")
     assert "run the same command to resume" in message
@@ -192,7 +192,7 @@ def test_room_is_made_sure_of_before_a_save(tmp_path, planned, monkeypatch):
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     made = Store.create(tmp_path / "out", planned)
-    monkeypatch.setattr(store.ocp, "save", lambda *arguments: pytest.fail("there is no room"))
+    monkeypatch.setattr(store._orbax(), "save", lambda *arguments: pytest.fail("there is no room"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -231,10 +231,11 @@ def train(
             lanes.pack(group.tail_lanes)
         stopped, steps, done = lanes.advance(group.steps_per_call)
         on_progress(stopped, steps)
-        if stop and stop.is_set():
-            raise Cancelled
-        for job in done:
-            yield job.chunk, job.trained
+        for job in [*done, None]:
+            if stop and stop.is_set():
+                raise Cancelled
+            if job:
+                yield job.chunk, job.trained
 
 
 def measure(
