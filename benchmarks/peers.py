@@ -5,8 +5,9 @@ speed of plain `jit(vmap(grad))` and thousands of times that of a PyTorch loop o
 machine's float32 matrix-product peak; and data of few dimensions in a large space cost what they do without it.
 benchmarks/README.md holds the last table and says how to run.
 
-Only useful gradient steps count, of networks that had not stopped yet. Every peer trains in ambient coordinates, as
-its user would. What runs for long is timed over a part of it.
+Useful gradient steps are those of networks that had not stopped yet; peers' wasted ones are counted beside. Every peer
+trains in ambient coordinates, as its user would. What runs for long is timed over a part of it, where no network has
+stopped: all but plain JAX on the line, whose end shows what waiting for the last network costs.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 
 from subspace_adv import bench
 from subspace_adv.network import Law, init_network
-from subspace_adv.planning import data_settings, load_data, load_span
+from subspace_adv.planning import Plan, data_settings, load_data, load_span
 
 STOP_MARGIN = 0.3
 
@@ -57,18 +58,19 @@ def task_of(problem: bench.Problem, seconds: float) -> Task:
     return Task(x, data.y, list(map(np.asarray, drawn)), sweep.training.learning_rate, 40_000, seconds)
 
 
-def advance_until_stopped(task: Task, block: int, advance: Callable[[], np.ndarray]) -> float:
-    """Useful steps a second of calls that take `block` steps of all networks and return their margins."""
+def advance_until_stopped(task: Task, block: int, advance: Callable[[], np.ndarray]) -> tuple[float, float]:
+    """Useful and all steps a second of calls that take `block` steps of all networks and return their margins."""
     advance()  # compiles
     stopped, useful, taken, begun = np.zeros(len(task.parameters[0]), bool), 0, 0, time.perf_counter()
     while not stopped.all() and taken < task.max_steps and time.perf_counter() - begun < task.seconds:
         useful += int((~stopped).sum()) * block
         stopped |= advance() > STOP_MARGIN
         taken += block
-    return useful / (time.perf_counter() - begun)
+    elapsed = time.perf_counter() - begun
+    return useful / elapsed, taken * len(stopped) / elapsed
 
 
-def plain_rate(task: Task, block: int) -> float:
+def plain_rate(task: Task, block: int) -> tuple[float, float]:
     """The obvious JAX program: vmap of autodiff in a fori_loop, every network until the last one stops."""
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
 
@@ -97,7 +99,7 @@ def plain_rate(task: Task, block: int) -> float:
     return advance_until_stopped(task, block, advance)
 
 
-def torch_func_rate(task: Task, block: int) -> float:
+def torch_func_rate(task: Task, block: int) -> tuple[float, float]:
     """The same in PyTorch: `torch.func.vmap(torch.func.grad(loss))`, all networks at once."""
     import torch
 
@@ -122,7 +124,7 @@ def torch_func_rate(task: Task, block: int) -> float:
         return advance_until_stopped(task, block, advance)
 
 
-def torch_loop_rate(task: Task, block: int) -> float:
+def torch_loop_rate(task: Task, block: int) -> tuple[float, float]:
     """The paper's manner in PyTorch: network after network, the margin checked point by point after each step."""
     import torch
 
@@ -148,24 +150,31 @@ def torch_loop_rate(task: Task, block: int) -> float:
                 break
         if time.perf_counter() - begun > task.seconds:
             break
-    return steps / (time.perf_counter() - begun)
+    rate = steps / (time.perf_counter() - begun)
+    return rate, rate
 
 
 PEERS = {"plain jit(vmap(grad))": plain_rate, "torch.func vmap(grad)": torch_func_rate, "PyTorch loop": torch_loop_rate}
 BLOCKS = {"line, to its margin": 200, "chessboard": 20}  # steps between two looks at the margins; else 1
 
 
-def rates_of(problem: bench.Problem, task: Task) -> dict[str, Callable[[], float]]:
-    """How to time each path of ours and each peer."""
-    ours = {
-        path: functools.partial(bench.throughput, bench.plan_of(problem, path))
-        for path in bench.paths()
-        if path in problem.steps and path != "ambient"
-    }
-    for rate in ours.values():
-        rate()  # compiles
-    peers = {name: functools.partial(rate, task, BLOCKS.get(problem.name, 1)) for name, rate in PEERS.items()}
-    return {f"subspace_adv, {path}": rate for path, rate in ours.items()} | peers
+def timers_of(problem: bench.Problem, seconds: float) -> dict[str, Callable[[], tuple[float, float]]]:
+    """How to time each path of ours and each peer; what is compiled is compiled already."""
+
+    def ours(todo: Plan) -> tuple[float, float]:
+        rate = bench.throughput(todo)
+        return rate, rate
+
+    timers = {}
+    for path in bench.paths():
+        if path in problem.steps and path != "ambient":
+            timers[f"subspace_adv, {path}"] = functools.partial(ours, bench.plan_of(problem, path))
+            timers[f"subspace_adv, {path}"]()
+    block, task = BLOCKS.get(problem.name, 1), task_of(problem, seconds)
+    for name, rate in PEERS.items():
+        whole = rate is plain_rate and "margin" in problem.name
+        timers[name] = functools.partial(rate, task._replace(seconds=np.inf) if whole else task, block)
+    return timers
 
 
 def main() -> None:
@@ -178,23 +187,24 @@ def main() -> None:
     print("; ".join(f"{name} {value}" for name, value in bench.machine().items()))
     found, peaks = {}, []
     for problem in bench.PROBLEMS:
-        task = task_of(problem, arguments.seconds if problem.name in BLOCKS else 3 * arguments.seconds)
-        timers = rates_of(problem, task)
-        rounds: dict[str, list[float]] = {name: [] for name in timers}
+        timers = timers_of(problem, arguments.seconds)
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
         for number in range(arguments.rounds):
             peaks.append(bench.matrix_product_flops())
             for name, rate in timers.items():
                 rounds[name].append(rate())
-                print(f"round {number + 1}: {problem.name}: {name}: {rounds[name][-1]:,.1f}/s", file=sys.stderr)
-        medians = {name: statistics.median(values) for name, values in rounds.items()}
+                print(f"round {number + 1}: {problem.name}: {name}: {rounds[name][-1][0]:,.1f}/s", file=sys.stderr)
+        medians = {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in rounds.items()}
         found[problem.name] = medians
         flops, peak = bench.plan_of(problem, "xla").groups[0].step_flops, statistics.median(peaks)
         ours = [name for name in medians if name not in PEERS]
         print(f"\n{problem.name}, {problem.networks:,} networks (matrix-product peak {peak / 1e9:.0f} GFLOP/s)")
-        print(f"{'':24}{'useful net-steps/s':>20}{'of peak':>9}" + "".join(f"{f'{name[14:]}, ×':>11}" for name in ours))
-        for name, rate in medians.items():
-            share = f"{rate * flops / peak:.0%}" if name in ours else ""
-            print(f"{name:24}{rate:20,.1f}{share:>9}" + "".join(f"{medians[own] / rate:11,.1f}" for own in ours))
+        print(f"{'':24}{'useful net-steps/s':>20}{'all':>14}{'of peak':>9}", end="")
+        print("".join(f"{f'{name[14:]}, ×':>11}" for name in ours))
+        for name, (useful, every) in medians.items():
+            share = f"{useful * flops / peak:.0%}" if name in ours else ""
+            ratios = "".join(f"{medians[own][0] / useful:11,.1f}" for own in ours)
+            print(f"{name:24}{useful:20,.1f}{every:14,.1f}{share:>9}{ratios}")
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"machine": bench.machine(), "net_steps": found, "peaks": peaks}, file, indent=1)

@@ -1,10 +1,11 @@
 """Train and attack thousands of two-layer ReLU networks on low-dimensional data as one compiled program."""
 
 import os
+import sys
 
 # Of every program that it loads from its cache, XLA's CPU backend says at length, as an error, that the processor lacks
 # "features" which are none (https://github.com/openxla/xla/issues/44565). What fails still raises.
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what JAX sets
+if "jaxlib" not in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which is what JAX sets
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from subspace_adv.network import Network

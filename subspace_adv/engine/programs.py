@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import platform
 import threading
 from pathlib import Path
@@ -154,7 +155,13 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
 
 @functools.cache
 def _keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX was given another one or none can be written."""
+    """Keep compiled programs in the user's cache folder.
+
+    Unless JAX was given another one, or none can be written, or JAX was imported before this package, on CPU: then XLA
+    would say of every program that it loads what `subspace_adv/__init__.py` keeps it from.
+    """
+    if jax.default_backend() == "cpu" and int(os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0")) < 3:
+        return
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     # Code for one processor may be unfit for another that shares the home folder.
