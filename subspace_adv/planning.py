@@ -13,7 +13,7 @@ from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
 from subspace_adv.subspace import Subspace, from_directions
 from subspace_adv.sweep import DataSettings, Sweep, UserError
-from subspace_adv.training import FUSED_OPTIMIZERS, Recipe, Trainer, trained_fields
+from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
 
 _DATA_LEAVES = tuple(DataSettings.model_fields)
 _PROGRAM_LEAVES = (*_DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
@@ -25,7 +25,6 @@ _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a ti
 _FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}
 _LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
-_XLA_STEPS = 256  # the same of what XLA compiles, whose steps cost a network that has stopped as much as any other
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
 _MIN_CHUNK_CELLS, _MAX_CHUNK_CELLS = 256, 4096
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
@@ -99,7 +98,7 @@ class Group(NamedTuple):
     def steps_per_call(self) -> int:
         """Gradient steps of each network between two looks at which ones have stopped."""
         if self.program.recipe.trainer == "xla":
-            return _XLA_STEPS
+            return SETTLING_STEPS  # a network that has stopped costs as much as any other
         return max(int(_CALL_SECONDS / (self.lanes * self.step_seconds)), 1)
 
     @property

@@ -23,7 +23,8 @@ Trainer = Literal["fused", "xla"]
 FUSED_OPTIMIZERS: tuple[Optimizer, ...] = ("gd", "momentum")
 """What the kernel of `fused` knows."""
 
-_ALL = 2**31 - 1  # steps
+SETTLING_STEPS = 256
+"""Steps after which XLA's program adds the changes to the parameters."""
 
 PENDING, CONVERGED, STEP_LIMIT, DIVERGED = range(4)
 STATUS_MEANINGS = ("pending", "converged", "step_limit", "diverged")
@@ -53,11 +54,15 @@ class TrainState(NamedTuple):
     """A network under training."""
 
     params: dict[str, jax.Array]  # the fields of `Network`, but weight as (d, m): neurons are the fast axis
-    residue: dict[str, jax.Array]  # of the trained fields: what rounding has kept from their sums
+    change: dict[str, jax.Array]  # of the trained fields, to be added to `params`
     opt_state: optax.OptState  # of the trained fields
     step: jax.Array  # int32, gradient steps done
     status: jax.Array  # int8: PENDING while training goes on
     key: jax.Array  # (2,) uint32, data of the PRNG key of the minibatch order
+
+    def _moving(self) -> dict[str, Any]:
+        """What a step changes, but for the status."""
+        return {"change": self.change, "opt_state": self.opt_state, "step": self.step}
 
 
 def trained_fields(law: Init, trainable: Trainable) -> tuple[str, ...]:
@@ -103,8 +108,12 @@ def train(
     Returns:
         The trained network, its status (CONVERGED, STEP_LIMIT or DIVERGED) and the number of steps.
     """
+
+    def go_on(state: TrainState) -> TrainState:
+        return advance(state, x, y, hyper, recipe=recipe, steps=SETTLING_STEPS)
+
     state = start(network, hyper, key, recipe=recipe)
-    state = advance(state, x, y, hyper, recipe=recipe, steps=_ALL)
+    state = jax.lax.while_loop(lambda state: state.status == PENDING, go_on, state)
     return finish(state), state.status, state.step
 
 
@@ -120,7 +129,7 @@ def start(network: Network, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> 
 
 def finish(state: TrainState) -> Network:
     """The network held by a training state; leading axes are kept."""
-    network = Network(**state.params)
+    network = Network(**_changed(state))
     return network._replace(weight=network.weight.mT)
 
 
@@ -173,9 +182,9 @@ def _advance_fused(
     leaves, structure = jax.tree.flatten(state.opt_state)
     trained = sorted(recipe.trained)
     velocity = to_rows(dict(zip(trained, leaves, strict=True))) if leaves else jnp.zeros((size, 0), jnp.float32)
-    params, residue, velocity, step, status = fused.advance(
+    params, change, velocity, step, status = fused.advance(
         to_rows(state.params),
-        to_rows(state.residue),
+        to_rows(state.change),
         velocity,
         state.step,
         state.status,
@@ -192,8 +201,8 @@ def _advance_fused(
         train_head="head" in recipe.trained,
     )
     opt_state = jax.tree.unflatten(structure, [from_rows(velocity)[name] for name in trained] if leaves else [])
-    residue = {name: from_rows(residue)[name] for name in recipe.trained}
-    return TrainState(from_rows(params), residue, opt_state, step, status, state.key)
+    change = {name: from_rows(change)[name] for name in recipe.trained}
+    return TrainState(from_rows(params), change, opt_state, step, status, state.key)
 
 
 def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:
@@ -207,7 +216,23 @@ def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: in
         count, state = carry
         return count + 1, take(state)
 
-    return jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1]
+    return _settle(jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1])
+
+
+def _changed(state: TrainState) -> dict[str, jax.Array]:
+    """Parameters with their changes."""
+    return state.params | {name: state.params[name] + change for name, change in state.change.items()}
+
+
+def _settle(state: TrainState) -> TrainState:
+    """Add the changes to the parameters; what rounding keeps from them remains a change (Kahan 1965).
+
+    A step changes a parameter by some ten-thousandth of itself: added to it one by one, in float32, changes would lose
+    more to rounding in thousands of steps than everything else together.
+    """
+    params = _changed(state)
+    change = {name: change - (params[name] - state.params[name]) for name, change in state.change.items()}
+    return state._replace(params=params, change=change)
 
 
 def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe) -> TrainState:
@@ -216,7 +241,7 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     The outputs that decide whether the last step was the final one are those the next gradient needs, so the
     check is free; a network that stops is never touched again.
     """
-    params = state.params
+    params = _changed(state)
     z = _preactivations(params, x)
     margins = y * (jax.nn.relu(z) @ params["head"] + params["head_bias"])
     status = _status(state, margins, hyper)
@@ -227,23 +252,11 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     updates, opt_state = transformation(hyper, recipe.optimizer).update(
         {name: gradient[name] for name in recipe.trained}, state.opt_state, trained
     )
-    new, residue = _sum(trained, state.residue, updates)
-    moved = TrainState(params | new, residue, opt_state, state.step + 1, status, state.key)
-    stay = state._replace(status=status)
-    return jax.tree.map(lambda new, old: jnp.where(status == PENDING, new, old), moved, stay)
-
-
-def _sum(
-    params: dict[str, jax.Array], residue: dict[str, jax.Array], updates: Any
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Parameters plus updates, summed with compensation (Kahan 1965).
-
-    A step changes a parameter by some ten-thousandth of itself, so plain float32 sums would lose more to rounding in
-    thousands of steps than everything else together.
-    """
-    exact = {name: updates[name] + residue[name] for name in params}
-    new = {name: params[name] + exact[name] for name in params}
-    return new, {name: exact[name] - (new[name] - params[name]) for name in params}
+    change = optax.apply_updates(state.change, updates)
+    moved = state._replace(change=change, opt_state=opt_state, step=state.step + 1)  # pyright: ignore
+    going_on = status == PENDING
+    kept = jax.tree.map(lambda new, old: jnp.where(going_on, new, old), moved._moving(), state._moving())
+    return state._replace(status=status, **kept)
 
 
 def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:
