@@ -1,0 +1,63 @@
+"""The benchmark on small problems: what it counts, and what it reports."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from subspace_adv import bench, engine, fused, reports
+from subspace_adv.sweep import UserError
+
+TINY = bench.Problem(
+    "tiny",
+    {"data": {"kind": "subspace", "ambient_dim": 9, "subspace_dim": 2, "samples": 4}, "network": {"width": 5}},
+    8,
+    {"fused": 30, "xla": 20, "ambient": 10},
+)
+
+
+@pytest.fixture
+def no_cache_changes():
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_a_run_reports_every_pair(no_cache_changes, capsys):
+    paths = [path for path in TINY.steps if path in bench.paths()]
+    done = bench.run([(TINY, path) for path in paths], rounds=1)
+    assert [(row.problem, row.path, row.networks) for row in done.rows] == [("tiny", path, 8) for path in paths]
+    for row in done.rows:
+        d = 9 if row.path == "ambient" else 2
+        flops = 4 * 5 * (4 * (d + 1) + 5) + 5 * (4 * (d + 1) + 6)
+        assert row.flops == pytest.approx(row.net_steps * flops)
+        assert row.peak == pytest.approx(row.flops / done.peak_flops)
+        assert row.program_bytes > row.network_bytes >= 2 * 4 * (5 * (d + 2) + 1)
+    assert json.loads(bench.to_json(done))["rows"][0]["path"] == paths[0]
+    reports.print_bench(done)
+    assert all(path in capsys.readouterr().out or path == "" for path in paths[:1])
+
+
+def test_throughput_counts_the_steps_that_networks_took(monkeypatch):
+    todo = bench.plan_of(TINY, "xla")
+    steps = sum(int(a["steps"].sum()) for _, a in engine.train(todo.sweep, todo.groups[0], todo.chunks))
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert bench.throughput(todo) == steps / 4
+
+
+def test_the_peak_is_a_matrix_product(monkeypatch):
+    clock = iter(np.cumsum([0.0, 2.0] * 3))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    assert bench.matrix_product_flops(size=8, rounds=3) == 2 * 8**3 / 2.0
+
+
+def test_paths_are_those_of_the_trainer_asked_for():
+    assert bench.paths("xla") == ["xla", "ambient"]
+    if fused.unavailable():
+        with pytest.raises(UserError, match="trainer 'fused' cannot serve"):
+            bench.paths("fused")
+    else:
+        assert bench.paths("fused") == ["fused"]
+        assert bench.paths() == ["fused", "xla", "ambient"]

@@ -1,0 +1,149 @@
+"""One network, three ways to train it: the kernel, XLA's program and float64; on one core, two, or several devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subspace_adv import engine, fused, planning, training
+from subspace_adv.data import line
+from subspace_adv.network import Law, init_network
+from subspace_adv.sweep import Sweep, UserError
+
+needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
+
+
+def line_sweep(seeds: int, **leaves: float) -> Sweep:
+    network = {"init_scale": leaves.pop("init_scale", 1.0)}
+    return Sweep.model_validate(
+        {"name": "trainers", "network": network, "training": leaves, "axes": {"seed": tuple(range(seeds))}}
+    )
+
+
+def steps_of(sweep: Sweep, trainer: training.Trainer) -> np.ndarray:
+    """Steps that each network takes to its stop."""
+    todo = planning.plan(sweep, trainer)
+    trained = sorted(engine.train(sweep, todo.groups[0], todo.chunks), key=lambda done: done[0].number)
+    return np.concatenate([arrays["steps"] for _, arrays in trained])
+
+
+def steps_in_float64(seeds: int, learning_rate: float, weight_decay: float) -> np.ndarray:
+    """The same by plain gradient descent on all networks at once in float64 NumPy."""
+    law, data = Law("paper-code", 100, 2, 1), line()
+
+    def draw(seed: jax.Array) -> tuple:
+        return init_network(jax.random.split(jax.random.key(seed))[0], jnp.int32(100), jnp.float32(1), law=law)
+
+    w, b, u, c = (np.asarray(a, np.float64) for a in jax.vmap(draw)(jnp.arange(seeds, dtype=jnp.uint32)))
+    w, x, y = w[:, :, 0], data.x[:, 0].astype(np.float64), data.y.astype(np.float64)
+    eta, decay, stop = (float(np.float32(v)) for v in (learning_rate, weight_decay, 0.3))
+    steps, going_on = np.zeros(seeds, int), np.arange(seeds)
+    for step in range(40_001):
+        z = w[:, None] * x[:, None] + b[:, None]
+        hidden = np.maximum(z, 0)
+        margins = y * (np.einsum("knm,km->kn", hidden, u) + c[:, None])
+        kept = (margins.min(axis=1) <= stop) if step else np.ones(len(w), bool)
+        steps[going_on[~kept]] = step
+        going_on, w, b, u, c, z, hidden, margins = (a[kept] for a in (going_on, w, b, u, c, z, hidden, margins))
+        if not len(going_on):
+            break
+        g = -y / (1 + np.exp(margins)) / len(x)
+        active = g[:, :, None] * (z > 0)
+        of_w, of_b = u * np.einsum("knm,n->km", active, x), u * active.sum(axis=1)
+        of_u = np.einsum("kn,knm->km", g, hidden)
+        w, b, u = w - eta * (of_w + decay * w), b - eta * (of_b + decay * b), u - eta * (of_u + decay * u)
+        c = c - eta * (g.sum(axis=1) + decay * c)
+    return steps
+
+
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    """Within one step in 99 % of the networks, and within 0.1 % in all."""
+    apart = np.abs(found - expected)
+    assert np.mean(apart <= 1) >= 0.99
+    assert np.all(apart <= 1 + 0.001 * expected)
+
+
+@needs_kernel
+@pytest.mark.slow
+def test_networks_stop_where_float64_does_by_either_trainer():
+    kernel, xla = (steps_of(line_sweep(1000, learning_rate=0.02), trainer) for trainer in ("fused", "xla"))
+    exact = steps_in_float64(1000, 0.02, 0.0)
+    assert exact.min() > 1000
+    assert_alike(kernel, exact)
+    assert_alike(xla, exact)
+    assert_alike(kernel, xla)
+
+
+def test_sums_of_many_small_changes_do_not_drown():
+    """Step counts of a few networks, where plain float32 sums are off by up to 0.1 %."""
+    exact = steps_in_float64(12, 0.02, 0.0)
+    for trainer in ("xla",) if fused.unavailable() else ("xla", "fused"):
+        np.testing.assert_allclose(steps_of(line_sweep(12, learning_rate=0.02), trainer), exact, atol=1)
+
+
+def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
+    sweep = Sweep.model_validate({"name": "a", "training": {"optimizer": "adam"}})
+    with pytest.raises(UserError, match=r"trainer 'fused' cannot serve: .*; leave the trainer out, or request 'xla'"):
+        planning.plan(sweep, "fused")
+    monkeypatch.setattr(fused, "unavailable", lambda: "there is no compiler")
+    with pytest.raises(UserError, match="trainer 'fused' cannot serve: there is no compiler"):
+        planning.plan(line_sweep(1), "fused")
+    [group] = planning.plan(line_sweep(1)).groups
+    assert (group.program.recipe.trainer, group.why[1]) == ("xla", "there is no compiler")
+
+
+SCRIPT = """
+import hashlib, os, sys
+if sys.argv[1] == "cores":
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])
+from subspace_adv import Sweep, engine, plan, runner
+import jax, numpy as np
+sweep = Sweep.model_validate({"name": "a", "network": {"width": 20}, "measure": {"regions": ["off"]},
+    "training": {"max_steps": 300}, "axes": {"seed": tuple(range(90))}})
+trainer = "fused" if sys.argv[1] == "cores" else "xla"
+todo = plan(sweep, trainer)
+[group] = todo.groups
+digest = hashlib.sha256()
+done = sorted(engine.train(sweep, group, todo.chunks), key=lambda d: d[0].number)
+for chunk, arrays in done:
+    arrays = arrays | engine.measure(sweep, chunk, arrays)
+    for name in sorted(arrays):
+        digest.update(arrays[name].tobytes())
+program = engine.compiled("advance", group.program, group.lanes, group.steps_per_call).as_text()
+assert not any(word in program for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+print(jax.local_device_count(), runner.workers(), digest.hexdigest())
+"""
+
+
+def run_script(*arguments: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@needs_kernel
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+def test_results_are_the_same_to_the_byte_on_one_core_and_on_two():
+    (_, one, alone), (_, two, together) = run_script("cores", "1"), run_script("cores", "2")
+    assert (one, two) == ("1", "2")
+    assert alone == together
+
+
+def test_networks_are_spread_over_all_local_devices_without_collectives():
+    devices = "--xla_force_host_platform_device_count="
+    one, two = (run_script("devices", XLA_FLAGS=devices + count) for count in "12")
+    assert (one[0], two[0]) == ("1", "2")
+    assert two[1] == "1"
+    assert len(one[2]) == len(two[2]) == 64
