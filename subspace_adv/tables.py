@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,7 +158,7 @@ def robust_accuracy(
     could tell if the upper bound does. A misclassified point has distance 0.
     """
     sides = (point_values(dataset, f"distance_{region}_{norm}_{side}", arm) for side in ("lower", "upper"))
-    return RobustAccuracy(*(_curve([_share(values > e, ~np.isnan(values)) for e in epsilons]) for values in sides))
+    return RobustAccuracy(*(_curve(_share(values > e, ~np.isnan(values)) for e in epsilons) for values in sides))
 
 
 def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequence[float] | np.ndarray) -> FoolingRate:
@@ -173,8 +173,8 @@ def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequen
     training = point_values(dataset, f"distance_{direction}", arm)
     heldout = point_values(dataset, f"distance_{direction}_heldout", arm)
     return FoolingRate(
-        _curve([_share((training > 0) & (training <= e), training > 0) for e in epsilons]),
-        _curve([_share(heldout <= e, ~np.isnan(heldout)) for e in epsilons]),
+        _curve(_share((training > 0) & (training <= e), training > 0) for e in epsilons),
+        _curve(_share(heldout <= e, ~np.isnan(heldout)) for e in epsilons),
     )
 
 
@@ -207,17 +207,22 @@ def _share(holds: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.where(count > 0, holds.sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
-def _curve(shares: list[np.ndarray], level: float = 0.95) -> Curve:
-    """Means over networks with Student's interval, within 0 and 1; networks whose share is NaN are left out."""
-    values = np.stack(shares)
-    values = values[:, ~np.isnan(values).any(axis=0)]
-    k, n = values.shape
-    unknown = np.full(k, np.nan)
-    if n < 2:
-        return Curve(values[:, 0] if n else unknown, unknown, unknown)
-    mean = values.mean(axis=1)
-    reach = stdtrit(n - 1, (1 + level) / 2) * values.std(axis=1, ddof=1) / math.sqrt(n)
-    return Curve(mean, np.maximum(mean - reach, 0), np.minimum(mean + reach, 1))
+def _curve(shares: Iterable[np.ndarray], level: float = 0.95) -> Curve:
+    """Means over networks with Student's interval, within 0 and 1; networks whose share is NaN are left out.
+
+    Taken one by one, as all of them may be large.
+    """
+    means, lows, highs = [], [], []
+    for values in shares:
+        known = values[~np.isnan(values)]
+        mean = known.mean() if len(known) else np.nan
+        reach = np.nan
+        if len(known) > 1:
+            reach = stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known))
+        means.append(mean)
+        lows.append(np.maximum(mean - reach, 0))
+        highs.append(np.minimum(mean + reach, 1))
+    return Curve(np.array(means), np.array(lows), np.array(highs))
 
 
 def _median_ignoring_nan(values: np.ndarray) -> np.ndarray:

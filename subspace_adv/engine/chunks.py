@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from subspace_adv import theory, training
-from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, span_of
+from subspace_adv.engine.programs import Lane, arguments, compiled, measured_at_once, points_of, span_of
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, Program, cell_data, load_data
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
 
-_MEASURED_NETWORKS = 32  # a call and device
+_MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 
 Progress = Callable[[int, int], None]
 """Called with (networks done, gradient steps done) since the last call."""
@@ -254,7 +254,9 @@ def measure(
         outwards; NaN where training diverged.
     """
     program, parts = chunk.group.program, []
-    for rows, given in _in_batches("measure", sweep, program, chunk.cells, trained):
+    few = len(chunk.group.cells) < _MEASURED_NETWORKS
+    batch = 2 * measured_at_once(program) if few else _MEASURED_NETWORKS
+    for rows, given in _in_batches("measure", sweep, program, chunk.cells, trained, batch):
         if stop and stop.is_set():
             raise Cancelled
         with jax.enable_x64(True):
@@ -279,7 +281,7 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
     program, parts = chunk.group.program, []
     if not program.reduced:
         return Network._make(trained[name] for name in Network._fields)
-    for rows, given in _in_batches("ambient", sweep, program, chunk.cells, trained):
+    for rows, given in _in_batches("ambient", sweep, program, chunk.cells, trained, 1):
         with jax.enable_x64(True):
             parts.append(compiled("ambient", program, len(rows))(*given))
     networks = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(chunk.cells)], *parts)
@@ -287,7 +289,7 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
 
 
 def _in_batches(
-    name: str, sweep: Sweep, program: Program, cells: np.ndarray, trained: dict[str, np.ndarray]
+    name: str, sweep: Sweep, program: Program, cells: np.ndarray, trained: dict[str, np.ndarray], batch: int
 ) -> Iterator[tuple[np.ndarray, tuple]]:
     """Rows, and arguments of a compiled program for them, of all cells; the last again in a batch not full."""
     settings = _cell_settings(sweep, cells)
@@ -295,7 +297,7 @@ def _in_batches(
     hyper: Any = settings.hyper
     momentum = hyper.momentum if program.recipe.optimizer == "momentum" else 0.0
     decay = theory.decay(trained["steps"], hyper.learning_rate, hyper.weight_decay, momentum)
-    batch = _MEASURED_NETWORKS * jax.local_device_count()
+    batch *= jax.local_device_count()
     for begin in range(0, len(cells), batch):
         rows = np.minimum(np.arange(begin, begin + batch), len(cells) - 1)
         networks = Network._make(trained[field][rows] for field in Network._fields)

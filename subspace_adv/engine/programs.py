@@ -24,7 +24,7 @@ from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, 
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, TrainState
 
-_MEASURED_POINTS = 16  # at once on CPU
+_MEASURED_POINTS = 16
 
 
 class Lane(NamedTuple):
@@ -34,6 +34,11 @@ class Lane(NamedTuple):
     width: Any  # int32
     init_scale: Any  # float32
     hyper: Hyper
+
+
+def measured_at_once(program: Program) -> int:
+    """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
+    return max(_MEASURED_POINTS // program.shape.samples, 1)
 
 
 def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
@@ -121,8 +126,7 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
 
     def measure(trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
-        # On CPU, a few points' search fits the cache and a chunk's does not.
-        block = min(max(_MEASURED_POINTS // program.shape.samples, 1), share) if on_cpu else share
+        block = min(measured_at_once(program), share) if on_cpu else share
         one = functools.partial(_measured, program)
         if program.shared_data:
             return jax.lax.map(lambda a: one(*a, data=data, span=span), (trained, lane, decay), batch_size=block)
