@@ -108,7 +108,12 @@ BITWISE = {
 }
 
 
-@pytest.mark.parametrize(("settings", "axes"), BITWISE.values(), ids=BITWISE)
+def slow(names: set[str]) -> list:
+    """The cases, those that compile for long marked as slow."""
+    return [pytest.param(*BITWISE[name], id=name, marks=[pytest.mark.slow] * (name in names)) for name in BITWISE]
+
+
+@pytest.mark.parametrize(("settings", "axes"), slow({"ambient_dim", "mixed"}))
 def test_a_cell_equals_itself_alone_bit_by_bit(settings, axes):
     """Where one compiled program serves both: few enough cells to train in as many lanes as one does."""
     assert all(len(group.cells) <= group.lanes == group.tail_lanes for group in plan(sweep(settings, axes)).groups)

@@ -153,7 +153,7 @@ def sized(init: str, width: int, ambient_dim: int, seeds: int, text: str = BASE)
 
 # Codimension over the width and under it; uniform weights in one block of coordinates and in three, one not full.
 CASES = [
-    ("paper-code", 5, 12),
+    pytest.param("paper-code", 5, 12, marks=pytest.mark.slow),
     ("paper-code", 8, 4),
     pytest.param("theory", 5, 12, marks=pytest.mark.slow),
     pytest.param("torch", 5, 3, marks=pytest.mark.slow),
