@@ -25,8 +25,8 @@ def rows_of(name: str, seeds: int) -> list[tuple]:
     sweep = Sweep.from_toml(SWEEPS / f"{name}.toml", [f"seed=0:{seeds}"])
     todo, rows = planning.plan(sweep), []
     for group in todo.groups:
-        engine.compiled("advance", group.program, group.lanes, group.steps_per_call)
         chunks = [chunk for chunk in todo.chunks if chunk.group is group]
+        engine.train_and_measure(sweep, chunks[0])  # compiles
         begin = time.perf_counter()
         trained = list(engine.train(sweep, group, chunks))
         between = time.perf_counter()

@@ -108,6 +108,7 @@ def _compile(group: Group) -> tuple[float, int, int]:
     """Seconds to compile a group's training, bytes that a step's program holds, and bytes of one network in it."""
     begun = time.perf_counter()
     engine.compiled("fill", group.program, group.lanes)
+    engine.compiled("advance", group.program, group.tail_lanes, group.steps_per_call)
     advance = engine.compiled("advance", group.program, group.lanes, group.steps_per_call)
     seconds, sizes = time.perf_counter() - begun, advance.memory_analysis()
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
@@ -167,7 +168,7 @@ def machine() -> dict[str, str]:
         "processor": platform.processor() or platform.machine(),
         "cores": str(runner.cores()),
         "devices": f"{jax.local_device_count()} × {device.device_kind}",
-        "kernel": fused.unavailable() or f"fused ({fused.instruction_set()})",
+        "kernel": fused.unavailable() or fused.label(),
         "jax": jax.__version__,
         "python": platform.python_version(),
     }

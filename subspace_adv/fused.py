@@ -56,6 +56,11 @@ def instruction_set() -> str:
     return library().subspace_adv_instruction_set().decode()
 
 
+def label() -> str:
+    """The trainer with what decides its rounding, "fused (avx512)"."""
+    return f"fused ({instruction_set()})"
+
+
 def advance(
     params: jax.Array,
     residue: jax.Array,

@@ -247,7 +247,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
 def _trainer(group: Group) -> str:
     """What rounds the steps of training: the kernel does by its vector instructions."""
     trainer = group.program.recipe.trainer
-    return f"{trainer} ({fused.instruction_set()})" if trainer == "fused" else trainer
+    return fused.label() if trainer == "fused" else trainer
 
 
 def _fingerprint(description: dict[str, Any], number: int, cells: np.ndarray) -> str:
