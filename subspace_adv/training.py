@@ -60,10 +60,6 @@ class TrainState(NamedTuple):
     status: jax.Array  # int8: PENDING while training goes on
     key: jax.Array  # (2,) uint32, data of the PRNG key of the minibatch order
 
-    def _moving(self) -> dict[str, Any]:
-        """What a step changes, but for the status."""
-        return {"change": self.change, "opt_state": self.opt_state, "step": self.step}
-
 
 def trained_fields(law: Init, trainable: Trainable) -> tuple[str, ...]:
     """Names of the `Network` fields trained; "theory" has no biases, and trains none."""
@@ -252,11 +248,13 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     updates, opt_state = transformation(hyper, recipe.optimizer).update(
         {name: gradient[name] for name in recipe.trained}, state.opt_state, trained
     )
-    change = optax.apply_updates(state.change, updates)
-    moved = state._replace(change=change, opt_state=opt_state, step=state.step + 1)  # pyright: ignore
     going_on = status == PENDING
-    kept = jax.tree.map(lambda new, old: jnp.where(going_on, new, old), moved._moving(), state._moving())
-    return state._replace(status=status, **kept)
+    change, opt_state, taken = jax.tree.map(
+        lambda new, old: jnp.where(going_on, new, old),
+        (optax.apply_updates(state.change, updates), opt_state, state.step + 1),
+        (state.change, state.opt_state, state.step),
+    )
+    return state._replace(change=change, opt_state=opt_state, step=taken, status=status)  # pyright: ignore
 
 
 def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:
