@@ -9,6 +9,8 @@ from subspace_adv.attacks.norms import Norm, dual_length, length, unit
 from subspace_adv.network import Network, output, preactivations
 
 _TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
+# With a few inputs, XLA on CPU runs products written out as one pass of vector code.
+_MAX_INPUTS_WRITTEN_OUT = 8
 _TIE = 2.0**-36  # more than kinks that `_ascending` may swap can move an output, relative to its terms
 
 
@@ -74,27 +76,51 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
 
 
 class Slice(NamedTuple):
-    """The signed output s·N, s = sign N(x), over the coordinates c of a perturbation within a region."""
+    """The signed output s·N, s = sign N(x), over the coordinates c of a perturbation within a region.
+
+    What does not depend on the point is kept apart from the sign, so that mapped over the points of a network, products
+    with it are those of matrices.
+    """
 
     z: jax.Array  # (m,), preactivations at x
     rates: jax.Array  # (m, r), their derivatives in c
-    head: jax.Array  # (m,), output weights times s
-    offset: jax.Array  # (), output bias times s
+    sign: jax.Array  # (), s
+    unsigned_head: jax.Array  # (m,), output weights
+    unsigned_offset: jax.Array  # (), output bias
+
+    @property
+    def head(self) -> jax.Array:
+        """Output weights times s, (m,)."""
+        return self.sign * self.unsigned_head
+
+    @property
+    def offset(self) -> jax.Array:
+        """Output bias times s, ()."""
+        return self.sign * self.unsigned_offset
 
     def preactivations(self, c: jax.Array) -> jax.Array:
         """Inputs of the ReLUs (..., m) at the coordinates (..., r)."""
-        moved = c @ self.rates.T
-        return moved + jnp.broadcast_to(self.z, moved.shape)
+        r, row = self.rates.shape[1], (1,) * (c.ndim - 1) + self.z.shape
+        if r > _MAX_INPUTS_WRITTEN_OUT:
+            return c @ self.rates.T + self.z.reshape(row)
+        return sum((c[..., i, None] * self.rates[:, i].reshape(row) for i in range(r)), self.z.reshape(row))
+
+    def value_of(self, hidden: jax.Array) -> jax.Array:
+        """Signed output (...) where the preactivations are `hidden` (..., m)."""
+        return self.sign * (jax.nn.relu(hidden) @ self.unsigned_head + self.unsigned_offset)
+
+    def gradient_of(self, on: jax.Array) -> jax.Array:
+        """Gradient (..., r) of the signed output where ReLUs are on, 1, or off, 0, or in between (..., m)."""
+        return self.sign * (on @ (self.unsigned_head[:, None] * self.rates))
 
     def value(self, c: jax.Array) -> jax.Array:
         """Signed output at the coordinates (..., r); positive at 0."""
-        return jax.nn.relu(self.preactivations(c)) @ self.head + self.offset
+        return self.value_of(self.preactivations(c))
 
     def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Signed output and its gradient (..., r) at the coordinates (..., r); a ReLU at its kink counts as off."""
         hidden = self.preactivations(c)
-        slopes = jnp.where(hidden > 0, jnp.broadcast_to(self.head, hidden.shape), 0)
-        return jax.nn.relu(hidden) @ self.head + self.offset, slopes @ self.rates
+        return self.value_of(hidden), self.gradient_of((hidden > 0).astype(c.dtype))
 
     def farthest_kink(self, norm: Norm) -> jax.Array:
         """Least radius within which every ReLU that varies can change its state."""
@@ -109,7 +135,7 @@ class Slice(NamedTuple):
 def around(network: Network, x: jax.Array, region: jax.Array) -> Slice:
     """The signed output around x (d,) within the region spanned by the columns of `region` (d, r)."""
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
-    return Slice(preactivations(network, x), network.weight @ region, sign * network.head, sign * network.head_bias)
+    return Slice(preactivations(network, x), network.weight @ region, sign, network.head, network.head_bias)
 
 
 class AttackResult(NamedTuple):

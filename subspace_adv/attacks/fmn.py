@@ -76,7 +76,7 @@ def fmn_directions(
     first = _search(rays, starts, none, jnp.ones_like(none.sizes), norm, first_steps, _FIRST[norm], _FIRST_RATE)
 
     going_on, anew = -(-restarts // 6), -(-restarts // 12)
-    best = jnp.argsort(first.sizes)[:going_on]
+    best = _least(first.sizes, going_on)
     kept = jax.tree.map(lambda a: a[best], first)
     flips = jnp.isfinite(kept.sizes)[:, None]
     noise = unit(random.normal(near_key, (anew, starts.shape[1]), jnp.float32), norm)
@@ -89,7 +89,7 @@ def fmn_directions(
 
     places, sizes = (jnp.concatenate(pair) for pair in zip(first, second, strict=True))
     nearest = jnp.argmin(length(starts, norm))
-    return jnp.concatenate([places[jnp.argsort(sizes)[:_FINALISTS]], starts[nearest][None]]).astype(dtype)
+    return jnp.concatenate([places[_least(sizes, _FINALISTS)], starts[nearest][None]]).astype(dtype)
 
 
 class _Flips(NamedTuple):
@@ -97,6 +97,11 @@ class _Flips(NamedTuple):
 
     places: jax.Array  # (k, r), coordinates; zeros where none
     sizes: jax.Array  # (k,), their norms; inf where none
+
+
+def _least(values: jax.Array, count: int) -> jax.Array:
+    """Indices of the least of some values, ascending; XLA on CPU selects many times faster than it sorts floats."""
+    return jax.lax.top_k(-values, count)[1]
 
 
 def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
@@ -119,7 +124,7 @@ def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Ar
     nearest = jnp.min(reached)
     # A quarter is taken as drawn, wherever it crosses: the least flip need not be near the nearest crossing.
     certain = len(informed) + restarts // 4
-    chosen = jnp.argsort(reached.at[:certain].set(0))[:restarts]
+    chosen = _least(reached.at[:certain].set(0), restarts)
     unknown = jnp.where(jnp.arange(restarts) % 2 == 0, first_order, _FAR * kink)
     radius = jnp.where(jnp.isfinite(nearest), jnp.minimum(reached[chosen], _START * nearest), unknown)
     return radius[:, None] * directions[chosen]
@@ -131,8 +136,8 @@ def _steepest_axes(rays: Slice, gradient: jax.Array, most: int) -> jax.Array:
     both = jnp.concatenate([axes, -axes])
     if len(both) <= most:
         return both
-    near = jnp.argsort(both @ gradient)[: most // 2]
-    far = jnp.argsort(jax.nn.relu(both @ rays.rates.T) @ rays.head)[: most // 2]
+    near = _least(both @ gradient, most // 2)
+    far = _least(jax.nn.relu(both @ rays.rates.T) @ rays.head, most // 2)
     return both[jnp.concatenate([near, far])]
 
 
@@ -142,9 +147,10 @@ def _far_descents(rays: Slice) -> jax.Array:
     There N is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
     drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
     """
-    beyond = rays._replace(z=jnp.zeros_like(rays.z), offset=jnp.zeros_like(rays.offset))
+    zero = jnp.zeros((), rays.z.dtype)
+    beyond = rays._replace(z=jnp.zeros_like(rays.z), unsigned_offset=zero)
     c = unit(random.normal(random.key(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
-    c = c[jnp.argsort(beyond.value(c))[:_FAR_KEPT]]
+    c = c[_least(beyond.value(c), _FAR_KEPT)]
 
     def move(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
         c, best, least = carry
@@ -155,7 +161,7 @@ def _far_descents(rays: Slice) -> jax.Array:
 
     steps = jnp.geomspace(0.5, 0.05, _FAR_STEPS, dtype=c.dtype)
     (_, best, least), _ = jax.lax.scan(move, (c, c, jnp.full(len(c), jnp.inf, c.dtype)), steps)
-    return best[jnp.argsort(least)]
+    return best[_least(least, _FAR_KEPT)]
 
 
 def _reached(rays: Slice, directions: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -167,7 +173,8 @@ def _reached(rays: Slice, directions: jax.Array, low: jax.Array, high: jax.Array
     radii = high * ratio ** jnp.linspace(1, 0, _RADII, dtype=high.dtype)
     radii = jnp.concatenate([jnp.zeros(1, low.dtype), radii])
     rates = directions @ rays.rates.T
-    values = jax.nn.relu(rays.z[None, None] + radii[None, :, None] * rates[:, None]) @ rays.head + rays.offset
+    # Radius by radius: all at once would not stay in the cache.
+    values = jax.lax.map(lambda radius: rays.value_of(rays.z[None] + radius * rates), radii).T
     flipped = values <= 0
     at = jnp.maximum(jnp.argmax(flipped, axis=1), 1)
     after, before = (jnp.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (at, at - 1))
@@ -205,11 +212,8 @@ def _search(
         c, bound, best = carry
         step, rate = now[0] * unit_step, now[1]
         hidden = rays.preactivations(c)
-        margin = jax.nn.relu(hidden) @ rays.head + rays.offset
-        on = (
-            _blurred(hidden, _BLUR * step[:, None] * reach[None]) if norm == "linf" else (hidden > 0).astype(step.dtype)
-        )
-        gradient = (on * rays.head[None]) @ rays.rates
+        blurred = _blurred(hidden, _BLUR * step[:, None] * reach[None]) if norm == "linf" else (hidden > 0)
+        margin, gradient = rays.value_of(hidden), rays.gradient_of(blurred.astype(hidden.dtype))
         size, slope = length(c, norm), dual_length(gradient, norm)
         better = (margin <= 0) & (size < best.sizes)
         best = _Flips(jnp.where(better[:, None], c, best.places), jnp.where(better, size, best.sizes))

@@ -24,7 +24,7 @@ from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, 
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, TrainState
 
-_MEASURED_POINTS = 16
+_MEASURED_POINTS = 32
 
 
 class Lane(NamedTuple):
