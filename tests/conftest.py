@@ -1,10 +1,21 @@
-"""Strict JAX for every test: no silent broadcasting over ranks, no implicit promotion of types."""
+"""Strict JAX for every test; and what one process of a test run compiles, the others load."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process; the others inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="subspace-adv-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as subspace_adv/__init__.py has it
 
 import jax
 import pytest
 
+# No silent broadcasting over ranks, no implicit promotion of types.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

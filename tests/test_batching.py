@@ -113,7 +113,7 @@ def slow(names: set[str]) -> list:
     return [pytest.param(*BITWISE[name], id=name, marks=[pytest.mark.slow] * (name in names)) for name in BITWISE]
 
 
-@pytest.mark.parametrize(("settings", "axes"), slow({"ambient_dim", "mixed"}))
+@pytest.mark.parametrize(("settings", "axes"), slow({"ambient_dim", "mixed", "samples"}))
 def test_a_cell_equals_itself_alone_bit_by_bit(settings, axes):
     """Where one compiled program serves both: few enough cells to train in as many lanes as one does."""
     assert all(len(group.cells) <= group.lanes == group.tail_lanes for group in plan(sweep(settings, axes)).groups)
@@ -136,12 +136,15 @@ def test_adam_cells_equal_themselves_alone_bit_by_bit(standard_promotion):
     [
         {"data_seed": (0, 1, 2), "seed": (0, 1)},
         {"labels": ("random", "halfspace", "clusters"), "seed": (0, 1)},
-        {
-            "init": ("torch",),
-            "distribution": ("sphere", "gaussian"),
-            "basis": ("random", "axis-aligned"),
-            "seed": (0, 1),
-        },
+        pytest.param(
+            {
+                "init": ("torch",),
+                "distribution": ("sphere", "gaussian"),
+                "basis": ("random", "axis-aligned"),
+                "seed": (0, 1),
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["data_seed", "labels", "distribution and basis"],
 )
@@ -260,7 +263,7 @@ def counts(monkeypatch) -> Counter:
     return counter
 
 
-@pytest.mark.parametrize(("trainer", "attack_steps"), [("xla", 39), (None, 38)])
+@pytest.mark.parametrize(("trainer", "attack_steps"), [pytest.param("xla", 39, marks=pytest.mark.slow), (None, 38)])
 def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts, trainer, attack_steps):
     # An attack effort that no other test has, so that nothing is compiled already.
     whole = sweep({"attack_steps": attack_steps, "max_steps": 2}, {"width": (3, 6), "seed": tuple(range(522))})

@@ -132,6 +132,7 @@ def test_distances_are_in_their_order(case):
     assert (record["distance_off_l2_upper"] <= record["distance_universal"]).all()
 
 
+@pytest.mark.slow
 def test_a_region_alone_is_measured_as_among_others():
     """But the full distance, which then has no flips off or on the subspace to draw on, save the universal one."""
     case = _case("subspace")

@@ -39,8 +39,8 @@ class Shape(NamedTuple):
     width: int
 
 
-SMALL = (Shape(1, 1, 7), Shape(3, 2, 40))
-SHAPES = (*SMALL, Shape(2, 1, 1), Shape(12, 4, 7), Shape(200, 3, 40))
+SMALL = Shape(3, 2, 40)
+SHAPES = (SMALL, Shape(1, 1, 7), Shape(2, 1, 1), Shape(12, 4, 7), Shape(200, 3, 40))
 
 
 class Draw(NamedTuple):
@@ -374,9 +374,9 @@ def check(shape: Shape, seed: int, draws: list[Draw]) -> None:
 
 
 @settings(THOROUGH, max_examples=40)
-@given(st.sampled_from(SMALL), BATCHES)
-def test_distances_are_in_their_order_in_small_dimensions(shape, batch):
-    check(shape, *batch)
+@given(BATCHES)
+def test_distances_are_in_their_order_in_small_dimensions(batch):
+    check(SMALL, *batch)
 
 
 @pytest.mark.slow

@@ -141,6 +141,7 @@ def test_results_are_the_same_to_the_byte_on_one_core_and_on_two():
     assert alone == together
 
 
+@pytest.mark.slow
 def test_networks_are_spread_over_all_local_devices_without_collectives():
     devices = "--xla_force_host_platform_device_count="
     one, two = (run_script("devices", XLA_FLAGS=devices + count) for count in "12")
