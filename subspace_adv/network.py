@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # whose parts it imports when they are used
 from jax import random
-from scipy.special import gammainccinv, gammaincinv, ndtr  # scipy.stats takes long to import
 
 Init = Literal["theory", "paper-code", "torch"]
 GAUSSIAN: tuple[Init, ...] = ("theory", "paper-code")
@@ -179,9 +179,10 @@ def chi_of_normal(z: jax.Array, dof: np.ndarray) -> jax.Array:
 def _chi_polynomials(dof: tuple[int, ...]) -> np.ndarray:
     """Chebyshev coefficients (degree + 1, p) of log χ quantiles as functions of z / _CHI_RANGE."""
     nodes = np.polynomial.chebyshev.chebpts1(_CHI_DEGREE + 1)
-    tail = ndtr(-np.abs(_CHI_RANGE * nodes))[:, None]
+    tail = scipy.special.ndtr(-np.abs(_CHI_RANGE * nodes))[:, None]
     half = np.array(dof)[None] / 2
-    quantile = np.where(nodes[:, None] < 0, gammaincinv(half, tail), gammainccinv(half, tail))
+    below, above = scipy.special.gammaincinv(half, tail), scipy.special.gammainccinv(half, tail)
+    quantile = np.where(nodes[:, None] < 0, below, above)
     return np.polynomial.chebyshev.chebfit(nodes, np.log(2 * quantile) / 2, _CHI_DEGREE)
 
 

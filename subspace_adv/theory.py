@@ -1,7 +1,7 @@
 """Predicted laws of what is measured off the data's subspace: pure functions of NumPy arrays that broadcast."""
 
 import numpy as np
-from scipy.special import gammainc, gammaincinv  # scipy.stats takes long to import
+import scipy  # whose parts it imports when they are used
 
 
 def decay(
@@ -38,12 +38,12 @@ def decay(
 
 def chi_quantile(dof: np.ndarray, probability: float) -> np.ndarray:
     """Quantile of the length of a standard normal vector of `dof` ≥ 1 coordinates: the χ law of F3."""
-    return np.sqrt(2 * gammaincinv(np.asarray(dof) / 2, probability))
+    return np.sqrt(2 * scipy.special.gammaincinv(np.asarray(dof) / 2, probability))
 
 
 def chi_cdf(dof: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Probability that a standard normal vector of `dof` ≥ 1 coordinates is shorter than `length`."""
-    return gammainc(np.asarray(dof) / 2, np.square(length) / 2)
+    return scipy.special.gammainc(np.asarray(dof) / 2, np.square(length) / 2)
 
 
 def length_bounds(dof: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -76,27 +76,12 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
 
 
 class Slice(NamedTuple):
-    """The signed output s·N, s = sign N(x), over the coordinates c of a perturbation within a region.
-
-    What does not depend on the point is kept apart from the sign, so that mapped over the points of a network, products
-    with it are those of matrices.
-    """
+    """The signed output s·N, s = sign N(x), over the coordinates c of a perturbation within a region."""
 
     z: jax.Array  # (m,), preactivations at x
     rates: jax.Array  # (m, r), their derivatives in c
-    sign: jax.Array  # (), s
-    unsigned_head: jax.Array  # (m,), output weights
-    unsigned_offset: jax.Array  # (), output bias
-
-    @property
-    def head(self) -> jax.Array:
-        """Output weights times s, (m,)."""
-        return self.sign * self.unsigned_head
-
-    @property
-    def offset(self) -> jax.Array:
-        """Output bias times s, ()."""
-        return self.sign * self.unsigned_offset
+    head: jax.Array  # (m,), output weights times s
+    offset: jax.Array  # (), output bias times s
 
     def preactivations(self, c: jax.Array) -> jax.Array:
         """Inputs of the ReLUs (..., m) at the coordinates (..., r)."""
@@ -107,11 +92,11 @@ class Slice(NamedTuple):
 
     def value_of(self, hidden: jax.Array) -> jax.Array:
         """Signed output (...) where the preactivations are `hidden` (..., m)."""
-        return self.sign * (jax.nn.relu(hidden) @ self.unsigned_head + self.unsigned_offset)
+        return jax.nn.relu(hidden) @ self.head + self.offset
 
     def gradient_of(self, on: jax.Array) -> jax.Array:
         """Gradient (..., r) of the signed output where ReLUs are on, 1, or off, 0, or in between (..., m)."""
-        return self.sign * (on @ (self.unsigned_head[:, None] * self.rates))
+        return (on * self.head.reshape((1,) * (on.ndim - 1) + self.head.shape)) @ self.rates
 
     def value(self, c: jax.Array) -> jax.Array:
         """Signed output at the coordinates (..., r); positive at 0."""
@@ -135,7 +120,7 @@ class Slice(NamedTuple):
 def around(network: Network, x: jax.Array, region: jax.Array) -> Slice:
     """The signed output around x (d,) within the region spanned by the columns of `region` (d, r)."""
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
-    return Slice(preactivations(network, x), network.weight @ region, sign, network.head, network.head_bias)
+    return Slice(preactivations(network, x), network.weight @ region, sign * network.head, sign * network.head_bias)
 
 
 class AttackResult(NamedTuple):

@@ -147,8 +147,7 @@ def _far_descents(rays: Slice) -> jax.Array:
     There N is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
     drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
     """
-    zero = jnp.zeros((), rays.z.dtype)
-    beyond = rays._replace(z=jnp.zeros_like(rays.z), unsigned_offset=zero)
+    beyond = rays._replace(z=jnp.zeros_like(rays.z), offset=jnp.zeros_like(rays.offset))
     c = unit(random.normal(random.key(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
     c = c[_least(beyond.value(c), _FAR_KEPT)]
 
