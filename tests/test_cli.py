@@ -1,6 +1,7 @@
 """The command line: what it prints, and one line and exit status 2 for whatever a user gets wrong."""
 
 import gc
+import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib
 import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
@@ -342,6 +344,27 @@ def test_a_run_as_a_process_is_quiet_and_ends_in_its_table(tmp_path):
     assert figures
     assert all((tmp_path / figure).stat().st_size > 1000 for figure in figures)
     assert (tmp_path / "results" / "tiny" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_and_written_anew_if_damaged(tmp_path):
+    own_cache = ["env", "-u", "JAX_COMPILATION_CACHE_DIR", "-u", "TF_CPP_MIN_LOG_LEVEL", f"XDG_CACHE_HOME={tmp_path}"]
+    own_cache.append(f"MPLCONFIGDIR={matplotlib.get_configdir()}")
+    write(tmp_path, TINY)
+    outs = iter(("one", "another"))
+
+    def run_anew() -> set[Path]:
+        answer = call(*own_cache, COMMAND, "run", "sweep.toml", "width=3", "--out", next(outs), cwd=tmp_path)
+        assert (answer[0], answer[2]) == (0, "")
+        return {path for path in (tmp_path / "subspace-adv").rglob("*jit_*-cache") if path.stat().st_size > 2000}
+
+    kept = run_anew()
+    whole = {path: path.read_bytes() for path in kept}
+    assert {path.name.split("-")[0] for path in kept} >= {"jit_fill", "jit_measure"}
+    for path in kept:
+        os.truncate(path, path.stat().st_size // 2)
+    assert run_anew() == kept
+    assert all(len(path.read_bytes()) > 0.9 * len(whole[path]) for path in kept)
 
 
 def test_a_mistake_as_a_process(tmp_path):

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import os
 import platform
+import shutil
 import threading
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,20 +156,31 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(*shapes)
     # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
     quick = on_cpu and name != "advance"
-    return lowered.compile(compiler_options={"xla_backend_optimization_level": "1"} if quick else {})
+    options = {"xla_backend_optimization_level": "1"} if quick else {}
+    kept = _keep_compiled()
+    if kept is None:
+        return lowered.compile(compiler_options=options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Error reading persistent compilation cache entry")
+        try:
+            return lowered.compile(compiler_options=options)
+        except UserWarning:  # a kill or a full disk left a file in part, which JAX would never write again
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(exist_ok=True)
+            return lowered.compile(compiler_options=options)
 
 
 @functools.cache
-def _keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder.
+def _keep_compiled() -> Path | None:
+    """Keep compiled programs in the user's cache folder, which is returned.
 
     Unless JAX was given another one, or none can be written, or JAX was imported before this package, on CPU: then XLA
     would say of every program that it loads what `subspace_adv/__init__.py` keeps it from.
     """
     if jax.default_backend() == "cpu" and int(os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0")) < 3:
-        return
+        return None
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
-        return
+        return None
     # Code for one processor may be unfit for another that shares the home folder.
     cpuinfo = Path("/proc/cpuinfo")
     features = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else platform.processor()
@@ -177,16 +190,16 @@ def _keep_compiled() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()  # what was compiled before has found that there is none
+    return folder
 
 
 def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
     """One of a group's compiled programs, as `_compile` describes them."""
     with _compiling:
-        _keep_compiled()
         return _compile(name, program, lanes, steps)
 
 
