@@ -171,13 +171,15 @@ def bench(*, trainer: TrainerName = None, json: Annotated[Path | None, Parameter
     """
     from subspace_adv import bench, reports
 
+    try:
+        file = json.open("w") if json else None  # a mistake is told now and not in minutes
+    except OSError as error:
+        raise UserError(f"{json}: cannot be written: {error.strerror}") from None
     done = bench.run(progress.track(bench.pairs(trainer), "timing"))
     reports.print_bench(done)
-    if json:
-        try:
-            json.write_text(bench.to_json(done))
-        except OSError as error:
-            raise UserError(f"{json}: cannot be written: {error.strerror}") from None
+    if file:
+        with file:
+            file.write(bench.to_json(done))
 
 
 class _Interrupted(Exception):

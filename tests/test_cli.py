@@ -98,6 +98,11 @@ def test_bad_command_lines(tmp_path, monkeypatch, command, arguments, words):
     assert files(tmp_path) == set()
 
 
+def test_a_benchmark_that_could_not_be_written_is_not_begun(tmp_path, command):
+    file = tmp_path / "missing" / "bench.json"
+    assert_refused(command("bench", "--json", file), f"{file}: cannot be written: No such file or directory")
+
+
 def test_missing_sweep_file(tmp_path, command):
     write(tmp_path, "", "quickstart.toml")
     misspelt = tmp_path / "quikstart.toml"
