@@ -81,13 +81,18 @@ class Group(NamedTuple):
         return step_flops(p.shape.samples, p.law.padded_width, p.inputs, biases="bias" in p.recipe.trained)
 
     @property
-    def alone(self) -> bool:
-        """Whether one thread at a time may train it: XLA splits large products over all cores by itself.
+    def fused(self) -> bool:
+        """Whether the kernel trains it, which uses all cores by itself."""
+        return self.program.recipe.trainer == "fused"
 
-        Where two threads run such a program at once on CPU, both may wait for ever.
+    @property
+    def alone(self) -> bool:
+        """Whether one thread trains it: the kernel, and XLA for large products, use all cores by themselves.
+
+        Where two threads run large products at once on CPU, both may wait for ever.
         """
         p = self.program
-        return p.recipe.trainer == "xla" and p.shape.samples * p.law.padded_width * p.inputs > _LARGE_PRODUCT
+        return self.fused or p.shape.samples * p.law.padded_width * p.inputs > _LARGE_PRODUCT
 
     @property
     def step_seconds(self) -> float:

@@ -44,7 +44,7 @@ def default_out(sweep: Sweep) -> Path:
 
 
 def workers() -> int:
-    """Threads that train at once: one a core of a CPU, as small programs use one core; else one for all devices."""
+    """Threads that call programs at once: one a core of a CPU, as small ones use one core; else one for all devices."""
     return cores() if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
 
 
@@ -96,7 +96,7 @@ def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:
 
 
 def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: Listener) -> None:
-    """Train, measure and commit in worker threads, which share each group's chunks.
+    """Train, measure and commit in worker threads, which share each group's chunks; one takes those trained alone.
 
     This thread only waits, so that an interrupt never strikes within a commit.
     """
@@ -111,8 +111,10 @@ def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: List
                     continue
                 if waiting:
                     listener.compiling(number, len(groups))
+                # Training beside measurement would take both longer than one after the other, each on all cores.
+                beside = workers() if group.fused else 1
                 for chunk, trained in engine.train(sweep, group, drain(waiting), listener.progress, stop):
-                    arrays = trained | engine.measure(sweep, chunk, trained, stop)
+                    arrays = trained | engine.measure(sweep, chunk, trained, stop, beside)
                     with committing:
                         store.commit(chunk.number, arrays)
             ended.put(None)

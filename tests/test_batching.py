@@ -235,6 +235,15 @@ def test_the_engine_yields_what_training_one_network_yields():
             np.testing.assert_allclose(cell[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_measurements_are_the_same_to_the_bit_by_any_number_of_threads():
+    whole = sweep({}, {"seed": tuple(range(100))})
+    [chunk] = plan(whole).chunks
+    [(_, trained)] = engine.train(whole, chunk.group, [chunk])
+    one, three = (engine.measure(whole, chunk, trained, threads=threads) for threads in (1, 3))
+    assert_same(three, one)
+    assert len(np.unique(one["margin"])) == 100
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _train_alone(seed: jax.Array, hyper: training.Hyper, program: Program) -> tuple[Network, jax.Array, jax.Array]:
     init_key, order_key = jax.random.split(jax.random.key(seed))

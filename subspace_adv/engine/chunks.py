@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +240,7 @@ def train(
 
 
 def measure(
-    sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray], stop: threading.Event | None = None
+    sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray], stop: threading.Event | None = None, threads: int = 1
 ) -> dict[str, np.ndarray]:
     """Measure every trained network of a chunk.
 
@@ -248,20 +249,26 @@ def measure(
         chunk: one of its plan's chunks.
         trained: what `train` yielded for it.
         stop: set to give up.
+        threads: that measure side by side.
 
     Returns:
         Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), bounds rounded
         outwards; NaN where training diverged.
     """
-    program, parts = chunk.group.program, []
+    program = chunk.group.program
     few = len(chunk.group.cells) < _MEASURED_NETWORKS
     batch = 2 * measured_at_once(program) if few else _MEASURED_NETWORKS
-    for rows, given in _in_batches("measure", sweep, program, chunk.cells, trained, batch):
+    batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, batch)
+
+    def of(rows: np.ndarray) -> dict[str, np.ndarray]:
         if stop and stop.is_set():
             raise Cancelled
         with jax.enable_x64(True):
-            recorded = compiled("measure", program, len(rows))(*given)
-        parts.append(recorded)
+            recorded = compiled("measure", program, len(rows))(*arguments_of(rows))
+        return {name: np.asarray(values) for name, values in recorded.items()}
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(of, batches))
     measured = {
         name: _rounded(name, np.concatenate([part[name] for part in parts])[: len(chunk.cells)]) for name in parts[0]
     }
@@ -281,31 +288,35 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
     program, parts = chunk.group.program, []
     if not program.reduced:
         return Network._make(trained[name] for name in Network._fields)
-    for rows, given in _in_batches("ambient", sweep, program, chunk.cells, trained, 1):
+    batches, arguments_of = _in_batches("ambient", sweep, program, chunk.cells, trained, 1)
+    for rows in batches:
         with jax.enable_x64(True):
-            parts.append(compiled("ambient", program, len(rows))(*given))
+            parts.append(compiled("ambient", program, len(rows))(*arguments_of(rows)))
     networks = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(chunk.cells)], *parts)
     return jax.tree.map(lambda a: a.astype(np.float32), networks)
 
 
 def _in_batches(
     name: str, sweep: Sweep, program: Program, cells: np.ndarray, trained: dict[str, np.ndarray], batch: int
-) -> Iterator[tuple[np.ndarray, tuple]]:
-    """Rows, and arguments of a compiled program for them, of all cells; the last again in a batch not full."""
+) -> tuple[list[np.ndarray], Callable[[np.ndarray], tuple]]:
+    """Rows of all cells in batches, in the last some again; and what yields a compiled program's arguments for rows."""
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
     hyper: Any = settings.hyper
     momentum = hyper.momentum if program.recipe.optimizer == "momentum" else 0.0
     decay = theory.decay(trained["steps"], hyper.learning_rate, hyper.weight_decay, momentum)
-    batch *= jax.local_device_count()
-    for begin in range(0, len(cells), batch):
-        rows = np.minimum(np.arange(begin, begin + batch), len(cells) - 1)
+
+    def arguments_of(rows: np.ndarray) -> tuple:
         networks = Network._make(trained[field][rows] for field in Network._fields)
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
         inputs = [(load_data(dataset), span_of(name, program, dataset)) for dataset in here]
         data, span = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
         own = (networks, _take(settings, rows), decay[rows])
-        yield rows, (*own, data, span) if name == "measure" else (*own, span)
+        return (*own, data, span) if name == "measure" else (*own, span)
+
+    batch *= jax.local_device_count()
+    begins = range(0, len(cells), batch)
+    return [np.minimum(np.arange(begin, begin + batch), len(cells) - 1) for begin in begins], arguments_of
 
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
