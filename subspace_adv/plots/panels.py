@@ -1,5 +1,6 @@
 """What the figures share: palette, panels, titles and legends."""
 
+import textwrap
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
@@ -100,4 +101,6 @@ def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: 
     """The title and a note; below, the sweep's name and what the figure holds fixed without saying so."""
     unsaid = set(first_values(dataset)) - {*REMEDIES, *drawn}
     fixed = [f"{a} = {value}" for a, value in first_values(dataset).items() if a in unsaid and varies(dataset, a)]
-    figure.suptitle("\n".join([title, note, ", ".join(["sweep " + dataset.attrs["name"], *fixed])]))
+    lines = [title, note, ", ".join(["sweep " + dataset.attrs["name"], *fixed])]
+    characters = int(12 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, characters) for line in lines))
