@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -403,14 +404,18 @@ def test_an_interrupt_is_told_whatever_the_command(command, monkeypatch, tmp_pat
 
 
 def test_an_interrupt_during_garbage_collection_is_not_lost(command, monkeypatch, tmp_path):
+    interrupted = []
+
     def interrupt(phase: str, _: dict) -> None:
-        if phase == "stop":
+        if phase == "stop" and threading.current_thread() is threading.main_thread():
+            interrupted.append(phase)
             signal.raise_signal(signal.SIGINT)
 
     def collects(_: Path) -> None:
         gc.callbacks.append(interrupt)
         try:
-            gc.collect()
+            while not interrupted:  # nothing is collected while another thread does
+                gc.collect()
         finally:
             gc.callbacks.remove(interrupt)
         time.sleep(10)
