@@ -30,6 +30,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def called(*arguments: object) -> tuple[int, str, str]:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
         capsys.readouterr()
         try:
             cli.main([str(argument) for argument in arguments])
