@@ -303,8 +303,10 @@ def _gradient(
         of_inputs = x.T @ active
         of_bias = jnp.sum(active, axis=0)
     else:
-        of_inputs = jnp.stack([sum(active[i] * x[i, r] for i in range(n)) for r in range(d)])  # pyright: ignore
-        of_bias = sum(active[i] for i in range(n))
+        sums = [sum(active[i] * x[i, r] for i in range(n)) for r in range(d)]
+        sums = jnp.stack([*sums, sum(active[i] for i in range(n))])  # pyright: ignore
+        sums = jax.lax.optimization_barrier(sums)  # or XLA would take each sum again for each gradient that has it
+        of_inputs, of_bias = sums[:d], sums[d]
     head = params["head"]
     return {
         "weight": head[None, :] * of_inputs,
