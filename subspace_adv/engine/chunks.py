@@ -223,7 +223,7 @@ def train(
     lanes = _Lanes(group.program, group.lanes)
     waiting = _unbegun(_Job(sweep, chunk, lanes.empty) for chunk in chunks)
     while True:
-        if len(lanes.idle()) >= max(1, lanes.count // 8):
+        if len(lanes.idle()) >= max(1, lanes.count // 16):
             lanes.fill(waiting)
         busy = len(lanes.busy())
         if not busy:
