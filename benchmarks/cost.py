@@ -1,6 +1,7 @@
 """What it costs to train the networks of a sweep and to measure them, on one core, compilation left out.
 
-Claim: in sweeps/line.toml and sweeps/claims.toml, measuring a network takes no longer than training it.
+Claim: in sweeps/line.toml, measuring a network takes no longer than training it; in sweeps/claims.toml, with nine pairs of
+region and norm, it takes several times as long as the fused kernel's training.
 benchmarks/README.md holds the last table.
 """
 
