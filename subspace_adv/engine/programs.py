@@ -156,7 +156,7 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(*shapes)
     # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
     quick = on_cpu and name != "advance"
-    options = {"xla_backend_optimization_level": "1"} if quick else {}
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "1"} if quick else {}
     kept = _keep_compiled()
     if kept is None:
         return lowered.compile(compiler_options=options)
