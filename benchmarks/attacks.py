@@ -2,11 +2,10 @@
 
 Claim: this package's attack is never over 1 % worse than one of Foolbox's on any pair of network and point, and takes
 a hundredth of the time of a Foolbox minimum-norm attack that goes from network to network. Under the table stands how
-far the run bears this out. Measured so far, in L2, L∞ and L1: at worst 1.003 times as long as any peer's on any pair,
-as good or better (within 0.1 %) on 99.8 to 100 % of the pairs. The factor in time is 206 to 1,674 over FMN and DDN
-with 1,000 steps, and 284 to 2,156 over all peers of a norm together, but falls short over a single one with the
-library's defaults: 94 to 165 in the plane, 21 to 28 in 20 dimensions. benchmarks/README.md holds the last table and
-says how to run.
+far the run bears this out. Measured last, in L2, L∞ and L1: as good or better (within 0.1 %) on 99.7 to 100 % of the
+pairs, over 1 % worse on one pair, by 2.2 %. The factor in time is 208 to 2,132 over FMN and DDN with 1,000 steps, and
+311 to 3,228 over all peers of a norm together, but falls short over a single one with the library's defaults: 126 to
+197 in the plane, 21 to 43 in 20 dimensions. benchmarks/README.md holds the last table and says how to run.
 
 Ours is `minimal_norm_attack` with the defaults of [measure], in float64, vmapped over the points of a network, networks
 shared out among the cores as in a sweep; compilation is left out. It is timed around every peer, and the median is
