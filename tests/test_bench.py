@@ -36,8 +36,19 @@ def test_a_run_reports_every_pair(no_cache_changes, capsys):
         assert row.program_bytes > row.network_bytes >= 2 * 4 * (5 * (d + 2) + 1)
     assert json.loads(bench.to_json(done))["rows"][0]["path"] == paths[0]
     reports.print_bench(done)
-    out = capsys.readouterr().out
-    assert all(path in out for path in paths)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    printed = [(words[1], words[3]) for words in lines if words[:1] == ["tiny"]]
+    assert printed == [(row.path, f"{row.net_steps:,.0f}") for row in done.rows]
+
+
+def test_the_median_of_the_rounds_is_reported_beside_the_best_peak(monkeypatch, no_cache_changes):
+    rates, peaks = iter([5.0, 1.0, 2.0, 7.0, 9.0, 8.0]), iter([30.0, 80.0, 50.0])
+    monkeypatch.setattr(bench, "throughput", lambda todo: next(rates))
+    monkeypatch.setattr(bench, "matrix_product_flops", lambda: next(peaks))
+    monkeypatch.setattr(bench, "_compile", lambda group: (0.5, 20, 10))
+    done = bench.run([(TINY, "xla"), (TINY, "ambient")])
+    assert [row.net_steps for row in done.rows] == [2.0, 8.0]
+    assert done.peak_flops == 80.0
 
 
 def test_throughput_counts_the_steps_that_networks_took(monkeypatch):
@@ -49,7 +60,8 @@ def test_throughput_counts_the_steps_that_networks_took(monkeypatch):
 
 
 def test_the_peak_is_a_matrix_product(monkeypatch):
-    clock = iter(np.cumsum([0.0, 2.0] * 3))
+    """The fastest of some."""
+    clock = iter(np.cumsum([0.0, 4.0, 0.0, 2.0, 0.0, 3.0]))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     assert bench.matrix_product_flops(size=8, rounds=3) == 2 * 8**3 / 2.0
 
