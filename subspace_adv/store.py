@@ -1,35 +1,54 @@
 """The results folder: resolved sweep, manifest and chunks, each written whole or not at all. Imports orbax."""
 
-import fcntl
+import errno
+import fnmatch
 import functools
 import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
+import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import jax
+import filelock
 import numpy as np
 
-from subspace_adv import fused
-from subspace_adv.planning import Group, Plan
-from subspace_adv.sweep import Sweep, UserError, brief, nearest
+from subspace_adv.manifest import (
+    FORMAT,
+    describe,
+    fingerprint,
+    git_commit,
+    origin_difference,
+    sha256,
+    sweep_difference,
+    unpack,
+)
+from subspace_adv.planning import Plan
+from subspace_adv.sweep import Sweep, UserError, nearest
 
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
 _ARRAYS, _SEAL, _PARTIAL = "arrays", "seal.json", ".partial"  # in a chunk's folder; its name until it is whole
 _OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK, _SWEEP + ".tmp", _MANIFEST + ".tmp"}
-_FORMAT = 3
+# What systems leave in folders that they show, sync or mount.
+_DROPPED = ("._*", ".ds_store", ".directory", ".fuse_hidden*", ".nfs*", "desktop.ini", "lost+found", "thumbs.db")
 _BLOCK = bytes(2**20)
+_REMEDIES = {
+    os.strerror(number): remedy
+    for remedy, numbers in {
+        "make room": (errno.ENOSPC, errno.EDQUOT),
+        "permit writing there": (errno.EACCES, errno.EPERM, errno.EROFS),
+        "put the folder back in its place": (errno.ENOENT, errno.ESTALE),
+    }.items()
+    for number in numbers
+}
 
 
 @functools.cache
 def _orbax() -> Any:
-    """The storage library, which takes long to import; networks train meanwhile."""
+    """The library that saves arrays, which takes long to import; networks train meanwhile."""
     for noisy in ("absl", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from orbax.checkpoint import v1
@@ -38,7 +57,7 @@ def _orbax() -> Any:
 
 
 class DamagedChunk(Exception):
-    """A chunk that cannot be read back as it was written."""
+    """A chunk that is not as it was saved: something of it is missing or differs."""
 
 
 class ChunkEntry(NamedTuple):
@@ -52,10 +71,12 @@ class ChunkEntry(NamedTuple):
 class Store:
     """A results folder opened for one sweep."""
 
-    def __init__(self, folder: Path, sweep: Sweep, description: dict[str, Any], entries: list[ChunkEntry]) -> None:
+    def __init__(self, folder: Path, sweep: Sweep, manifest: dict[str, Any]) -> None:
         """See `open` and `create`."""
-        self.folder, self.sweep, self.description, self.entries = folder, sweep, description, entries
-        self._lock: Any = None
+        self.folder, self.sweep, self.manifest = folder, sweep, manifest
+        cuts = [unpack(packed) for packed in manifest["chunks"]]
+        self.entries = [ChunkEntry(i, cells, fingerprint(manifest, i, cells)) for i, cells in enumerate(cuts)]
+        self._lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -64,30 +85,26 @@ class Store:
         Raises:
             UserError: if it is not a results folder, or its description is damaged.
         """
-        folder = _without_patterns(Path(folder))
+        folder = Path(folder)
         damaged = UserError(f"{folder / _MANIFEST}: damaged; move the folder away and run the sweep again")
         try:
-            description = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-            entries = [
-                ChunkEntry(i, _unpack(entry["cells"]), entry["fingerprint"])
-                for i, entry in enumerate(description.pop("chunks"))
-            ]
-            written = description["sweep"]
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            made_by = manifest["format"]
         except (FileNotFoundError, NotADirectoryError):
             hint = nearest(folder.name, [p.parent.name for p in folder.parent.glob(f"*/{_MANIFEST}")])
             raise UserError(f"{folder}: not a results folder (no {_MANIFEST}); `run` makes one{hint}") from None
         except OSError as error:
             raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError):
             raise damaged from None
-        if description.get("format") != _FORMAT:
-            raise UserError(f"{folder}: of format {description.get('format')}; this version reads format {_FORMAT}")
-        if any(e.fingerprint != _fingerprint(description, e.number, e.cells) for e in entries):
+        if made_by != FORMAT:
+            raise UserError(f"{folder}: of format {made_by}; this version reads format {FORMAT}")
+        if manifest.pop("digest", None) != sha256(json.dumps(manifest).encode()):
             raise damaged
         sweep = Sweep.from_toml(folder / _SWEEP)
-        if _sha256((folder / _SWEEP).read_bytes()) != written:
+        if sha256((folder / _SWEEP).read_bytes()) != manifest["sweep"]:
             raise UserError(f"{folder / _SWEEP}: was changed since the run; restore it, or move the folder away")
-        return cls(folder, sweep, description, entries)
+        return cls(folder, sweep, manifest)
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan) -> Self:
@@ -97,60 +114,66 @@ class Store:
             UserError: if the folder holds another sweep or version, is not ours, is in use, cannot be written
                 or the disk is too small for the plan.
         """
-        folder = _without_patterns(Path(folder))
+        folder = _nameable(Path(folder))
         try:
             held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
             begun = _MANIFEST in held
-            foreign = held - _OURS or (_SWEEP in held and (folder / _SWEEP).read_text() != plan.sweep.to_toml())
+            foreign = {name for name in held - _OURS if not _is_dropped(name)}
+            if _SWEEP in held and (folder / _SWEEP).read_bytes() != plan.sweep.to_toml().encode():
+                foreign.add(_SWEEP)
         except OSError as error:
             raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
         if foreign and not begun:
             raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
-        store = cls.open(folder) if begun else cls._new(folder, plan)
-        _refuse_difference(store, plan)
-        _refuse_small_disk(folder, plan)
+        if begun:
+            store = cls.open(folder)
+            difference = sweep_difference(store.sweep, plan.sweep) or origin_difference(store.manifest, plan)
+            if difference:
+                raise UserError(f"{folder}: {difference}; choose another --out")
+        else:
+            store = cls(folder, plan.sweep, describe(plan) | {"commit": git_commit()})
         try:
+            _refuse_small_disk(folder, plan)
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
             store._acquire()
             for left in (folder / _CHUNKS).glob(f"*{_PARTIAL}"):
-                shutil.rmtree(left)
+                _remove(left)
             if not begun:
                 _write(folder / _SWEEP, plan.sweep.to_toml())
-                chunks = [{"cells": _pack(e.cells), "fingerprint": e.fingerprint} for e in store.entries]
-                _write(folder / _MANIFEST, json.dumps(store.description | {"chunks": chunks}))
+                digest = sha256(json.dumps(store.manifest).encode())
+                _write(folder / _MANIFEST, json.dumps(store.manifest | {"digest": digest}))
         except OSError as error:
             store.close()
             raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
         return store
 
-    @classmethod
-    def _new(cls, folder: Path, plan: Plan) -> Self:
-        description = _describe(plan)
-        entries = [
-            ChunkEntry(chunk.number, chunk.cells, _fingerprint(description, chunk.number, chunk.cells))
-            for chunk in plan.chunks
-        ]
-        return cls(folder, plan.sweep, description, entries)
-
     def _acquire(self) -> None:
         """Keep other processes from writing to the folder."""
-        self._lock = (self.folder / _LOCK).open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
             raise UserError(
                 f"{self.folder}: another run is writing here; wait for it, or choose another --out"
             ) from None
 
     def close(self) -> None:
         """Let other processes write to the folder."""
-        if self._lock:
-            self._lock.close()
+        self._lock.release()
 
     def has(self, number: int) -> bool:
-        """Whether a chunk was committed; it may be damaged."""
-        return self._path(number).exists()
+        """Whether a chunk was committed; it may be damaged.
+
+        Raises:
+            UserError: if the folder cannot be read.
+        """
+        path = self._path(number)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return True
 
     def commit(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Save a chunk's arrays atomically.
@@ -164,29 +187,34 @@ class Store:
             _make_sure_of_room(path.parent, sum(values.nbytes for values in arrays.values()))
             partial.mkdir()
             _orbax().save(str(partial.absolute() / _ARRAYS), arrays)
-            seal = {"fingerprint": self.entries[number].fingerprint, "digest": _digest(partial / _ARRAYS)}
-            _write(partial / _SEAL, json.dumps(seal))
+            _write(partial / _SEAL, json.dumps(self._seal(number, partial / _ARRAYS, _names(partial / _ARRAYS))))
             partial.rename(path)
         except Exception as error:  # the storage library wraps what the system says in errors of its own
             shutil.rmtree(partial, ignore_errors=True)
-            reason = _system_reason(error)
+            reason = _reason(error)
+            remedy = _REMEDIES.get(reason, "mend that")
             raise UserError(
-                f"{path}: cannot be saved: {reason}; make room, then run the same command to resume"
+                f"{path}: cannot be saved: {reason}; {remedy}, then run the same command to resume"
             ) from error
 
     def verify(self, number: int) -> None:
-        """Check that a committed chunk is as it was saved.
+        """Check that what was saved of a committed chunk is there as it was; what lies beside it does not matter.
 
         Raises:
             DamagedChunk: if anything is missing or differs.
+            UserError: if the system keeps it from being read.
         """
         path = self._path(number)
         try:
             seal = json.loads((path / _SEAL).read_text(encoding="utf-8"))
-            digest = _digest(path / _ARRAYS)
-        except (OSError, ValueError) as error:
-            raise DamagedChunk(f"{path}: cannot be read") from error
-        if seal != {"fingerprint": self.entries[number].fingerprint, "digest": digest}:
+            found = self._seal(number, path / _ARRAYS, seal["files"])
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise DamagedChunk(f"{path}: {os.path.relpath(error.filename, path)} is missing") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedChunk(f"{path}: its {_SEAL} is damaged") from error
+        if seal != found:
             raise DamagedChunk(f"{path}: differs from what was saved")
 
     def load(self, number: int) -> dict[str, np.ndarray]:
@@ -194,13 +222,14 @@ class Store:
 
         Raises:
             DamagedChunk: if anything is missing or differs from what was saved.
+            UserError: if it cannot be read for another reason.
         """
         self.verify(number)  # the storage library is noisy about what is damaged
         path = self._path(number)
         try:
-            return {name: np.asarray(values) for name, values in _orbax().load(str(path.absolute() / _ARRAYS)).items()}
+            return _read_arrays(path / _ARRAYS)
         except Exception as error:
-            raise DamagedChunk(f"{path}: cannot be read") from error
+            raise UserError(f"{path}: cannot be read: {_reason(error)}") from error
 
     def discard(self, number: int) -> None:
         """Remove a chunk.
@@ -210,81 +239,43 @@ class Store:
         """
         path = self._path(number)
         try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be removed: {error.strerror}; remove it, then run again") from None
+
+    def _seal(self, number: int, folder: Path, names: list[str]) -> dict[str, Any]:
+        """What is kept beside a chunk to know it again: whose it is, and its files' names and contents."""
+        return {"fingerprint": self.entries[number].fingerprint, "files": names, "digest": _digest(folder, names)}
 
     def _path(self, number: int) -> Path:
         return self.folder / _CHUNKS / f"{number:06d}"
 
 
-def _without_patterns(folder: Path) -> Path:
-    """The folder, refused where the storage library would take its path for a pattern and find nothing."""
-    for sign in "[*?\\":
-        if sign in str(folder.absolute()):
+def _nameable(folder: Path) -> Path:
+    """The folder, refused where the storage library cannot use its path."""
+    path = folder.absolute().as_posix()
+    for sign in "[*?\\":  # it would take the path for a pattern and find nothing
+        if sign in path:
             raise UserError(f"{folder}: a path with {sign} cannot hold results; choose another name")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise UserError(
+            f"{folder}: a path that is not {encoding} cannot hold results; choose another name, or set PYTHONUTF8=1"
+        ) from None
     return folder
 
 
-def _describe(plan: Plan) -> dict[str, Any]:
-    return {
-        "program": "subspace_adv",
-        "format": _FORMAT,
-        "cells": plan.cells,
-        "sweep": _sha256(plan.sweep.to_toml().encode()),
-        "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
-        "machine": {
-            "device": jax.default_backend(),
-            "processor": platform.machine(),
-            "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
-        },
-    }
+def _is_dropped(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _DROPPED)
 
 
-def _trainer(group: Group) -> str:
-    """What rounds the steps of training: the kernel does by its vector instructions."""
-    trainer = group.program.recipe.trainer
-    return fused.label() if trainer == "fused" else trainer
-
-
-def _fingerprint(description: dict[str, Any], number: int, cells: np.ndarray) -> str:
-    return _sha256(json.dumps([description, number]).encode() + cells.astype("<i8").tobytes())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _refuse_difference(held: Store, plan: Plan) -> None:
-    """Refuse to resume what is not this plan; what a sweep is called makes no difference."""
-    theirs, ours = (s.model_dump(exclude={"name"}) for s in (held.sweep, plan.sweep))
-    for table in theirs:
-        for leaf in {**theirs[table], **ours[table]}:
-            was, now = theirs[table].get(leaf), ours[table].get(leaf)
-            if was != now:
-                raise UserError(
-                    f"{held.folder}: holds another sweep: {table}.{leaf} is {_shown(was)} there and {_shown(now)} "
-                    "here; choose another --out"
-                )
-    if list(held.sweep.axes) != list(plan.sweep.axes):
-        there, here = (", ".join(sweep.axes) for sweep in (held.sweep, plan.sweep))
-        raise UserError(f"{held.folder}: holds the axes in another order, {there} and not {here}; choose another --out")
-    description = _describe(plan)
-    for part in ("versions", "machine"):
-        for name, now in description[part].items():
-            was = held.description[part].get(name)
-            if was != now:
-                raise UserError(f"{held.folder}: was made with {name} {was}, and this is {now}; choose another --out")
-    cuts = [chunk.cells.tolist() for chunk in plan.chunks]
-    if cuts != [entry.cells.tolist() for entry in held.entries]:
-        raise UserError(f"{held.folder}: is cut into chunks in another way; choose another --out")
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else brief(value)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_small_disk(folder: Path, plan: Plan) -> None:
@@ -299,15 +290,38 @@ def _refuse_small_disk(folder: Path, plan: Plan) -> None:
         )
 
 
-def _digest(folder: Path) -> str:
-    """Of the names and contents of all files of a folder."""
+def _names(folder: Path) -> list[str]:
+    """Files of a folder and of those within."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not _is_dropped(path.name))
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _digest(folder: Path, names: list[str]) -> str:
+    """Of the names and contents of files of a folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Arrays as the storage library saved them: of Zarr, in a TensorStore database.
+
+    Its own reader would start JAX on the machine's accelerator, of which reading has no need.
+    """
+    import tensorstore
+
+    (manifest,) = folder.absolute().glob("*/manifest.ocdbt")
+    path = os.fsencode(manifest.parent.as_posix()).decode()  # whatever the system's encoding, TensorStore's is UTF-8
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    keys = tensorstore.KvStore.open(database).result().list().result()
+    names = [key.decode().removesuffix("/zarr.json") for key in keys if key.endswith(b"/zarr.json")]
+    opening = {
+        name: tensorstore.open({"driver": "zarr3", "kvstore": database | {"path": f"{name}/"}}) for name in names
+    }
+    return {name: opened.result().read().result() for name, opened in opening.items()}
 
 
 def _make_sure_of_room(folder: Path, size: int) -> None:
@@ -320,33 +334,18 @@ def _make_sure_of_room(folder: Path, size: int) -> None:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _pack(cells: np.ndarray) -> dict[str, int] | list[int]:
-    """Indices as JSON: start, stop and step where they are evenly spaced."""
-    step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
-    if np.array_equal(cells, cells[0] + step * np.arange(len(cells))):
-        return {"start": int(cells[0]), "stop": int(cells[-1]) + 1, "step": step}
-    return cells.tolist()
-
-
-def _unpack(packed: dict[str, int] | list[int]) -> np.ndarray:
-    if isinstance(packed, dict):
-        return np.arange(packed["start"], packed["stop"], packed["step"])
-    return np.array(packed, np.int64)
-
-
-def _system_reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """What the operating system said, from an exception or its causes; else the exception's first line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    known = ("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only file system")
-    return next((k for k in known if k in str(error)), str(error).splitlines()[0] if str(error) else repr(error))
+    return next((known for known in _REMEDIES if known in str(error)), (str(error) or repr(error)).splitlines()[0])

@@ -151,7 +151,7 @@ class Sweep(_Table, frozen=True):
     def to_toml(self) -> str:
         """The sweep as a TOML document that `from_toml` reads back to an equal sweep."""
         document = self.model_dump(mode="json", exclude_none=True, exclude={"axes"})
-        document["axes"] = {name: _compact(values) for name, values in self.axes.items()}
+        document["axes"] = {name: compact(values) for name, values in self.axes.items()}
         return tomli_w.dumps(document)
 
     @property
@@ -355,7 +355,8 @@ def _check_norms(sweep: Sweep, source: Any) -> None:
             )
 
 
-def _compact(values: tuple) -> Any:
+def compact(values: tuple) -> Any:
+    """An axis as the sweep file writes it: "start:stop" where it counts up, else a list."""
     if len(values) > 2 and isinstance(values[0], int) and values == tuple(range(values[0], values[0] + len(values))):
         return f"{values[0]}:{values[-1] + 1}"
     return list(values)

@@ -1,20 +1,25 @@
 """The results folder: whole chunks only, damage noticed, and other people's files left alone."""
 
 import errno
-import fcntl
 import json
 import os
+import platform
 import random
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shell import MANY, TINY, files, read
 
-from subspace_adv import Sweep, UserError, plan, store
+from subspace_adv import Sweep, UserError, manifest, plan, store
+from subspace_adv.manifest import pack, unpack
 from subspace_adv.planning import Plan
-from subspace_adv.store import DamagedChunk, Store, _pack, _unpack
+from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.training import Trainer
 
 
 def arrays_of(planned: Plan, number: int) -> dict[str, np.ndarray]:
@@ -37,7 +42,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 @pytest.fixture
 def planned() -> Plan:
-    return plan(read(TINY))
+    return plan(read(TINY), "xla")
 
 
 @pytest.fixture
@@ -68,10 +73,11 @@ def test_what_is_committed_is_read_back(folder, planned):
 
 
 def test_the_manifest_tells_what_made_it(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["cells"] == 48
-    assert set(manifest["versions"]) == {"subspace-adv", "jax", "jaxlib"}
-    assert len(manifest["chunks"]) == 2
+    told = json.loads((folder / "manifest.json").read_text())
+    assert told["cells"] == 48
+    assert told["versions"] == {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")}
+    assert told["machine"] == {"device": "cpu", "processor": platform.machine(), "trainer": "xla"}
+    assert [unpack(cells).tolist() for cells in told["chunks"]] == [list(range(24)), list(range(24, 48))]
     assert {path.name for path in folder.iterdir()} == {"sweep.toml", "manifest.json", "chunks", ".lock"}
     assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
 
@@ -120,10 +126,6 @@ def test_a_chunk_in_pieces_is_noticed(folder):
         with pytest.raises(DamagedChunk):
             opened.load(1)
 
-    (chunk / "arrays" / "another").touch()
-    assert_damaged()
-    (chunk / "arrays" / "another").unlink()
-    opened.load(1)
     for path in sorted((chunk / "arrays").rglob("*"))[::2]:
         if path.is_file():
             path.unlink()
@@ -205,7 +207,7 @@ def test_room_is_made_sure_of_before_a_save(tmp_path, planned, monkeypatch):
 
 
 def test_a_plan_beyond_the_disk_is_refused_before_anything_is_written(tmp_path):
-    planned = plan(read("", "width=16777216", "seed=0:100000"))
+    planned = plan(read("", "width=16777216", "seed=0:100000"), "xla")
     before = files(tmp_path)
     message = refusal(Store.create, tmp_path / "out", planned)
     assert message.startswith(f"{tmp_path / 'out'}: the results need ")
@@ -223,8 +225,12 @@ def test_two_runs_cannot_write_one_folder(folder, planned):
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=-1, stdout=-1) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        assert "another run is writing here" in refusal(Store.create, folder, planned)
+        holder.kill()
     Store.create(folder, planned).close()
 
 
@@ -233,7 +239,11 @@ def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
     [
         (("max_steps=31",), "training.max_steps is 30 there and 31 here"),
         (("width=3,6",), "axes.width is [3, 5] there and [3, 6] here"),
-        (("seed=0:200",), "axes.seed is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] there and [0, 1, 2, 3, 4,"),
+        (("seed=0:200",), "axes.seed is 0:12 there and 0:200 here;"),
+        (
+            ("seed=0,1,2,3,4,5,6,7,8,9,10,12",),
+            "axes.seed is 0:12 there and [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12] here;",
+        ),
         (("weight_decay=0,1",), "axes.weight_decay is not set there and [0.0, 1.0] here"),
         (("trainable=hidden",), "network.trainable is not set there and 'hidden' here"),
         (("regions=off,on",), "measure.regions is ['off'] there and ['off', 'on'] here"),
@@ -242,7 +252,7 @@ def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
 )
 def test_the_folder_of_another_sweep_is_refused(folder, overrides, words):
     before = {path: path.stat().st_mtime_ns for path in files(folder)}
-    message = refusal(Store.create, folder, plan(read(TINY, *overrides)))
+    message = refusal(Store.create, folder, plan(read(TINY, *overrides), "xla"))
     assert message.startswith(f"{folder}: holds another sweep: {words}")
     assert message.endswith("choose another --out")
     assert {path: path.stat().st_mtime_ns for path in files(folder)} == before
@@ -252,27 +262,60 @@ def test_axes_in_another_order_are_another_sweep(folder, planned):
     axes = planned.sweep.axes
     turned = planned.sweep.model_copy(update={"axes": dict(reversed(axes.items()))})
     assert turned == planned.sweep  # as tables go
-    message = refusal(Store.create, folder, plan(turned))
+    message = refusal(Store.create, folder, plan(turned, "xla"))
     assert "in another order, width, seed, init_scale and not init_scale, seed, width" in message
 
 
 def test_the_name_of_a_sweep_makes_no_difference(folder, planned):
-    renamed = Store.create(folder, plan(read(TINY, "name=other")))
+    renamed = Store.create(folder, plan(read(TINY, "name=other"), "xla"))
     assert_same(renamed.load(0), arrays_of(planned, 0))
     renamed.close()
 
 
 def test_another_version_is_refused(folder, planned, monkeypatch):
-    monkeypatch.setattr(store, "version", lambda name: "99.0" if name == "jax" else "1")
+    here = version("jax")
+    monkeypatch.setattr(manifest, "version", lambda name: "99.0" if name == "jax" else version(name))
     message = refusal(Store.create, folder, planned)
-    assert "was made with" in message
-    assert message.endswith("choose another --out")
+    assert message == f"{folder}: was made with jax {here}, and this is 99.0; choose another --out"
     Store.open(folder)  # reading is free
 
 
 def test_another_machine_is_refused(folder, planned, monkeypatch):
-    monkeypatch.setattr(store.platform, "machine", lambda: "abacus")
-    assert "and this is abacus; choose another --out" in refusal(Store.create, folder, planned)
+    here = platform.machine()
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest.platform, "machine", lambda: "abacus")
+        message = refusal(Store.create, folder, planned)
+    assert message == f"{folder}: was made with processor {here}, and this is abacus; choose another --out"
+    monkeypatch.setattr(manifest.jax, "default_backend", lambda: "gpu")
+    assert "was made with device cpu, and this is gpu; choose" in refusal(Store.create, folder, planned)
+
+
+def by(planned: Plan, trainer: Trainer) -> Plan:
+    """The same plan for another trainer."""
+    groups = {
+        group.cells[0]: group._replace(
+            program=group.program._replace(recipe=group.program.recipe._replace(trainer=trainer))
+        )
+        for group in planned.groups
+    }
+    chunks = (chunk._replace(group=groups[chunk.group.cells[0]]) for chunk in planned.chunks)
+    return planned._replace(groups=tuple(groups.values()), chunks=tuple(chunks))
+
+
+def test_another_trainer_or_instruction_set_is_refused(tmp_path, planned, monkeypatch):
+    monkeypatch.setattr(manifest.fused, "instruction_set", lambda: "avx2")
+    made, kernel = Store.create(tmp_path, planned), by(planned, "fused")
+    made.close()
+    difference = "was made with trainer xla, and this is fused (avx2); choose another --out"
+    assert refusal(Store.create, tmp_path, kernel) == f"{tmp_path}: {difference}"
+    other = Store.create(tmp_path / "kernel", kernel)
+    other.close()
+    monkeypatch.setattr(manifest.fused, "instruction_set", lambda: "avx512")
+    difference = "was made with trainer fused (avx2), and this is fused (avx512); choose another --out"
+    assert refusal(Store.create, tmp_path / "kernel", kernel) == f"{tmp_path / 'kernel'}: {difference}"
+    wider = Store.create(tmp_path / "wider", kernel)
+    wider.close()
+    assert len({opened.entries[0].fingerprint for opened in (made, other, wider)}) == 3
 
 
 def test_another_cut_into_chunks_is_refused(folder, planned):
@@ -311,32 +354,80 @@ def test_places_that_hold_no_results(tmp_path, folder):
     assert "not a results folder (no manifest.json); `run` makes one" in refusal(Store.open, tmp_path)
     assert "; did you mean 'out'?" in refusal(Store.open, tmp_path / "outt")
     assert "not a results folder" in refusal(Store.open, folder / "sweep.toml")
-    shutil.rmtree(folder / "manifest.json", ignore_errors=True)
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").mkdir()
     assert refusal(Store.open, folder) == f"{folder}: cannot be read: Is a directory"
 
 
 def test_any_damage_to_the_manifest_is_noticed(folder, planned):
-    manifest = folder / "manifest.json"
-    content, rng = manifest.read_bytes(), random.Random(0)
+    path = folder / "manifest.json"
+    content, rng = path.read_bytes(), random.Random(0)
     for place in rng.sample(range(len(content)), 100):
         damaged = bytearray(content)
         damaged[place] ^= 1 << rng.randrange(7)
         if bytes(damaged).split() == content.split():
             continue  # one white space for another
-        manifest.write_bytes(bytes(damaged))
+        path.write_bytes(bytes(damaged))
         for call in ((Store.open, folder), (Store.create, folder, planned)):
             assert str(folder) in refusal(*call)
     for damaged in (b"", b"[]", b"null", b"{}", b'{"chunks": []}', b'{"program": "another"}', content[:-40], b"\xff"):
-        manifest.write_bytes(damaged)
-        assert refusal(Store.open, folder).startswith(f"{manifest}: damaged; move the folder away")
+        path.write_bytes(damaged)
+        assert refusal(Store.open, folder).startswith(f"{path}: damaged; move the folder away")
 
 
-def test_another_format_is_refused(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    assert refusal(Store.open, folder) == f"{folder}: of format 99; this version reads format 3"
+def test_a_manifest_without_any_of_its_fields_is_damaged(folder):
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_text())
+    fields = {"program", "format", "cells", "sweep", "versions", "machine", "chunks", "commit", "digest"}
+    assert set(whole) == fields
+    within = [(part, name) for part in ("versions", "machine") for name in whole[part]]
+    for part, name in [*((None, field) for field in fields), *within]:
+        damaged = json.loads(path.read_text())
+        (damaged[part] if part else damaged).pop(name)
+        (folder / "manifest.json").write_text(json.dumps(damaged))
+        assert refusal(Store.open, folder).startswith(f"{path}: damaged; move the folder away")
+        path.write_text(json.dumps(whole))
+    Store.open(folder)
+
+
+def test_a_seal_without_any_of_its_fields_is_damage(folder):
+    path = folder / "chunks" / "000001" / "seal.json"
+    whole = json.loads(path.read_text())
+    assert set(whole) == {"fingerprint", "files", "digest"}
+    without = [{name: value for name, value in whole.items() if name != field} for field in whole]
+    fewer = whole | {"files": whole["files"][1:]}
+    for damaged in (*without, fewer, whole | {"files": []}, whole | {"files": None}, whole | {"files": "x"}, [], None):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(DamagedChunk):
+            Store.open(folder).verify(1)
+            pytest.fail(str(damaged))
+    path.write_text(json.dumps(whole))
+    Store.open(folder).verify(1)
+
+
+def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
+    described, cells = manifest.describe(planned), planned.chunks[0].cells
+    alike = described | {"commit": "of the user's", "chunks": []}
+    others = [
+        (described | {"sweep": "another"}, 0, cells),
+        (described | {"cells": 49}, 0, cells),
+        (described | {"versions": described["versions"] | {"jax": "99"}}, 0, cells),
+        *((described | {"machine": described["machine"] | {name: "?"}}, 0, cells) for name in described["machine"]),
+        (described, 1, cells),
+        (described, 0, cells[:-1]),
+        (described, 0, cells + 1),
+        (described, 0, cells[::-1]),
+    ]
+    assert manifest.fingerprint(alike, 0, cells.copy()) == manifest.fingerprint(described, 0, cells)
+    prints = {manifest.fingerprint(*other) for other in [(described, 0, cells), *others]}
+    assert len(prints) == 1 + len(others)
+
+
+@pytest.mark.parametrize("older", [3, 99])
+def test_another_format_is_refused(folder, older):
+    whole = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(whole | {"format": older}))
+    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 4"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):
@@ -355,13 +446,13 @@ def test_indices_are_packed_without_loss():
     cases = [np.array([5]), np.arange(10), np.arange(3, 90, 7), np.array([0, 1, 3]), np.array([2, 9])]
     cases += [np.sort(rng.choice(1000, size, replace=False)) for size in (2, 3, 50)]
     for cells in cases:
-        packed = json.loads(json.dumps(_pack(cells)))
-        assert np.array_equal(_unpack(packed), cells)
-    assert isinstance(_pack(np.arange(0, 10**6, 3)), dict)
+        packed = json.loads(json.dumps(pack(cells)))
+        assert np.array_equal(unpack(packed), cells)
+    assert isinstance(pack(np.arange(0, 10**6, 3)), dict)
 
 
 def test_a_large_manifest_is_small(tmp_path):
-    planned = plan(read(MANY, "seed=0:20000"))
+    planned = plan(read(MANY, "seed=0:20000"), "xla")
     Store.create(tmp_path, planned).close()
-    assert (tmp_path / "manifest.json").stat().st_size < 300 * len(planned.chunks)
+    assert (tmp_path / "manifest.json").stat().st_size < 1000 + 100 * len(planned.chunks)
     assert Sweep.from_toml(tmp_path / "sweep.toml") == planned.sweep

@@ -1,0 +1,122 @@
+"""What a results folder says of itself: its sweep, how that is cut into chunks, and with what it was made."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from subspace_adv import fused
+from subspace_adv.planning import Group, Plan
+from subspace_adv.sweep import Sweep, brief, compact
+
+FORMAT = 4
+"""Of results folders; another one is refused."""
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The manifest of a plan that is carried out here; what git says of the working directory comes beside."""
+    return {
+        "program": "subspace_adv",
+        "format": FORMAT,
+        "cells": plan.cells,
+        "sweep": sha256(plan.sweep.to_toml().encode()),
+        "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
+        "machine": {
+            "device": jax.default_backend(),
+            "processor": platform.machine(),
+            "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
+        },
+        "chunks": [pack(chunk.cells) for chunk in plan.chunks],
+    }
+
+
+def _trainer(group: Group) -> str:
+    """What rounds the steps of training: the kernel does by its vector instructions."""
+    trainer = group.program.recipe.trainer
+    return fused.label() if trainer == "fused" else trainer
+
+
+def git_commit() -> str | None:
+    """The user's commit, where the working directory is in a repository; "-dirty" follows if files have changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        described = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str:
+    """Of all that a chunk's arrays depend on."""
+    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", "versions", "machine")}
+    return sha256(json.dumps([decisive, number]).encode() + cells.astype("<i8").tobytes())
+
+
+def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
+    """In what a folder's sweep is not ours, in words; what a sweep is called makes no difference."""
+    there, here = (sweep.model_dump(exclude={"name"}) for sweep in (theirs, ours))
+    for table in there:
+        for leaf in {**there[table], **here[table]}:
+            was, now = there[table].get(leaf), here[table].get(leaf)
+            if was != now:
+                return f"holds another sweep: {table}.{leaf} {_told(was, now)}"
+    if list(theirs.axes) != list(ours.axes):
+        orders = [", ".join(sweep.axes) for sweep in (theirs, ours)]
+        return f"holds the axes in another order, {orders[0]} and not {orders[1]}"
+    return None
+
+
+def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:
+    """What of version, machine and chunks keeps a plan of a folder's sweep from being resumed here, in words."""
+    here = describe(plan)
+    for part in ("versions", "machine"):
+        for name, now in here[part].items():
+            was = manifest[part].get(name)
+            if was != now:
+                return f"was made with {name} {was}, and this is {now}"
+    return None if here["chunks"] == manifest["chunks"] else "is cut into chunks in another way"
+
+
+def _told(was: Any, now: Any) -> str:
+    """How a setting differs, in words; of long lists, where they first do."""
+    shown = ["not set" if value is None else _short(value) for value in (was, now)]
+    if isinstance(was, tuple) and isinstance(now, tuple) and any(text.endswith("…") for text in shown):
+        pairs = enumerate(zip(was, now, strict=False), 1)
+        place = next((place for place, (theirs, ours) in pairs if theirs != ours), None)
+        if place is None:
+            return f"has {len(was):,} values there and {len(now):,} here"
+        return f"has {was[place - 1]!r} there and {now[place - 1]!r} here as value number {place:,}"
+    return f"is {shown[0]} there and {shown[1]} here"
+
+
+def _short(value: Any) -> str:
+    """A value as `brief` shows it, or a range as the sweep file has it."""
+    written = compact(value) if isinstance(value, tuple) else value
+    return written if isinstance(value, tuple) and isinstance(written, str) else brief(written)
+
+
+def sha256(content: bytes) -> str:
+    """Digest of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def pack(cells: np.ndarray) -> dict[str, int] | list[int]:
+    """Indices as JSON: start, stop and step where they are evenly spaced."""
+    step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
+    if np.array_equal(cells, cells[0] + step * np.arange(len(cells))):
+        return {"start": int(cells[0]), "stop": int(cells[-1]) + 1, "step": step}
+    return cells.tolist()
+
+
+def unpack(packed: dict[str, int] | list[int]) -> np.ndarray:
+    """The indices that `pack` was given."""
+    if isinstance(packed, dict):
+        return np.arange(packed["start"], packed["stop"], packed["step"])
+    return np.array(packed, np.int64)
