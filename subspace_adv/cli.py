@@ -117,8 +117,7 @@ def status(folder: Folder, /) -> None:
     for code, meaning in enumerate(training.STATUS_MEANINGS):
         print(f"  {meaning:<11}{(codes == code).sum():,}")
     if (codes == training.PENDING).any():
-        again = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)])
-        print(f"resume with: {again}")
+        print(runner.how_to_resume(folder))
 
 
 @app.command

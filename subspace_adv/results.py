@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from subspace_adv import engine
@@ -35,7 +36,7 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         axis, its measured value is `loss_value`.
 
     Raises:
-        UserError: if the folder is no results folder.
+        UserError: if the folder is no results folder, or cannot be read.
     """
     import xarray as xr  # pandas takes long to import, and a run needs neither before its end
 
@@ -75,7 +76,11 @@ def open_results(folder: str | Path) -> "xr.Dataset":
             "input": ((*data_axes, "point", "feature"), inputs[which]),
             "heldout_input": ((*data_axes, "heldout", "feature"), heldout[which]),
         },
-        attrs={"name": sweep.name, **{leaf: v for leaf, v in _settings(sweep).items() if leaf not in axes}},
+        attrs={
+            "name": sweep.name,
+            **{leaf: v for leaf, v in (_settings(sweep) | _measured(sweep)).items() if leaf not in axes},
+            **_origin(store),
+        },
     )
     for name, variable in (table | PREDICTIONS).items():
         dataset[_shown(name, axes)].attrs = {"long_name": variable.meaning, "units": variable.unit}
@@ -118,9 +123,10 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
         with zeros, which changes no output. Networks not yet trained are NaN.
 
     Raises:
-        UserError: for an unknown axis or value.
+        UserError: for an unknown axis or value, or a folder that cannot be read.
     """
     store = Store.open(folder)
+    _start_jax()
     sweep = store.sweep
     selected, shape = _select(sweep, coordinates)
     chosen, back = np.unique(selected, return_inverse=True)
@@ -160,6 +166,28 @@ def _committed(store: Store, only: np.ndarray | None = None) -> Any:
 def _settings(sweep: Sweep) -> dict[str, Any]:
     tables = sweep.model_dump(include={"data", "network", "training"}, exclude_none=True)
     return {leaf: value for table in tables.values() for leaf, value in table.items()}
+
+
+def _measured(sweep: Sweep) -> dict[str, Any]:
+    """`[measure]`, as the attrs of any file format can hold it."""
+    settings = sweep.measure.model_dump()
+    return settings | {leaf: ", ".join(settings[leaf]) for leaf in ("regions", "norms")}
+
+
+def _origin(store: Store) -> dict[str, str]:
+    """With what the results were made."""
+    versions = {f"{name.replace('-', '_')}_version": number for name, number in store.manifest["versions"].items()}
+    commit = store.manifest["commit"]
+    return versions | store.manifest["machine"] | ({"commit": commit} if commit else {})
+
+
+def _start_jax() -> None:
+    """Start JAX, on the CPU where what it is told to start on is not there: to rebuild networks takes no more."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # the latter where JAX was not even installed for it
+        warnings.warn(f"JAX cannot start on {jax.config.jax_platforms} here, and goes on on the CPU", stacklevel=3)  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

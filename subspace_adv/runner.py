@@ -3,19 +3,21 @@
 import itertools
 import os
 import queue
+import shlex
 import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import jax
 
 from subspace_adv import engine
+from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, plan
 from subspace_adv.results import open_results
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import Sweep
+from subspace_adv.sweep import Sweep, UserError
 from subspace_adv.training import Trainer
 
 if TYPE_CHECKING:
@@ -81,6 +83,34 @@ def run(
     finally:
         store.close()
     return open_results(store.folder)
+
+
+def how_to_resume(folder: str | Path) -> str:
+    """The command that goes on with a results folder; where none can here, why, and where it can.
+
+    Raises:
+        UserError: if it is not a results folder.
+    """
+    folder, store = Path(folder), Store.open(folder)
+    command = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)])
+    difference = _difference(store, None)
+    for trainer in get_args(Trainer):
+        if difference and not _difference(store, trainer):
+            return f"resume with: {command} --trainer {trainer}"
+    if not difference:
+        return f"resume with: {command}"
+    made = ", ".join(f"{name} {of}" for part in ("versions", "machine") for name, of in store.manifest[part].items())
+    return f"cannot be resumed here: {difference}; it can where all is as it was made with: {made}"
+
+
+def _difference(store: Store, trainer: Trainer | None) -> str | None:
+    """What keeps a folder from being resumed here with a trainer, in words."""
+    try:
+        return origin_difference(store.manifest, plan(store.sweep, trainer))
+    except UserError as error:
+        return str(error)
+    except (RuntimeError, AssertionError):  # the latter where JAX was not even installed for it
+        return f"JAX cannot start on {jax.config.jax_platforms}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:
