@@ -1,5 +1,6 @@
 """Runs: everything is done once, what is done is kept, and whoever listens is told."""
 
+import platform
 import sys
 import threading
 from pathlib import Path
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, write
 
-from subspace_adv import UserError, engine, open_results, run, runner
-from subspace_adv.runner import Listener
-from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
+from subspace_adv import UserError, engine, fused, manifest, open_results, plan, planning, run, runner, store
+from subspace_adv.runner import Listener, how_to_resume
+from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT, Trainer
 
 
 class _Heard(Listener):
@@ -34,6 +35,10 @@ class _Heard(Listener):
     def progress(self, networks: int, net_steps: int) -> None:
         self.networks += networks
         self.net_steps += net_steps
+
+
+def workers_alive() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
 
 
 def test_a_run_does_every_cell_and_tells(tmp_path):
@@ -70,7 +75,7 @@ def test_only_what_is_missing_is_done(tmp_path):
     assert heard.starts == [(1024, 768)]
     assert heard.networks == 256
     (message,) = heard.messages
-    assert message == f"{tmp_path / 'chunks' / '000002'}: cannot be read; computing it again"
+    assert message == f"{tmp_path / 'chunks' / '000002'}: seal.json is missing; computing it again"
     assert content(tmp_path) == whole
     after = chunk_states(tmp_path)
     assert len(after) == MANY_CHUNKS
@@ -93,12 +98,11 @@ def test_a_failure_stops_the_run_and_what_is_done_is_kept(tmp_path, monkeypatch)
             raise RuntimeError("out of memory")
         return measure(*arguments)  # pyright: ignore[reportArgumentType]
 
-    threads = threading.active_count()
     with monkeypatch.context() as patched:
         patched.setattr(engine, "measure", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(sweep, tmp_path / "out")
-    assert threading.active_count() == threads
+    assert not workers_alive()
     kept = chunk_states(tmp_path / "out")
     assert 1 <= len(kept) < MANY_CHUNKS
     run(sweep, tmp_path / "out")  # the folder is not locked any more
@@ -154,6 +158,53 @@ def test_a_diverged_network_is_a_value_and_its_neighbours_never_notice(tmp_path)
         assert diverged[name].where(diverged["status"] == DIVERGED, drop=True).isnull().all()
         assert healthy[name].values.tobytes() == alone[name].values.tobytes()
     assert set(np.unique(healthy["status"])) <= {CONVERGED, STEP_LIMIT}
+
+
+def resuming(folder: Path, trainer: Trainer | None = None, **origin: dict[str, str]) -> str:
+    """What is told of a folder that was begun by a trainer, and with other versions or on another machine."""
+    todo = plan(read(TINY, "width=3"), trainer)
+    described = manifest.describe(todo)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            store, "describe", lambda _: described | {part: described[part] | origin[part] for part in origin}
+        )
+        store.Store.create(folder, todo).close()
+    return how_to_resume(folder)
+
+
+def test_how_to_resume_is_told(tmp_path, monkeypatch):
+    again = "resume with: subspace-adv run '{0}/sweep.toml' --out '{0}'"
+    assert resuming(tmp_path / "my own") == again.format(tmp_path / "my own")
+    assert resuming(tmp_path / "by xla", "xla") == again.format(tmp_path / "by xla") + " --trainer xla"
+
+
+@pytest.mark.skipif(fused.unavailable() is not None, reason="needs the kernel")
+def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monkeypatch):
+    assert resuming(tmp_path / "a", "fused").endswith(f"--out {tmp_path / 'a'}")
+    choose = planning.choose_trainer
+    monkeypatch.setattr(planning, "choose_trainer", lambda optimizer, asked: choose(optimizer, asked or "xla"))
+    assert resuming(tmp_path / "b", "xla").endswith(f"--out {tmp_path / 'b'}")
+    assert resuming(tmp_path / "c", "fused").endswith(f"--out {tmp_path / 'c'} --trainer fused")
+
+
+def test_what_cannot_be_resumed_here_is_told_with_where_it_can(tmp_path, monkeypatch):
+    here = manifest.describe(plan(read(TINY, "width=3"), "xla"))
+    told = resuming(tmp_path / "a", "xla", versions={"jax": "0.1"})
+    assert told.startswith(
+        f"cannot be resumed here: was made with jax 0.1, and this is {here['versions']['jax']}; it can "
+    )
+    assert f" jax 0.1, jaxlib {here['versions']['jaxlib']}, device cpu, processor {platform.machine()}, trainer" in told
+    told = resuming(tmp_path / "b", machine={"device": "gpu"})
+    assert told.startswith("cannot be resumed here: was made with device gpu, and this is cpu; it can ")
+    told = resuming(tmp_path / "c", machine={"trainer": "fused (abacus)"})
+    assert told.startswith("cannot be resumed here: was made with trainer fused (abacus), and this is ")
+
+    def absent(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(runner, "plan", absent)
+    assert how_to_resume(tmp_path / "c").startswith("cannot be resumed here: JAX cannot start on ")
+    assert all(line not in told for line in ("resume with", "\n"))
 
 
 def test_no_step_is_a_network_as_drawn(tmp_path):

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +146,72 @@ def test_a_chunk_in_pieces_is_noticed(folder):
     opened.discard(1)
 
 
+def drop_files(folder: Path) -> set[Path]:
+    """Leave in a folder and those within what systems leave there."""
+    inner = [path for path in sorted(folder.rglob("*")) if path.is_dir()]
+    names = ("._x", ".DS_Store", "desktop.ini", "Thumbs.db", ".nfs00000000008c0b6f00000001", "._000001.partial")
+    dropped = {place / name for place in (folder, *inner) for name in names}
+    for path in dropped:
+        path.write_bytes(b"not ours")
+    return dropped
+
+
+def test_files_that_the_system_drops_are_no_damage(folder, planned):
+    dropped = drop_files(folder)
+    for opened in (Store.open(folder), Store.create(folder, planned)):
+        for number in (0, 1):
+            assert_same(opened.load(number), arrays_of(planned, number))
+        opened.close()
+    assert {path for path in dropped if not path.exists()} == {folder / "chunks" / "._000001.partial"}
+
+
+def test_files_that_the_system_drops_make_no_folder_foreign(tmp_path, planned):
+    drop_files(tmp_path)
+    Store.create(tmp_path, planned).close()
+    assert len(Store.open(tmp_path).entries) == 2
+
+
+def test_files_dropped_while_a_chunk_is_saved_are_not_sealed(tmp_path, planned, monkeypatch):
+    made, save, dropped = Store.create(tmp_path, planned), store._orbax().save, []
+
+    def dropping(path: str, arrays: dict[str, np.ndarray]) -> None:
+        save(path, arrays)
+        dropped.extend(drop_files(Path(path)))
+
+    monkeypatch.setattr(store._orbax(), "save", dropping)
+    made.commit(0, arrays_of(planned, 0))
+    made.close()
+    for path in dropped:
+        (tmp_path / "chunks" / "000000" / path.relative_to(tmp_path / "chunks" / "000000.partial")).unlink()
+    assert_same(made.load(0), arrays_of(planned, 0))
+
+
+def test_what_cannot_be_read_is_told_and_no_damage(folder, monkeypatch):
+    opened, chunk = Store.open(folder), folder / "chunks" / "000001"
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    assert refusal(opened.load, 1).startswith(f"{chunk}: cannot be read: import of tensorstore halted")
+    opened.verify(1)
+    monkeypatch.undo()
+    largest = max((path for path in chunk.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    for path in (largest, chunk / "seal.json", chunk):
+        path.rename(folder / "aside")
+        path.symlink_to(path)
+        for reading in (opened.verify, opened.load, *([opened.has] if path == chunk else [])):
+            assert refusal(reading, 1) == f"{chunk}: cannot be read: Too many levels of symbolic links"
+        path.unlink()
+        (folder / "aside").rename(path)
+    opened.load(1)
+
+
+def test_a_path_that_cannot_be_said_is_refused(tmp_path, planned):
+    folder = tmp_path / "r\udcc3\udca9sultats"
+    message = refusal(Store.create, folder, planned)
+    assert (
+        message == f"{folder}: a path that is not utf-8 cannot hold results; choose another name, or set PYTHONUTF8=1"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chunk_of_another_place_is_damage(folder):
     opened = Store.open(folder)
     opened.discard(1)
@@ -170,24 +238,78 @@ def test_a_run_killed_before_its_manifest_is_begun_anew(tmp_path, planned):
     assert len(Store.open(out).entries) == 2
 
 
-def test_a_failing_save_names_the_reason_and_leaves_nothing(tmp_path, planned, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EROFS, "permit writing there"),
+        (errno.EACCES, "permit writing there"),
+        (errno.ESTALE, "put the folder back in its place"),
+        (errno.EIO, "mend that"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_failing_save_names_reason_and_remedy_and_leaves_nothing(
+    tmp_path, planned, monkeypatch, number, remedy, wrapped
+):
     made = Store.create(tmp_path / "out", planned)
     arrays = arrays_of(planned, 0)
 
-    def full(path: str, *arguments: object, **keywords: object) -> None:
+    def failing(path: str, *arguments: object) -> None:
         Path(path).mkdir()
         (Path(path) / "half").touch()
-        raise ValueError("write failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if not wrapped:
+            raise OSError(number, os.strerror(number))
+        raise ValueError("write failed") from OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._orbax(), "save", full)
+        patched.setattr(store._orbax(), "save", failing)
         message = refusal(made.commit, 0, arrays)
-    assert message.startswith(f"{tmp_path / 'out' / 'chunks' / '000000'}: cannot be saved: No space left on device")
-    assert "run the same command to resume" in message
+    said = f"{os.strerror(number)}; {remedy}, then run the same command to resume"
+    assert message == f"{tmp_path / 'out' / 'chunks' / '000000'}: cannot be saved: {said}"
     assert list((tmp_path / "out" / "chunks").iterdir()) == []
     made.commit(0, arrays)
     assert_same(made.load(0), arrays)
     made.close()
+
+
+def test_a_folder_that_is_moved_meanwhile_is_told(tmp_path, planned):
+    made, out = Store.create(tmp_path / "out", planned), tmp_path / "out"
+    out.rename(tmp_path / "moved")
+    message = refusal(made.commit, 0, arrays_of(planned, 0))
+    assert message.endswith(
+        "cannot be saved: No such file or directory; put the folder back in its place, "
+        "then run the same command to resume"
+    )
+    (tmp_path / "moved").rename(out)
+    made.commit(0, arrays_of(planned, 0))
+    made.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 5])
+def test_the_room_made_sure_of_is_a_block_more_than_the_arrays(tmp_path, monkeypatch, size):
+    class _Counting:
+        written = 0
+
+        def __init__(self, dir: Path) -> None:
+            assert dir == tmp_path
+
+        def __enter__(self) -> "_Counting":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def write(self, block: bytes) -> None:
+            _Counting.written += len(block)
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", _Counting)
+    store._make_sure_of_room(tmp_path, size)
+    assert 2**20 <= _Counting.written - size < 2**21
 
 
 def test_room_is_made_sure_of_before_a_save(tmp_path, planned, monkeypatch):
@@ -215,6 +337,24 @@ def test_a_plan_beyond_the_disk_is_refused_before_anything_is_written(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_the_disk_must_hold_what_is_not_there_yet(tmp_path, planned, monkeypatch):
+    made = Store.create(tmp_path / "new" / "out", planned)
+    made.commit(0, arrays_of(planned, 0))
+    made.close()
+    held = sum(path.stat().st_size for path in (made.folder / "chunks").rglob("*") if path.is_file())
+    asked = []
+
+    def usage_of(free: int) -> Any:
+        return lambda path: asked.append(path) or SimpleNamespace(free=free)
+
+    for out, needed in ((made.folder, planned.bytes - held), (tmp_path / "other" / "out", planned.bytes)):
+        monkeypatch.setattr(store.shutil, "disk_usage", usage_of(needed - 1))
+        assert f"{out}: the results need {planned.bytes / 1e9:.3g} GB" in refusal(Store.create, out, planned)
+        monkeypatch.setattr(store.shutil, "disk_usage", usage_of(needed))
+        Store.create(out, planned).close()
+    assert asked == [made.folder] * 2 + [tmp_path] * 2
+
+
 def test_two_runs_cannot_write_one_folder(folder, planned):
     first = Store.create(folder, planned)
     message = refusal(Store.create, folder, planned)
@@ -222,6 +362,18 @@ def test_two_runs_cannot_write_one_folder(folder, planned):
     Store.open(folder).load(0)  # reading is free
     first.close()
     Store.create(folder, planned).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused(folder, planned, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    message = refusal(Store.create, folder, planned)
+    assert message == f"{folder}: cannot be written: {os.strerror(number)}; choose another --out"
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
@@ -256,6 +408,25 @@ def test_the_folder_of_another_sweep_is_refused(folder, overrides, words):
     assert message.startswith(f"{folder}: holds another sweep: {words}")
     assert message.endswith("choose another --out")
     assert {path: path.stat().st_mtime_ns for path in files(folder)} == before
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        ("0:40:2", "0:42:2", "has 20 values there and 21 here"),
+        ("0:42:2", "0:40:2", "has 21 values there and 20 here"),
+        ("0:60:2", "0:58:2 61", "has 58 there and 61 here as value number 30"),
+        ("0:60:2", "1 2:60:2", "has 0 there and 1 here as value number 1"),
+    ],
+)
+def test_of_long_lists_the_first_difference_is_told(tmp_path, there, here, words):
+    def of(seeds: str) -> Plan:
+        ranges = (range(*map(int, part.split(":"))) if ":" in part else [part] for part in seeds.split())
+        return plan(read(TINY, "seed=" + ",".join(str(seed) for part in ranges for seed in part)), "xla")
+
+    Store.create(tmp_path, of(there)).close()
+    message = refusal(Store.create, tmp_path, of(here))
+    assert message == f"{tmp_path}: holds another sweep: axes.seed {words}; choose another --out"
 
 
 def test_axes_in_another_order_are_another_sweep(folder, planned):
@@ -316,6 +487,42 @@ def test_another_trainer_or_instruction_set_is_refused(tmp_path, planned, monkey
     wider = Store.create(tmp_path / "wider", kernel)
     wider.close()
     assert len({opened.entries[0].fingerprint for opened in (made, other, wider)}) == 3
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_users_commit_is_kept_and_no_obstacle(tmp_path, planned, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def commit_of(name: str) -> str | None:
+        Store.create(tmp_path / name, planned).close()
+        return Store.open(tmp_path / name).manifest["commit"]
+
+    assert commit_of("no repository") is None
+    git(work, "init", "-q")
+    assert commit_of("no commit") is None
+    (work / "thesis.tex").write_text("…")
+    git(work, "add", ".")
+    git(work, "commit", "-q", "-m", "thesis")
+    git(work, "tag", "v1")
+    commit = git(work, "rev-parse", "HEAD")
+    assert commit_of("clean") == commit
+    (work / "thesis.tex").write_text("……")
+    assert commit_of("dirty") == f"{commit}-dirty"
+    assert commit_of("clean") == commit  # that of the beginning
+    monkeypatch.setenv("PATH", "")
+    assert commit_of("no git") is None
+    prints = {Store.open(tmp_path / name).entries[0].fingerprint for name in ("no git", "clean", "dirty")}
+    assert len(prints) == 1
 
 
 def test_another_cut_into_chunks_is_refused(folder, planned):
