@@ -38,6 +38,46 @@ def gradient(network: Network, x: np.ndarray) -> np.ndarray:
     return total
 
 
+def first_flips(network: Network, x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Where the rays along directions (k, d) first flip x, (k,), in float64: N at all kinks, a line between them."""
+    weight, bias, head, head_bias = (np.asarray(field, np.float64) for field in network)
+    sign = 1 if output(network, x) >= 0 else -1
+    z, rates = weight @ x + bias, directions @ weight.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kinks = -z / rates
+    kinks = np.sort(np.where(np.isfinite(kinks) & (kinks > 0), kinks, 0), axis=1)
+    t = np.concatenate([np.zeros((len(rates), 1)), kinks], axis=1)
+    values = sign * (np.maximum(z + t[:, :, None] * rates[:, None], 0) @ head + head_bias)
+    at, row = np.argmax(values < 0, axis=1), np.arange(len(t))
+    before, after = values[row, at - 1], values[row, at]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = t[row, at - 1] + before / (before - after) * (t[row, at] - t[row, at - 1])
+        slope, sizes = np.maximum(rates, 0) @ (sign * head), np.abs(rates) @ np.abs(head)
+        outside = np.where(slope < -1e-13 * sizes, t[:, -1] - values[:, -1] / slope, np.inf)
+    return np.where((values < 0).any(axis=1), inside, outside)
+
+
+def first_flip_exactly(
+    z: list[Fraction], rate: list[Fraction], head: list[Fraction], offset: Fraction
+) -> Fraction | None:
+    """Least t ≥ 0 right of which Σ headᵢ·relu(zᵢ + t·rateᵢ) + offset is negative, in rational numbers; None if none."""
+    on = [a > 0 or (a == 0 and b > 0) for a, b in zip(z, rate, strict=True)]
+    level = offset + sum(u * a for u, a, i in zip(head, z, on, strict=True) if i)
+    slope = sum((u * b for u, b, i in zip(head, rate, on, strict=True) if i), Fraction(0))
+    kinks = sorted((-a / b, i) for i, (a, b) in enumerate(zip(z, rate, strict=True)) if b and -a / b > 0)
+    for kink, i in kinks:
+        if slope < 0 and level + slope * kink < 0:
+            return -level / slope
+        turns = -1 if on[i] else 1
+        level, slope = level + turns * head[i] * z[i], slope + turns * head[i] * rate[i]
+    return max(-level / slope, kinks[-1][0] if kinks else Fraction(0)) if slope < 0 else None
+
+
+def exactly(values: np.ndarray) -> list[Fraction]:
+    """The rational numbers that floats are."""
+    return [Fraction(float(value)) for value in values]
+
+
 class Ray(NamedTuple):
     """t ↦ Σ headᵢ·relu(zᵢ + t·rateᵢ) + offset for t ≥ 0, evaluated term by term in long double."""
 

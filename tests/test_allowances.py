@@ -1,0 +1,190 @@
+"""Bounds against rounding: certificates and crossings of networks made to cancel, against rational arithmetic."""
+
+import functools
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from optimum import DUAL_ORDER
+from reference import exactly, first_flip_exactly
+
+from subspace_adv import attacks
+from subspace_adv.certificates import crown_certificate, kink_certificate
+from subspace_adv.network import Network
+
+QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
+NORMS = ("l2", "linf", "l1")
+PAIRS, D, EACH = 8, 4, 60
+
+
+def biases_cancel(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """Neurons w, −w with heads u, −u and the bias B: N = 2Σu·(w·x) + c while all are on, of terms up to 10⁷ larger."""
+    weight, head = rng.standard_normal((PAIRS, D)), rng.standard_normal(PAIRS)
+    bias = 10.0 ** rng.uniform(2, 7)
+    return Network(np.concatenate([weight, -weight]), np.full(2 * PAIRS, bias), np.append(head, -head), 0.1), x_of(rng)
+
+
+def preactivations_cancel(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """w·x is 10⁴ times w·x + b, which is about 1; N is a thousandth of its terms, and crosses 0 before any kink."""
+    weight, head = rng.standard_normal((2 * PAIRS, D)), rng.standard_normal(2 * PAIRS) * (np.arange(2 * PAIRS) < 3)
+    x = rng.standard_normal(D)
+    x *= 1e4 / np.abs(weight @ x).max()
+    z = rng.uniform(1, 2, 2 * PAIRS)
+    return Network(weight, z - weight @ x, head, 1e-3 * np.abs(head).sum() - head @ z), x
+
+
+def flat_far_out(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """All kinks are next to the point; past them slopes cancel to a ten millionth, so the flip is that much farther."""
+    rates = rng.uniform(1, 2, 2 * PAIRS) * np.where(rng.random(2 * PAIRS) < 0.5, 1e-3, 1)
+    head = rng.uniform(1, 2, 2 * PAIRS) * np.where(np.arange(2 * PAIRS) % 2, -1, 1)
+    head[-1] = (-(head[:-1] @ rates[:-1]) - 1e-7) / rates[-1]
+    weight = np.concatenate([rates[:, None], np.zeros((2 * PAIRS, D - 1))], axis=1)
+    x = x_of(rng)
+    return Network(weight, 1e-3 * rng.uniform(1, 2, 2 * PAIRS) - weight @ x, head, 1.0), x
+
+
+def near_tie(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """One neuron against the bias of the output, N a millionth of either: certificates begin at |N|/‖u·w‖."""
+    weight, head, x = rng.standard_normal((2 * PAIRS, D)), np.eye(2 * PAIRS)[0] * -rng.uniform(1, 2), x_of(rng)
+    bias = 2 - weight @ x
+    return Network(weight, bias, head, -2 * head[0] * (1 + 10.0 ** rng.uniform(-8, -5))), x
+
+
+def twins(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """Neurons some ulps apart with opposite heads a million times those of the rest; all on."""
+    weight, bias = rng.standard_normal((PAIRS, D)), rng.uniform(10, 20, PAIRS)
+    head = rng.standard_normal(PAIRS) * np.where(np.arange(PAIRS) < PAIRS // 2, 1e6, 1)
+
+    def apart(values: np.ndarray) -> np.ndarray:
+        return values * (1 + rng.integers(-4, 5, values.shape) * 2.0**-52)
+
+    small = np.where(np.arange(PAIRS) < PAIRS // 2, 1, 0)
+    network = Network(
+        np.concatenate([weight, apart(weight)]), np.append(bias, apart(bias)), np.append(head, -head * small), 0.0
+    )
+    x = x_of(rng)
+    return network._replace(head_bias=0.5 - float(reference.output(network, x))), x
+
+
+def kinked_twins(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
+    """As `twins`, whose kinks lie around the point, before the flip and after it."""
+    network, x = twins(rng)
+    kinks = np.tile(rng.standard_normal(PAIRS), 2)
+    return network._replace(bias=kinks * (1 + rng.integers(-4, 5, 2 * PAIRS) * 2.0**-52) - network.weight @ x), x
+
+
+def x_of(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(D)
+
+
+LINEAR = (biases_cancel, preactivations_cancel, near_tie, twins)  # as far as the flip, and all around
+KINDS = (*LINEAR, flat_far_out, kinked_twins)
+
+
+@functools.cache
+def _networks() -> tuple[list[Network], np.ndarray]:
+    """`EACH` networks of every kind, with weights and heads of all sizes."""
+    rng, networks, points = np.random.default_rng(0), [], []
+    for kind in KINDS:
+        for i in range(EACH):
+            (weight, bias, head, head_bias), x = kind(rng)
+            inner, outer = 10.0 ** rng.uniform([-3, -8], [3, 8]) if i % 2 else (1.0, rng.choice([-1.0, 1.0]))
+            networks.append(Network(weight * inner, bias * inner, head * outer, head_bias * inner * outer))
+            points.append(x)
+    return networks, np.array(points)
+
+
+class Exact(NamedTuple):
+    """The signed output at a point and its gradient, and the first flip along the first axis; None if none."""
+
+    output: Fraction
+    gradient: list[Fraction]
+    along: Fraction | None
+
+    def is_within(self, radius: float, norm: str) -> bool:
+        """Whether a linear output stays positive up to a radius."""
+        sizes = [abs(slope) for slope in self.gradient]
+        if norm == "l2":
+            return Fraction(radius) ** 2 * sum(size**2 for size in sizes) <= self.output**2
+        return Fraction(radius) * (max(sizes) if norm == "l1" else sum(sizes)) <= self.output
+
+    def distance(self, norm: str) -> float:
+        """Of a linear output, rounded."""
+        return float(self.output) / float(np.linalg.norm([float(slope) for slope in self.gradient], DUAL_ORDER[norm]))
+
+
+@functools.cache
+def _exact() -> list[Exact]:
+    found = []
+    for network, x in zip(*_networks(), strict=True):
+        point, bias, head = exactly(x), exactly(network.bias), exactly(network.head)
+        weight = [exactly(row) for row in network.weight]
+        z = [sum((a * b for a, b in zip(row, point, strict=True)), c) for row, c in zip(weight, bias, strict=True)]
+        value = sum((u * max(a, Fraction(0)) for u, a in zip(head, z, strict=True)), Fraction(float(network.head_bias)))
+        sign = 1 if value >= 0 else -1
+        head, on = [sign * u for u in head], [a > 0 for a in z]
+        gradient = [
+            sum((u * row[j] for u, row, i in zip(head, weight, on, strict=True) if i), Fraction(0)) for j in range(D)
+        ]
+        rays = ([side * row[0] for row in weight] for side in (1, -1))
+        flips = [first_flip_exactly(z, rate, head, sign * Fraction(float(network.head_bias))) for rate in rays]
+        found.append(Exact(sign * value, gradient, min((flip for flip in flips if flip is not None), default=None)))
+    return found
+
+
+@functools.cache
+def _certified(certificate: str, norm: str) -> np.ndarray:
+    def one(network: Network, x: jax.Array, upper: jax.Array) -> jax.Array:
+        if certificate == "kink":
+            return kink_certificate(network, x, jnp.eye(D), norm=norm)
+        return crown_certificate(network, x, jnp.eye(D), norm=norm, upper=upper)
+
+    networks, x = _networks()
+    uppers = np.array([1.5 * exact.distance(norm) for exact in _exact()])
+    with jax.enable_x64(True):
+        return np.asarray(jax.jit(jax.vmap(one), compiler_options=QUICK)(reference.stacked(networks), x, uppers))
+
+
+@functools.cache
+def _on_the_first_axis() -> tuple[np.ndarray, np.ndarray]:
+    networks, x = _networks()
+    with jax.enable_x64(True):
+        run = jax.jit(jax.vmap(lambda network, point: attacks.line_distance(network, point, jnp.eye(D)[0])))
+        lower, flip = run(reference.stacked(networks), x)
+        return np.asarray(lower), np.asarray(flip.distance)
+
+
+def _of(kind: Callable) -> range:
+    begin = KINDS.index(kind) * EACH
+    return range(begin, begin + EACH)
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("certificate", ["kink", "crown"])
+def test_no_certificate_is_above_the_distance_of_a_linear_network(certificate, norm, kind):
+    """|N| over the gradient's dual norm, in rational numbers; and they are as near to it as rounding lets them."""
+    bounds = _certified(certificate, norm)
+    above = [i for i in _of(kind) if not _exact()[i].is_within(bounds[i], norm)]
+    assert not above, f"{len(above)} of {EACH}"
+    assert min(bounds[i] / _exact()[i].distance(norm) for i in _of(kind)) > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crossings_of_the_first_axis_enclose_the_flip(kind):
+    lower, upper = _on_the_first_axis()
+    flips = 0
+    for i in _of(kind):
+        flip = _exact()[i].along
+        if flip is None:
+            assert upper[i] == np.inf, i
+            continue
+        assert lower[i] <= flip, i
+        assert np.isinf(upper[i]) or flip <= upper[i], i
+        flips += upper[i] - lower[i] < 0.02 * upper[i]
+    assert flips > 0.9 * EACH
