@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks import Norm, Slice, around, dual_length, rounding_allowance, steepest
+from subspace_adv.attacks import Norm, Slice, around, dual_length, prepared, rounding_allowance, steepest
 from subspace_adv.network import Network
 
 _NEWTON_STEPS = 16
@@ -35,6 +35,7 @@ def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm:
         The radius, (); inf where no active and no opposing neuron varies within the region, 0 where the output is
         within rounding of 0.
     """
+    network, x, region = prepared(network, x, region, norm)
     rays = around(network, x, region)
     reach, weight = dual_length(rays.rates, norm), jnp.abs(rays.head)
     opposing = jnp.where(rays.head < 0, weight, 0)
@@ -98,7 +99,8 @@ def crown_certificate(
     Returns:
         The radius, (); 0 if none was certified.
     """
-    rays = around(network, x, region)
+    network, x, region = prepared(network, x, region, norm)
+    rays, upper = around(network, x, region), jnp.asarray(upper, x.dtype)
     reach = dual_length(rays.rates, norm)
     magnitude, growth = _magnitude(rays), jnp.sum(jnp.abs(rays.head) * reach)
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from subspace_adv import planning, progress, results, runner, training
+from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.progress import Display, count
 from subspace_adv.sweep import Sweep, UserError, brief, nearest
 
@@ -82,18 +82,19 @@ def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None
     print(f"chunks     {len(todo.chunks):,}")
     print(f"bytes      {count(todo.bytes, 'B')} on disk, before compression")
     print(f"net-steps  at most {todo.max_net_steps:.3g}")
-    seconds = todo.max_seconds(runner.workers())
-    print(f"time       roughly {_duration(seconds)} of training here, if no network stops before max_steps")
+    for line in _times(todo):
+        print(line)
     from subspace_adv import reports
 
     table = reports.table(
-        "group", "cells", "chunks", "width (padded)", "points", "ambient dim", "trained in", "optimizer", "loss"
+        *("group", "cells", "chunks", "side by side", "width (padded)", "points", "ambient dim", "trained in"),
+        *("optimizer", "loss"),
     )
     for i, group in enumerate(todo.groups):
         p = group.program
         chunks = sum(chunk.group is group for chunk in todo.chunks)
-        row = (i, len(group.cells), chunks, p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
-        table.add_row(*map(str, row), p.recipe.optimizer, p.recipe.loss)
+        sizes = (p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
+        table.add_row(*map(str, (i, len(group.cells), chunks, group.lanes, *sizes)), p.recipe.optimizer, p.recipe.loss)
     reports.stdout().print(table)
     reasons: dict[str, list[str]] = {}
     for i, group in enumerate(todo.groups):
@@ -253,6 +254,20 @@ def _size(text: str) -> float:
     if not 0 <= size < math.inf:
         raise UserError(f"command line: --epsilon: {brief(text)} is no perturbation size; give numbers such as 0.1,0.3")
     return size
+
+
+def _times(todo: planning.Plan) -> list[str]:
+    """What a run of a plan would take here, and of what that is made up."""
+    if not devices.local().is_cpu:
+        return ["time       not known: rates were measured on CPUs alone"]
+    taken = todo.seconds(runner.cores())
+    begin = taken.starting + taken.compiling
+    return [
+        f"time       about {_duration(taken.typical)} on {runner.cores()} cores, the first time; "
+        f"up to {_duration(taken.most)} if no network stops before max_steps",
+        f"           {_duration(begin)} to start and compile ({_duration(taken.starting)} once that is kept), "
+        f"{_duration(taken.training)} to train, {_duration(taken.measuring)} to measure",
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -44,10 +44,15 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def unavailable() -> str | None:
-    """Why the fused trainer cannot serve here, in one line; None if it can."""
-    if jax.default_backend() != "cpu":
-        return f"the fused trainer runs on the CPU, and JAX's default backend is {jax.default_backend()}"
+def unavailable(platform: str | None = None) -> str | None:
+    """Why the fused trainer cannot serve, in one line; None if it can.
+
+    Args:
+        platform: of the devices that networks are to train on; JAX's default backend here, where none is given.
+    """
+    platform = platform or jax.default_backend()
+    if platform != "cpu":
+        return f"the fused trainer runs on the CPU, and networks are to train on {platform}"
     return _load()[1] or None
 
 

@@ -14,6 +14,9 @@ Init = Literal["theory", "paper-code", "torch"]
 GAUSSIAN: tuple[Init, ...] = ("theory", "paper-code")
 """Initial laws whose first-layer weights are N(0, β²), β = init_scale / √d."""
 
+KEY_IMPLEMENTATION = "threefry2x32"
+"""Of all keys: what is drawn again at another time must be drawn alike."""
+
 _ABOVE_MINUS_ONE = float(np.nextafter(np.float32(-1), np.float32(0)))  # keeps the quantile transform finite
 _PARAMETERS, _OFF, _CUBE = range(3)  # streams of a neuron; of the last, one a block
 _BLOCK = 256  # ambient coordinates drawn at once
@@ -50,6 +53,12 @@ class Law(NamedTuple):
     def is_gaussian(self) -> bool:
         """Whether first-layer weights are normal, and so of the same law in all coordinates."""
         return self.init in GAUSSIAN
+
+
+def key_of(seed: jax.Array | int) -> jax.Array:
+    """The typed threefry key of a seed (uint32 scalar), whatever default generator or seed offset JAX is given."""
+    words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
+    return random.wrap_key_data(words, impl=KEY_IMPLEMENTATION)
 
 
 def init_network(

@@ -2,27 +2,26 @@
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-import jax
 import numpy as np
 
-from subspace_adv import fused
-from subspace_adv.data import FIXED_SHAPES, Data, Shape, chessboard, line, random_subspace, span_basis
+from subspace_adv import costs, devices, fused
+from subspace_adv.costs import Search, Seconds, step_flops
+from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data, Shape, chessboard, line, random_subspace, span_basis
+from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
-from subspace_adv.subspace import Subspace, from_directions
-from subspace_adv.sweep import DataSettings, Sweep, UserError
+from subspace_adv.subspace import Subspace, from_directions, region_dim
+from subspace_adv.sweep import DataSettings, Sweep, UserError, nearest
 from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
 
 _DATA_LEAVES = tuple(DataSettings.model_fields)
 _PROGRAM_LEAVES = (*_DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
 
-# A step's activations (points × neurons × networks) should stay in a core's L2 cache.
-_CACHE_BYTES = 2**18
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
-# Useful speed of one core on small networks, roughly.
-_FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}
+_MEASURED_POINTS = 32  # whose search a core's cache holds
+_MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 _LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
@@ -51,6 +50,23 @@ class Program(NamedTuple):
         return self.recording.norms == ("l2",)
 
     @property
+    def measured_coordinates(self) -> int:
+        """Coordinates that networks are measured in."""
+        return self.law.span_dim + self.law.off_dim if self.canonical else self.law.ambient_dim
+
+    @property
+    def searches(self) -> list[Search]:
+        """What is searched at every point: regions that are no line, in each norm."""
+        d, k, recording = self.measured_coordinates, self.shape.subspace_dim, self.recording
+        dimensions = (region_dim(region, d, k) for region in recording.regions for _ in recording.norms)
+        return [Search(dim, recording.attack_steps, recording.restarts) for dim in dimensions if dim > 1]
+
+    @property
+    def measured_at_once(self) -> int:
+        """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
+        return max(_MEASURED_POINTS // self.shape.samples, 1)
+
+    @property
     def reads_basis(self) -> bool:
         """Whether it matters where the span lies in R^d."""
         return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))
@@ -73,6 +89,8 @@ class Group(NamedTuple):
     max_steps: int
     lanes: int  # networks that train side by side
     tail_lanes: int  # the same at the end of a chunk, when few are left
+    measured: int  # networks that one call measures
+    least_chunk: int  # cells below which the device has too little to do
 
     @property
     def step_flops(self) -> int:
@@ -97,7 +115,7 @@ class Group(NamedTuple):
     @property
     def step_seconds(self) -> float:
         """Rough time of one gradient step of one network on one core."""
-        return self.step_flops / _FLOPS_PER_SECOND[self.program.recipe.trainer]
+        return self.step_flops / costs.FLOPS_PER_SECOND[self.program.recipe.trainer]
 
     @property
     def steps_per_call(self) -> int:
@@ -111,7 +129,7 @@ class Group(NamedTuple):
         """Cells in each chunk of the group but the last."""
         affordable = int(_CHUNK_SECONDS / (self.step_seconds * max(self.max_steps, 1)))
         share = max(-(-len(self.cells) // _MIN_CHUNKS), _MIN_CHUNK_CELLS)
-        return max(min(affordable, share, _MAX_CHUNK_CELLS), 1)
+        return max(min(affordable, share, _MAX_CHUNK_CELLS), self.least_chunk)
 
     @property
     def programs(self) -> int:
@@ -154,19 +172,20 @@ class Plan(NamedTuple):
         """Gradient steps of all networks if none stops early."""
         return int(self.sweep.column("max_steps", np.arange(self.cells)).sum(dtype=np.int64))
 
-    def max_seconds(self, workers: int) -> float:
-        """Rough training time on `workers` cores if no network stops before max_steps."""
-        seconds = sum(
-            int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)) * group.step_seconds
-            for group in self.groups
+    def seconds(self, cores: int) -> Seconds:
+        """Rough time of a whole run on some cores of a CPU."""
+        return costs.whole([self._seconds(group, cores) for group in self.groups])
+
+    def _seconds(self, group: Group, cores: int) -> Seconds:
+        p, searches = group.program, group.program.searches
+        return costs.seconds(
+            net_steps=int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)),
+            step=group.step_seconds,
+            networks=len(group.cells),
+            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches),
+            compiling=costs.compiling_seconds(len(searches), p.recipe.trainer),
+            cores=cores,
         )
-        return seconds / workers
-
-
-def step_flops(samples: int, width: int, inputs: int, *, biases: bool) -> int:
-    """Floating-point operations of one gradient step of one network; a bias counts as one more input."""
-    r = inputs + biases
-    return samples * width * (4 * r + 5) + width * (4 * r + 6)
 
 
 def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tuple[bool, str]:
@@ -191,32 +210,36 @@ def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tu
     return True, "adam without decay leaves weights off the span of the data alone"
 
 
-def choose_trainer(optimizer: str, requested: Trainer | None = None) -> tuple[Trainer, str]:
+def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:
     """What advances networks, and why: the kernel of `fused` wherever it can, unless another trainer is requested.
 
     Raises:
         UserError: if the kernel is requested and cannot serve.
     """
+    known = get_args(Trainer)
+    if requested not in (None, *known):
+        raise UserError(f"trainer {requested!r}: there is none of this name{nearest(str(requested), known)}")
     if requested == "xla":
         return "xla", "as requested"
-    why_not = fused.unavailable() or (
-        None if optimizer in FUSED_OPTIMIZERS else f"the kernel does not know {optimizer}"
-    )
+    why_not = None if optimizer in FUSED_OPTIMIZERS else f"the kernel does not know {optimizer}"
+    why_not = fused.unavailable(device.platform) or why_not
     if why_not and requested:
         raise UserError(f"trainer {requested!r} cannot serve: {why_not}; leave the trainer out, or request 'xla'")
     return ("xla", why_not) if why_not else ("fused", f"the kernel serves ({fused.instruction_set()})")
 
 
-def plan(sweep: Sweep, trainer: Trainer | None = None) -> Plan:
+def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
     """Cut a sweep into groups that share compiled programs and chunks that are saved together.
 
     Args:
         sweep: the sweep.
-        trainer: what is to advance the networks; where none is given, what is fastest here.
+        trainer: what is to advance the networks; where none is given, what is fastest on the device.
+        device: what to plan for; what is here, where none is given.
 
     Raises:
-        UserError: if that trainer cannot serve.
+        UserError: if that trainer cannot serve, or there is no device.
     """
+    device = device or devices.local()
     leaves = {*_PROGRAM_LEAVES, "weight_decay"} if "adam" in sweep.values("optimizer") else _PROGRAM_LEAVES
     varying = [leaf for leaf in sweep.axes if leaf in leaves]
     grid = np.arange(sweep.cells).reshape(sweep.shape)
@@ -226,18 +249,19 @@ def plan(sweep: Sweep, trainer: Trainer | None = None) -> Plan:
     for place in itertools.product(*(range(len(sweep.axes[leaf])) for leaf in varying)):
         at = dict(zip(varying, place, strict=True))
         cells = grid[tuple(at.get(leaf, slice(None)) for leaf in sweep.axes)].ravel()
-        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()}, trainer)
+        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()}, trainer, device)
         members.setdefault(program, []).append(cells)
         datasets.setdefault(program, set()).add(settings)
         reasons.setdefault(program, why)
     groups = []
     for program, parts in members.items():
         cells = np.sort(np.concatenate(parts))
-        lanes, tail_lanes = _lanes(program, len(cells))
+        lanes, tail_lanes = _lanes(program, len(cells), device)
         max_steps = int(sweep.column("max_steps", cells).max())
         why = reasons[program]
         program = program._replace(shared_data=len(datasets[program]) == 1)
-        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes))
+        measured, least_chunk = _measured(program, len(cells), device), 1 if device.is_cpu else lanes
+        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes, measured, least_chunk))
     chunks = []
     for group in groups:
         for start in range(0, len(group.cells), group.chunk_cells):
@@ -322,7 +346,9 @@ def grid_data(sweep: Sweep) -> tuple[list[DataSettings], np.ndarray]:
     return datasets, which.reshape(first.shape)
 
 
-def _program(sweep: Sweep, values: dict, requested: Trainer | None) -> tuple[Program, DataSettings, tuple[str, str]]:
+def _program(
+    sweep: Sweep, values: dict, requested: Trainer | None, device: Device
+) -> tuple[Program, DataSettings, tuple[str, str]]:
     """Program and data of cells, given their values on the axes that shape it, and why it is what it is."""
 
     def value(leaf: str) -> Any:
@@ -332,7 +358,7 @@ def _program(sweep: Sweep, values: dict, requested: Trainer | None) -> tuple[Pro
     shape = data_shape(settings)
     init = value("init")
     trainable = value("trainable") or ("hidden" if init == "theory" else "all")
-    trainer, why_trainer = choose_trainer(value("optimizer"), requested)
+    trainer, why_trainer = choose_trainer(value("optimizer"), requested, device)
     recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable), trainer)
     recording = Recording(
         sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
@@ -342,15 +368,32 @@ def _program(sweep: Sweep, values: dict, requested: Trainer | None) -> tuple[Pro
     return Program(law, recipe, recording, shape, reduced, shared_data=True), settings, (why_reduced, why_trainer)
 
 
-def _lanes(program: Program, cells: int) -> tuple[int, int]:
-    devices = jax.local_device_count()
+def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
+    """Networks that train side by side on all devices, at first and when few are left."""
+    count, (n, _, _, _), m = device.count, program.shape, program.law.padded_width
     if program.recipe.trainer == "fused":
         lanes = min(max(cells // 4, _FEW_FUSED_LANES), _FUSED_LANES, cells)  # some are left for other threads
-        lanes = -(-lanes // devices) * devices
+        lanes = -(-lanes // count) * count
         return lanes, lanes
-    activations = 4 * program.shape.samples * program.law.padded_width
-    lanes = 4
-    while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:
-        lanes *= 2
-    tail = max(lanes // 4, 2)
-    return (tail * devices, tail * devices) if cells <= tail * devices else (lanes * devices, tail * devices)
+    if device.is_cpu:
+        lanes = devices.lanes_in_cache(4 * n * m)
+        tail = max(lanes // 4, 2)
+    else:
+        moments = {"gd": 0, "sgd": 0, "momentum": 1, "adam": 2}[program.recipe.optimizer]
+        size = costs.training_bytes(n, m, program.inputs, moments)
+        if not program.reduced:  # drawn in float64, with a basis of all dimensions
+            size += costs.drawing_bytes(m, program.law.ambient_dim, program.law.off_dim)
+        lanes = min(devices.filling(device, n * m, size), -(-cells // count))
+        tail = max(lanes // 8, 1)
+    return (tail * count, tail * count) if cells <= tail * count else (lanes * count, tail * count)
+
+
+def _measured(program: Program, cells: int, device: Device) -> int:
+    """Networks that one call measures, on all devices."""
+    if device.is_cpu:
+        few = cells < _MEASURED_NETWORKS
+        return device.count * (2 * program.measured_at_once if few else _MEASURED_NETWORKS)
+    n, m, restarts = program.shape.samples, program.law.padded_width, program.recording.restarts
+    rays = restarts if program.searches else 1
+    size = costs.measuring_bytes(n, HELDOUT, m, program.measured_coordinates, restarts if program.searches else 0)
+    return device.count * min(devices.filling(device, (n + HELDOUT) * m * rays, size), -(-cells // device.count))

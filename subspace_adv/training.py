@@ -14,7 +14,7 @@ import optax
 from jax import random
 
 from subspace_adv import fused
-from subspace_adv.network import Init, Network
+from subspace_adv.network import KEY_IMPLEMENTATION, Init, Network
 
 Loss = Literal["logistic", "exponential"]
 Optimizer = Literal["gd", "momentum", "sgd", "adam"]
@@ -98,7 +98,7 @@ def train(
         x: points (n, d).
         y: labels (n,), −1 or +1.
         hyper: learning rate, weight decay, stop rule.
-        key: typed PRNG key of the minibatch order (read by "sgd").
+        key: of the minibatch order, as from `key_of` (read by "sgd").
         recipe: loss, optimizer and trained fields; static.
 
     Returns:
@@ -270,7 +270,8 @@ def _point_weights(state: TrainState, hyper: Hyper, n: int, recipe: Recipe) -> j
         return 1 / n
     batches = -(-n // hyper.batch_size)
     epoch, batch = jnp.divmod(state.step, batches)
-    rank = random.permutation(random.fold_in(random.wrap_key_data(state.key), epoch), n)
+    key = random.wrap_key_data(state.key, impl=KEY_IMPLEMENTATION)
+    rank = random.permutation(random.fold_in(key, epoch), n)
     chosen = (rank // hyper.batch_size == batch).astype(jnp.float32)
     return chosen / jnp.sum(chosen)
 

@@ -12,14 +12,14 @@ import subspace_adv
 LINES = [
     ["fused", "subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["sweep", "planning", "engine", "manifest", "store", "predictions", "results", "runner"],
+    ["sweep", "devices", "costs", "planning", "engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
     "attacks": ["norms", "crossing", "universal", "fmn", "fab", "minimal_norm"],
-    "engine": ["programs", "chunks"],
+    "engine": ["pinned", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],
 }
 FOLDER = Path(subspace_adv.__file__).parent

@@ -3,15 +3,31 @@
 import itertools
 import random
 import time
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from shell import TINY, read
 
-from subspace_adv import engine, plan
+from subspace_adv import Sweep, UserError, engine, fused, plan
+from subspace_adv.costs import step_flops
+from subspace_adv.devices import Device
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
-from subspace_adv.planning import _MAX_CHUNK_CELLS, Plan, cell_data, data_leaves, load_data, load_span
+from subspace_adv.planning import (
+    _MAX_CHUNK_CELLS,
+    Group,
+    Plan,
+    cell_data,
+    data_leaves,
+    grid_data,
+    load_data,
+    load_span,
+    reduction,
+)
+from subspace_adv.sweep import DataSettings
+from subspace_adv.training import SETTLING_STEPS, Hyper, Trainer, transformation
 
 AXES = {
     "seed": range(5),
@@ -177,11 +193,238 @@ def test_bytes_are_those_of_the_arrays():
     assert planned.bytes == expected
 
 
-def test_steps_and_time_are_summed_over_the_cells():
-    planned = plan(read("[axes]\nmax_steps = [10, 30]\nwidth = [3, 5]\nseed = [0, 1, 2]\n"))
-    assert planned.max_net_steps == 6 * 10 + 6 * 30
-    assert planned.max_seconds(1) == pytest.approx(2 * planned.max_seconds(2))
-    assert plan(read("[training]\nmax_steps = 0\n")).max_seconds(1) == 0
+def test_steps_are_summed_over_the_cells():
+    assert plan(read("[axes]\nmax_steps = [10, 30]\nwidth = [3, 5]\nseed = [0, 1, 2]\n")).max_net_steps == 240
+
+
+def test_time_is_that_of_its_parts():
+    planned = plan(read("[axes]\nmax_steps = [10, 30]\nwidth = [3, 5]\nseed = [0, 1, 2]\n"), "xla", CPU)
+    one, two = planned.seconds(1), planned.seconds(2)
+    assert one.training_most == pytest.approx(sum((3 * 10 + 3 * 30) * group.step_seconds for group in planned.groups))
+    assert (two.starting, two.compiling) == (one.starting, one.compiling)
+    assert (2 * two.training_most, 2 * two.training, 2 * two.measuring) == pytest.approx(
+        (one.training_most, one.training, one.measuring)
+    )
+    assert 0 < one.training < one.training_most
+    assert one.typical == pytest.approx(one.starting + one.compiling + one.training + one.measuring)
+    assert one.most == pytest.approx(one.starting + one.compiling + one.training_most + one.measuring)
+    idle = plan(read("[training]\nmax_steps = 0\n")).seconds(1)
+    assert idle.training_most == 0 and idle.starting * idle.compiling * idle.measuring > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "grows"),
+    [
+        ("", "seed=0:9", {"training", "measuring"}),
+        ("", "max_steps=50000", {"training"}),
+        ("", "width=128", {"training", "measuring"}),
+        ("", "attack_steps=100", {"measuring"}),
+        ("", "restarts=64", {"measuring"}),
+        ("", "optimizer=adam", {"training", "compiling"}),  # which the kernel does not know
+        ("", "loss=logistic,exponential", {"training", "measuring", "compiling"}),
+        ('[measure]\nregions = ["off"]\n', "regions=off,full", {"measuring", "compiling"}),
+        ("", "norms=l2,l1", {"measuring", "compiling"}),
+        ('[data]\nkind = "subspace"\n', "samples=30", {"training", "measuring"}),
+        ('[data]\nkind = "subspace"\n', "ambient_dim=21", {"measuring"}),
+    ],
+)
+def test_time_grows_with_what_takes_it(text, more, grows):
+    if fused.unavailable():
+        pytest.skip(str(fused.unavailable()))
+    less, more = (plan(read(text, *overrides)).seconds(2)._asdict() for overrides in ((), (more,)))
+    assert {part for part in more if more[part] > less[part]} - {"training_most"} == grows
+    assert all(more[part] >= less[part] for part in more)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),  # of README's table
+    [("quickstart", 25), ("line", 30), ("chessboard", 90), ("dimension", 120), ("claims", 150), ("subspace", 60)],
+)
+def test_time_is_right_within_a_factor_of_two(name, seconds):
+    if fused.unavailable():
+        pytest.skip(str(fused.unavailable()))
+    sweep = Sweep.from_toml(Path(__file__).parent.parent / "sweeps" / f"{name}.toml")
+    assert seconds / 2 < plan(sweep).seconds(2).typical < 2 * seconds
+
+
+def test_operations_of_a_step_are_counted():
+    assert step_flops(7, 100, 1, biases=True) == 7 * 100 * 13 + 100 * 14  # two inputs, one of them the bias
+    assert step_flops(3, 10, 2, biases=False) == 3 * 10 * 13 + 10 * 14
+    assert step_flops(25, 400, 3, biases=True) == 25 * 400 * 21 + 400 * 22
+    trained_biases, none = (plan(read(f"[network]\ninit = '{init}'\n")).groups[0] for init in ("torch", "theory"))
+    assert trained_biases.step_flops == step_flops(7, 100, 1, biases=True)
+    assert none.step_flops == step_flops(7, 100, 1, biases=False)
+
+
+CPU = Device("cpu")
+GPU = Device("gpu", memory=80 * 2**30)
+TPU = Device("tpu", count=4, memory=16 * 2**30)
+
+
+def group_of(device: Device, *overrides: str, trainer: Trainer | None = None) -> Group:
+    [group] = plan(read('[data]\nkind = "subspace"\n', *overrides), trainer, device).groups
+    return group
+
+
+@pytest.mark.parametrize(
+    ("samples", "width", "lanes", "tail"),
+    [(7, 100, 64, 16), (10, 200, 32, 8), (20, 200, 16, 4), (32, 128, 16, 4), (33, 128, 8, 2), (25, 400, 4, 2)],
+)
+def test_on_a_cpu_a_step_of_all_lanes_fits_a_cache(samples, width, lanes, tail):
+    """A quarter of a megabyte holds the activations of as many networks, a power of two, and not of twice as many."""
+    assert lanes == 64 or lanes * samples * width * 4 <= 2**18 < 2 * lanes * samples * width * 4 or lanes == 4
+    group = group_of(CPU, f"samples={samples}", f"width={width}", "seed=0:1000", trainer="xla")
+    assert (group.lanes, group.tail_lanes) == (lanes, tail)
+    few = group_of(CPU, f"samples={samples}", f"width={width}", f"seed=0:{tail}", trainer="xla")
+    assert few.lanes == few.tail_lanes == tail
+    more = group_of(CPU, f"samples={samples}", f"width={width}", f"seed=0:{tail + 1}", trainer="xla")
+    assert (more.lanes, more.tail_lanes) == (lanes, tail)
+    two = group_of(Device("cpu", 2), f"samples={samples}", f"width={width}", "seed=0:1000", trainer="xla")
+    assert (two.lanes, two.tail_lanes) == (2 * lanes, 2 * tail)
+
+
+@pytest.mark.parametrize(
+    ("cells", "lanes"), [(1, 1), (63, 63), (64, 64), (256, 64), (300, 75), (2047, 511), (2048, 512), (9000, 512)]
+)
+def test_lanes_of_the_kernel(cells, lanes):
+    if fused.unavailable():
+        pytest.skip(str(fused.unavailable()))
+    group = group_of(CPU, f"seed=0:{cells}", trainer="fused")
+    assert group.lanes == group.tail_lanes == lanes
+    assert group_of(Device("cpu", 2), f"seed=0:{cells}", trainer="fused").lanes == lanes + lanes % 2
+
+
+@pytest.mark.parametrize("cells", [1, 31, 32, 1000])
+def test_networks_that_a_cpu_measures_in_a_call(cells):
+    for samples, few in ((5, 12), (16, 4), (20, 2), (40, 2)):  # twice those whose 32 points a core's cache holds
+        group = group_of(CPU, f"samples={samples}", f"seed=0:{cells}")
+        assert group.measured == (few if cells < 32 else 32)
+        assert group_of(Device("cpu", 3), f"samples={samples}", f"seed=0:{cells}").measured == 3 * group.measured
+
+
+def test_an_accelerator_trains_thousands_of_networks_side_by_side():
+    for device in (GPU, TPU):
+        group = group_of(device, "seed=0:100000", "samples=7")
+        assert group.program.recipe.trainer == "xla" and "cpu" in group.why[1].lower()
+        assert 4096 <= group.lanes // device.count <= 2**14
+        assert group.lanes % device.count == group.tail_lanes % device.count == 0
+        assert group.chunk_cells >= group.lanes > group.tail_lanes >= 1024
+        assert group.measured >= 64 * device.count
+    for cells in (1, 2, 100):
+        group = group_of(TPU, f"seed=0:{cells}")
+        assert cells <= group.lanes < cells + TPU.count
+        assert cells <= group.measured < cells + TPU.count
+        assert group.lanes % TPU.count == group.tail_lanes % TPU.count == 0
+
+
+@pytest.mark.parametrize("overrides", [("samples=7", "width=100"), ("samples=100", "width=1000"), ("width=10000",)])
+def test_an_accelerator_has_enough_to_do_or_no_memory_for_more(overrides):
+    for optimizer, moments in (("gd", 0), ("momentum", 1), ("adam", 2)):
+        wide = (*overrides, f"optimizer={optimizer}", "basis=axis-aligned", "seed=0:100000")
+        lanes = []
+        for memory in (2**24, 2**28, 2**32, 2**36):
+            group = group_of(Device("gpu", memory=memory), *wide)
+            n, m, r = group.program.shape.samples, group.program.law.padded_width, group.program.inputs
+            state = 4 * (2 + moments) * (m * (r + 2) + 1)  # parameters, their changes, the optimizer's
+            step = state + 4 * n * m  # and one array of activations
+            assert group.lanes == 1 or group.lanes * step <= memory / 4
+            assert group.lanes * n * m >= min(2**24, 2**14 * n * m) or group.lanes * 8 * step > memory / 4
+            measured = 4 * n * m * group.program.recording.restarts  # activations of the runs of a search
+            assert group.measured == 1 or group.measured * measured <= memory / 4
+            lanes.append(group.lanes)
+        assert lanes == sorted(lanes) and lanes[0] < lanes[-1]
+
+
+def test_memory_holds_what_is_drawn_in_all_dimensions():
+    reduced, ambient = (
+        group_of(Device("gpu", memory=2**30), "ambient_dim=5000", f"optimizer={optimizer}", "seed=0:100000")
+        for optimizer in ("gd", "adam")
+    )
+    assert reduced.program.reduced and not ambient.program.reduced
+    assert ambient.lanes * 8 * 100 * 5000 <= 2**30 / 4  # weights, in float64
+    assert reduced.lanes > 100 * ambient.lanes
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Unable to initialize backend 'cuda': no GPU (set JAX_PLATFORMS='')"), "backend 'cuda': no GPU;"),
+        (AssertionError(), "none of these could be started;"),
+    ],
+)
+def test_where_there_is_no_device_its_reason_is_told(error, reason, monkeypatch):
+    def none() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    with pytest.raises(UserError, match="JAX finds no device") as told:
+        plan(read(""))
+    assert reason in str(told.value) and "JAX_PLATFORMS=cpu" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_trainer_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match=r"trainer 'cuda': there is none of this name; known: fused, xla"):
+        plan(read(""), "cuda")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="did you mean 'fused'"):
+        plan(read(""), "fusd")  # pyright: ignore[reportArgumentType]
+
+
+SPANS = {  # [data] tables, by where the span lies in R^d
+    "diagonal": {"kind": "line"},
+    "all axes of the chessboard": {"kind": "chessboard"},
+    "rotated": {"kind": "subspace", "basis": "random", "ambient_dim": 5},
+    "all, rotated": {"kind": "subspace", "basis": "random", "ambient_dim": 2},
+    "axes": {"kind": "subspace", "basis": "axis-aligned", "ambient_dim": 5},
+    "all axes": {"kind": "subspace", "basis": "axis-aligned", "ambient_dim": 2},
+}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["gd", "sgd", "momentum", "adam"])
+@pytest.mark.parametrize("span", SPANS)
+def test_training_is_reduced_exactly_where_that_is_exact(span, optimizer, weight_decay, x64):
+    """Gradients within the span, in its coordinates and in all: the part within agrees, and the rest only shrinks."""
+    settings = DataSettings(**SPANS[span])
+    basis = load_span(settings).basis
+    rng = np.random.default_rng(0)
+    hyper = Hyper(*(np.float64(value) for value in (0.1, weight_decay, 0.9, 1, 0, 0)))
+
+    def trained(weights: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
+        rule = transformation(hyper, optimizer)
+        state = rule.init(weights)
+        for gradient in gradients:
+            update, state = rule.update(gradient, state, weights)
+            weights = weights + np.asarray(update)
+        return weights
+
+    begin = rng.standard_normal((4, len(basis)))
+    gradients = [rng.standard_normal((4, basis.shape[1])) for _ in range(3)]
+    with jax.numpy_dtype_promotion("standard"):
+        within = trained(begin @ basis, gradients)
+        everywhere = trained(begin, [gradient @ basis.T for gradient in gradients])
+    off_begin, off = (weights - weights @ basis @ basis.T for weights in (begin, everywhere))
+    shrinks = np.allclose(off, off_begin * np.vdot(off, off_begin) / max(np.vdot(off_begin, off_begin), 1e-9))
+    assert reduction(settings, optimizer, weight_decay)[0] == (np.allclose(everywhere @ basis, within) and shrinks)
+
+
+def test_every_cell_has_its_own_data():
+    text = '[data]\nkind = "subspace"\nsubspace_dim = 2\n[axes]\nsamples = [5, 6]\nseed = [0, 1, 2]\n'
+    text += 'data_seed = [3, 4]\nlabels = ["random", "halfspace", "clusters"]\nwidth = [3, 5]\nambient_dim = [4, 3]\n'
+    sweep = read(text)
+    axes = ("samples", "data_seed", "labels", "ambient_dim")
+    assert data_leaves(sweep) == axes
+    cells = np.random.default_rng(0).permutation(sweep.cells)[:100]
+    datasets, which = cell_data(sweep, cells)
+    assert len(set(datasets)) == len(datasets)
+    values = list(itertools.product(*sweep.axes.values()))  # of all cells, the last axis fastest
+    grid, first = grid_data(sweep)
+    assert len(grid) == 2 * 2 * 3 * 2 and first.shape == (2, 1, 2, 3, 1, 2)
+    of_cell = np.broadcast_to(first, sweep.shape).ravel()
+    for cell, dataset in zip(cells, which, strict=True):
+        expected = DataSettings(
+            kind="subspace", **{k: v for k, v in zip(sweep.axes, values[cell], strict=True) if k in axes}
+        )
+        assert datasets[dataset] == grid[of_cell[cell]] == expected
 
 
 def test_chunks_are_neither_tiny_nor_huge():
@@ -191,6 +434,25 @@ def test_chunks_are_neither_tiny_nor_huge():
             seconds_each = group.max_steps * group.step_seconds
             assert group.chunk_cells == 1 or group.chunk_cells * seconds_each <= 40
             assert group.chunk_cells >= 256 or (group.chunk_cells + 1) * seconds_each > 40
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"), [(1, 256), (4096, 256), (4097, 257), (8193, 513), (65_536, 4096), (100_000, 4096)]
+)
+def test_a_group_is_shared_by_chunks(cells, size):
+    """In sixteen of them, of 256 to 4,096 cells, where its networks take few steps."""
+    [group] = plan(read("[training]\nmax_steps = 10\n", f"seed=0:{cells}"), None, CPU).groups
+    assert group.chunk_cells == size
+
+
+def test_calls_of_the_kernel_take_a_quarter_of_a_second():
+    if fused.unavailable():
+        pytest.skip(str(fused.unavailable()))
+    for overrides in (("width=100",), ("width=3", "seed=0:10000")):
+        group = group_of(CPU, *overrides, trainer="fused")
+        assert 0.24 < group.steps_per_call * group.lanes * group.step_seconds <= 0.25
+    assert group_of(CPU, "width=1000000", "samples=1000", trainer="fused").steps_per_call == 1
+    assert group_of(CPU, trainer="xla").steps_per_call == SETTLING_STEPS
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from subspace_adv.attacks.crossing import (
     around,
     first_crossing,
     line_distance,
+    prepared,
     rounding_allowance,
 )
 from subspace_adv.attacks.fab import fab_attack
@@ -35,6 +36,7 @@ __all__ = [
     "length",
     "line_distance",
     "minimal_norm_attack",
+    "prepared",
     "random_direction",
     "rounding_allowance",
     "steepest",

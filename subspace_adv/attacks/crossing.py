@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.norms import Norm, dual_length, length, unit
+from subspace_adv.attacks.norms import Norm, check_norm, dual_length, length, unit
 from subspace_adv.network import Network, output, preactivations
 
 _TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
@@ -117,8 +117,34 @@ class Slice(NamedTuple):
         return first_crossing(self.z, self.rates @ direction, self.head, self.offset)
 
 
+def prepared(
+    network: Network, x: jax.Array, region: jax.Array, norm: Norm = "l2"
+) -> tuple[Network, jax.Array, jax.Array]:
+    """A network, a point and a basis, of NumPy or JAX, as JAX arrays of one type.
+
+    Args:
+        network: weight (m, d).
+        x: point (d,).
+        region: basis (d, r).
+        norm: of the perturbation.
+
+    Raises:
+        ValueError: if the norm is unknown, or the region is no basis of directions at x.
+    """
+    check_norm(norm)
+    if isinstance(region, str):
+        raise ValueError(f"region {region!r}: give a basis (d, r), which subspace.region_basis makes of this word")
+    if region.ndim != 2 or (len(region),) != x.shape:
+        raise ValueError(f"region of shape {region.shape}: give a basis (d, r) of directions at x, of shape {x.shape}")
+    leaves = (*network, x, region)
+    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    *parameters, x, region = (jnp.asarray(leaf, dtype) for leaf in leaves)
+    return Network(*parameters), x, region
+
+
 def around(network: Network, x: jax.Array, region: jax.Array) -> Slice:
     """The signed output around x (d,) within the region spanned by the columns of `region` (d, r)."""
+    network, x, region = prepared(network, x, region)
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
     return Slice(preactivations(network, x), network.weight @ region, sign * network.head, sign * network.head_bias)
 
@@ -180,7 +206,8 @@ def line_distance(
     Returns:
         A lower bound a rounding error below the distance, and the flip that attains it; inf where nothing flips.
     """
-    move = unit(direction, norm)[:, None]
+    network, x, direction = prepared(network, x, direction[:, None], norm)
+    move = unit(direction[:, 0], norm)[:, None]
     return shortest(around(network, x, move), move, jnp.array([[1.0], [-1.0]], x.dtype), norm)
 
 

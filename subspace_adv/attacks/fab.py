@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.crossing import AttackResult, Slice, around, shortest
+from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
 from subspace_adv.attacks.norms import Norm, dual_length, length, steepest
 from subspace_adv.network import Network
 
@@ -28,6 +28,7 @@ def fab_attack(
     `key` are there because every attack has them. Arguments as in `fmn_attack`.
     """
     del restarts, key
+    network, x, region = prepared(network, x, region, norm)
     rays = around(network, x, region)
     _, result = shortest(rays, region, fab_directions(rays, norm=norm, steps=steps), norm)
     return result

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from subspace_adv.attacks.crossing import AttackResult, Slice, around, shortest
+from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
 from subspace_adv.attacks.norms import Norm, dual_length, length, project, steepest, unit
-from subspace_adv.network import Network
+from subspace_adv.network import Network, key_of
 
 _RADII = 6  # at which a ray is evaluated to see where it crosses, about
 _LEAST_RADIUS = 1e-6  # of the largest
@@ -56,6 +56,7 @@ def fmn_attack(
     Returns:
         The smallest perturbation found.
     """
+    network, x, region = prepared(network, x, region, norm)
     rays = around(network, x, region)
     goal = None if toward is None else (toward - x) @ region
     directions = fmn_directions(rays, norm=norm, steps=steps, restarts=restarts, key=key, goal=goal)
@@ -148,7 +149,7 @@ def _far_descents(rays: Slice) -> jax.Array:
     drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
     """
     beyond = rays._replace(z=jnp.zeros_like(rays.z), offset=jnp.zeros_like(rays.offset))
-    c = unit(random.normal(random.key(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
+    c = unit(random.normal(key_of(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
     c = c[_least(beyond.value(c), _FAR_KEPT)]
 
     def move(carry: tuple, step: jax.Array) -> tuple[tuple, None]:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.crossing import AttackResult, around, shortest
+from subspace_adv.attacks.crossing import AttackResult, around, prepared, shortest
 from subspace_adv.attacks.fab import fab_directions
 from subspace_adv.attacks.fmn import fmn_directions
 from subspace_adv.attacks.norms import Norm
@@ -22,6 +22,7 @@ def minimal_norm_attack(
     toward: jax.Array | None = None,
 ) -> AttackResult:
     """The shortest of what `fmn_attack`, and `fab_attack` in half as many steps, find; arguments as in `fmn_attack`."""
+    network, x, region = prepared(network, x, region, norm)
     rays = around(network, x, region)
     goal = None if toward is None else (toward - x) @ region
     directions = [

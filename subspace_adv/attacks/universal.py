@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
-from subspace_adv.attacks.crossing import AttackResult, around, shortest
+from subspace_adv.attacks.crossing import AttackResult, around, prepared, shortest
 from subspace_adv.attacks.norms import Norm, unit
 from subspace_adv.network import Network, chi_of_normal, output
 
@@ -41,6 +41,7 @@ def universal_attack(
     Nothing is searched: `steps`, `restarts` and `key` are there because every attack has them.
     """
     del steps, restarts, key
+    network, x, region = prepared(network, x, region, norm)
     rays = around(network, x, region)
     sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
     direction = sign * universal_direction(network, region) @ region
@@ -59,6 +60,7 @@ def random_direction(key: jax.Array, region: jax.Array, unseen: int = 0) -> jax.
     Returns:
         (d,), the part of the vector that the coordinates hold: shorter than 1 where some are unseen.
     """
+    region = jnp.asarray(region)
     seen = random.normal(key, region.shape[1:], region.dtype)
     if not unseen:
         return region @ unit(seen, "l2")

@@ -9,14 +9,13 @@ import jax
 import numpy as np
 
 from subspace_adv import theory, training
-from subspace_adv.engine.programs import Lane, arguments, compiled, measured_at_once, points_of, span_of
+from subspace_adv.engine.pinned import pinned
+from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, span_of
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, Program, cell_data, load_data
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
-
-_MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 
 Progress = Callable[[int, int], None]
 """Called with (networks done, gradient steps done) since the last call."""
@@ -79,6 +78,7 @@ def _take(tree: Any, index: np.ndarray | slice) -> Any:
 class _Job:
     """A chunk under training."""
 
+    @pinned(x64=False)
     def __init__(self, sweep: Sweep, chunk: Chunk, empty: TrainState) -> None:
         total = len(chunk.cells)
         self.chunk, self.cells = chunk, _cell_settings(sweep, chunk.cells)
@@ -112,8 +112,7 @@ class _Lanes:
     """Networks that train side by side, each for a cell of some chunk."""
 
     def __init__(self, program: Program, count: int) -> None:
-        with jax.enable_x64(True):
-            self.empty, settings, *_ = arguments("fill", program, count)
+        self.empty, settings, *_ = arguments("fill", program, count)
         state, self.settings = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (self.empty, settings))
         self.settings.hyper.batch_size[:] = 1  # by which idle lanes divide
         self.program, self.state = program, state._replace(status=np.full(count, DIVERGED, np.int8))
@@ -143,7 +142,7 @@ class _Lanes:
         if len(filled) and self.inputs:
             replace = np.isin(np.arange(self.count), filled)
             self.counted[filled] = 0
-            with jax.enable_x64(True):
+            with pinned(x64=True):
                 fill = compiled("fill", self.program, self.count)
                 self.state = fill(self.state, self.settings, self.inputs.span, replace)
 
@@ -163,6 +162,7 @@ class _Lanes:
             self.inputs = self.inputs or jax.tree.map(lambda a: np.zeros((self.count, *a.shape), a.dtype), own)
             jax.tree.map(lambda to, given, lane=lane: to.__setitem__(lane, given), self.inputs, own)
 
+    @pinned(x64=False)
     def pack(self, count: int) -> None:
         """Go on with so many lanes: all that are busy, and some idle ones."""
         kept = np.concatenate([self.busy(), self.idle()])[:count]
@@ -171,6 +171,7 @@ class _Lanes:
         if not self.program.shared_data:
             self.inputs = _take(self.inputs, kept)
 
+    @pinned(x64=False)
     def advance(self, steps: int) -> tuple[int, int, list[_Job]]:
         """Take steps; networks that have stopped, steps taken by all, and jobs of which no cell is left."""
         assert self.inputs
@@ -256,16 +257,14 @@ def measure(
         outwards; NaN where training diverged.
     """
     program = chunk.group.program
-    few = len(chunk.group.cells) < _MEASURED_NETWORKS
-    batch = 2 * measured_at_once(program) if few else _MEASURED_NETWORKS
-    batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, batch)
+    batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, chunk.group.measured)
 
     def of(rows: np.ndarray) -> dict[str, np.ndarray]:
         if stop and stop.is_set():
             raise Cancelled
-        with jax.enable_x64(True):
+        with pinned(x64=True):
             recorded = compiled("measure", program, len(rows))(*arguments_of(rows))
-        return {name: np.asarray(values) for name, values in recorded.items()}
+            return {name: np.asarray(values) for name, values in recorded.items()}
 
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of, batches))
@@ -288,9 +287,9 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
     program, parts = chunk.group.program, []
     if not program.reduced:
         return Network._make(trained[name] for name in Network._fields)
-    batches, arguments_of = _in_batches("ambient", sweep, program, chunk.cells, trained, 1)
+    batches, arguments_of = _in_batches("ambient", sweep, program, chunk.cells, trained, jax.local_device_count())
     for rows in batches:
-        with jax.enable_x64(True):
+        with pinned(x64=True):
             parts.append(compiled("ambient", program, len(rows))(*arguments_of(rows)))
     networks = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(chunk.cells)], *parts)
     return jax.tree.map(lambda a: a.astype(np.float32), networks)
@@ -314,7 +313,6 @@ def _in_batches(
         own = (networks, _take(settings, rows), decay[rows])
         return (*own, data, span) if name == "measure" else (*own, span)
 
-    batch *= jax.local_device_count()
     begins = range(0, len(cells), batch)
     return [np.minimum(np.arange(begin, begin + batch), len(cells) - 1) for begin in begins], arguments_of
 

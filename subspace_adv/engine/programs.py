@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -20,13 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from subspace_adv import measures, network, training
 from subspace_adv.data import HELDOUT, Data
-from subspace_adv.network import Network
+from subspace_adv.engine.pinned import compiler_options, pinned
+from subspace_adv.network import Network, key_of
 from subspace_adv.planning import Program, load_data, load_span
 from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, TrainState
-
-_MEASURED_POINTS = 32
 
 
 class Lane(NamedTuple):
@@ -38,14 +36,9 @@ class Lane(NamedTuple):
     hyper: Hyper
 
 
-def measured_at_once(program: Program) -> int:
-    """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
-    return max(_MEASURED_POINTS // program.shape.samples, 1)
-
-
 def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
     """Arguments that draw the cell's network, and the key of its minibatch order."""
-    init_key, order_key = random.split(random.key(lane.seed))
+    init_key, order_key = random.split(key_of(lane.seed))
     return {"key": init_key, "width": lane.width, "init_scale": lane.init_scale, "law": program.law}, order_key
 
 
@@ -84,7 +77,7 @@ def _measured(
     program: Program, trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace
 ) -> dict[str, jax.Array]:
     """All that is recorded of a trained network, in float64."""
-    key = random.fold_in(random.key(lane.seed), 1)
+    key = random.fold_in(key_of(lane.seed), 1)
     trained, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (trained, data))
     law = program.law
     if program.canonical:
@@ -99,6 +92,8 @@ def _measured(
 
 
 _compiling = threading.RLock()
+_CANNOT_READ = "Error reading persistent compilation cache entry for "  # as JAX warns
+_CANNOT_WRITE = "Error writing persistent compilation cache entry for "
 
 
 @functools.lru_cache(maxsize=512)
@@ -128,7 +123,7 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
 
     def measure(trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
-        block = min(measured_at_once(program), share) if on_cpu else share
+        block = min(program.measured_at_once, share) if on_cpu else share
         one = functools.partial(_measured, program)
         if program.shared_data:
             return jax.lax.map(lambda a: one(*a, data=data, span=span), (trained, lane, decay), batch_size=block)
@@ -147,27 +142,47 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         "measure": (measure, (each, each, each, data, data)),
         "ambient": (ambient, (each, each, each, data)),
     }[name]
+    # JAX names what it keeps after the function: a name for each program, so that its entry can be told from others.
+    digest = hashlib.sha256(repr((program, lanes, steps)).encode()).hexdigest()[:16]
+    function.__name__ = f"{name}_{digest}"
     mesh = Mesh(np.array(jax.local_devices()), ("networks",))
     sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
     # Measurements are in float64, so that rounding hardly widens the brackets; training is in float32.
-    with jax.enable_x64(True):
-        shapes = arguments(name, program, lanes)
-    with jax.enable_x64(name != "advance"):
+    shapes = arguments(name, program, lanes)
+    with pinned(x64=name != "advance"):
         lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(*shapes)
-    # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
-    quick = on_cpu and name != "advance"
-    options: dict[str, str | bool] = {"xla_backend_optimization_level": "1"} if quick else {}
+        # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
+        return _compiled_or_kept(lowered, compiler_options(quick=name != "advance") if on_cpu else {})
+
+
+def _compiled_or_kept(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> Any:
+    """A program compiled, or read from the folder of compiled programs; what cannot be kept is told once."""
     kept = _keep_compiled()
-    if kept is None:
-        return lowered.compile(compiler_options=options)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Error reading persistent compilation cache entry")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("always", message=_CANNOT_WRITE)
+        if kept:
+            warnings.filterwarnings("error", message=_CANNOT_READ)
         try:
-            return lowered.compile(compiler_options=options)
-        except UserWarning:  # a kill or a full disk left a file in part, which JAX would never write again
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.mkdir(exist_ok=True)
-            return lowered.compile(compiler_options=options)
+            program = lowered.compile(compiler_options=options)
+        except UserWarning as error:  # a kill or a full disk left a file in part, which JAX would never write again
+            name = str(error).removeprefix(_CANNOT_READ).split("'")[1]
+            for entry in kept.glob(f"{name}-*") if kept else ():
+                entry.unlink(missing_ok=True)
+            program = lowered.compile(compiler_options=options)
+    for warning in told:
+        if str(warning.message).startswith(_CANNOT_WRITE):
+            _tell_unkept(str(warning.message).partition(": ")[2].partition(": '")[0])  # without the file
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return program
+
+
+@functools.cache
+def _tell_unkept(reason: str) -> None:
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    warnings.warn(
+        f"{folder}: compiled programs cannot be kept there, and each run compiles anew: {reason}", stacklevel=2
+    )
 
 
 @functools.cache
@@ -203,6 +218,7 @@ def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
         return _compile(name, program, lanes, steps)
 
 
+@pinned(x64=True)
 def arguments(name: str, program: Program, lanes: int) -> tuple:
     """Shapes and dtypes of a compiled program's arguments."""
 

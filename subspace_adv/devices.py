@@ -1,0 +1,73 @@
+"""The devices that JAX computes on, and how many networks suit them side by side."""
+
+from typing import NamedTuple
+
+import jax
+
+from subspace_adv.sweep import UserError
+
+_UNKNOWN_MEMORY = 2**33  # bytes, of a device that does not say
+_MEMORY_SHARE = 1 / 4  # for networks in training, or measured: programs need as much again, and JAX keeps some back
+
+# A step's activations (points × neurons × networks) should stay in a core's L2 cache.
+_CACHE_BYTES = 2**18
+# An accelerator runs some 10⁵ threads at once, and pays for every operation's launch: each should be worth it.
+_FILLING = 2**24
+_MOST_LANES = 2**14
+
+
+class Device(NamedTuple):
+    """What a plan is made for."""
+
+    platform: str  # "cpu", "gpu", "tpu"
+    count: int = 1
+    memory: int = 0  # bytes of each, read of accelerators
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether cores, with their caches, do the work."""
+        return self.platform == "cpu"
+
+
+def local() -> Device:
+    """The devices of this process.
+
+    Raises:
+        UserError: if JAX finds none, with its reason.
+    """
+    try:
+        devices = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the second, of a platform whose library is missing
+        raise UserError(_no_device(str(error))) from None
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit", _UNKNOWN_MEMORY)
+    return Device(devices[0].platform, len(devices), memory)
+
+
+def _no_device(reason: str) -> str:
+    asked = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+    reason = reason.partition("\n")[0].partition(" (set JAX_PLATFORMS")[0] or "none of these could be started"
+    return (
+        f"JAX finds no device for JAX_PLATFORMS={asked}: {reason}; install what that platform needs "
+        "(the extra cuda or tpu), run where there is one, or set JAX_PLATFORMS=cpu"
+    )
+
+
+def lanes_in_cache(activations: int) -> int:
+    """Networks whose step runs in a core's cache, given the bytes of one's activations; a power of two, 4 to 64."""
+    lanes = 4
+    while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:
+        lanes *= 2
+    return lanes
+
+
+def filling(device: Device, work: int, size: int) -> int:
+    """Networks that fill one accelerator, a power of two, but for what its memory holds.
+
+    Args:
+        device: the accelerator.
+        work: elements that one network's largest operations have.
+        size: bytes that one network takes.
+    """
+    enough = min(-(-_FILLING // work), _MOST_LANES)
+    most = max(int(_MEMORY_SHARE * device.memory) // size, 1)
+    return 1 << (min(1 << (enough - 1).bit_length(), most).bit_length() - 1)
