@@ -57,7 +57,8 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         for name, values in arrays.items():
             place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
             values[place] = chunk[name]
-    arrays |= predict(sweep, arrays, datasets, which, labels)
+    with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
+        arrays |= predict(sweep, arrays, datasets, which, labels)
     axes = list(sweep.axes)
     # Where a subspace lies changes neither labels nor coordinates within it.
     data_axes = [axis for axis in data_leaves(sweep) if axis not in ("ambient_dim", "basis")]
@@ -141,7 +142,8 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
         place = np.searchsorted(chosen, cells[mine])
         trained = {name: values[mine] for name, values in arrays.items()}
         group = next(group for group in groups if cells[0] in group.cells)
-        networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
+        with np.errstate(over="ignore"):  # beyond float32's range weights are inf
+            networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
         for name, values in found.items():
             held = getattr(networks, name)[:, :m] if values.ndim > 1 else getattr(networks, name)
             values[place] = 0

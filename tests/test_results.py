@@ -1,12 +1,18 @@
 """Results as labelled arrays: names, dimensions, dtypes and meanings; networks by the values of their axes."""
 
+import hashlib
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import reference
 import xarray as xr
-from shell import MANY, TINY, read
+from shell import MANY, TINY, environment, read
 
 from subspace_adv import Network, UserError, load_networks, open_results, plan, run
+from subspace_adv.measures import variables
 from subspace_adv.planning import data_settings, load_data, load_span
 from subspace_adv.store import Store
 
@@ -120,7 +126,44 @@ def test_attributes_tell_the_settings_that_all_cells_share(tiny):
     assert attributes["max_steps"] == 30
     assert attributes["learning_rate"] == 0.02
     assert attributes["kind"] == "line"
+    assert (attributes["regions"], attributes["norms"]) == ("off", "l2")
+    assert (attributes["attack_steps"], attributes["restarts"]) == (56, 32)
     assert not attributes.keys() & {"width", "seed", "init_scale"}
+
+
+def test_attributes_tell_with_what_the_results_were_made(tmp_path):
+    """Of the folder, not of this process."""
+    planned = plan(read(TINY, "regions=off,full", "norms=l2,linf", "restarts=2,3"))
+    made = Store.create(tmp_path, planned)
+    made.close()
+    edited = made.manifest | {
+        "versions": {"subspace-adv": "7.0", "jax": "8.0", "jaxlib": "9.0"},
+        "machine": {"device": "gpu", "processor": "abacus", "trainer": "fused (avx512)"},
+        "commit": "0123-dirty",
+    }
+
+    def attributes(told: dict) -> dict:
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        (tmp_path / "manifest.json").write_text(json.dumps(told | {"digest": digest}))
+        return open_results(tmp_path).attrs
+
+    found = attributes(edited)
+    expected = {
+        "regions": "off, full",
+        "norms": "l2, linf",
+        "attack_steps": 56,
+        "subspace_adv_version": "7.0",
+        "jax_version": "8.0",
+        "jaxlib_version": "9.0",
+        "device": "gpu",
+        "processor": "abacus",
+        "trainer": "fused (avx512)",
+        "commit": "0123-dirty",
+    }
+    assert found | expected == found
+    assert "restarts" not in found
+    assert all(type(value) in (str, int, float) for value in found.values())
+    assert "commit" not in attributes(edited | {"commit": None})
 
 
 def test_variables_are_finite_where_they_should_be(tiny):
@@ -270,6 +313,8 @@ def test_selection_by_value(tiny):
         ({"seed": np.int64(4)}, (slice(None), 4)),
         ({"init_scale": 0.5, "seed": (1, 2)}, (slice(None), slice(1, 3), 1)),
         ({"init_scale": np.float32(0.5)}, (slice(None), slice(None), 1)),
+        ({"init_scale": 0.5000002}, (slice(None), slice(None), 1)),  # within the rounding of float32
+        ({"init_scale": [0.4999998, 0.9999996]}, (slice(None), slice(None), [1, 0])),
         ({"width": 5, "seed": 11, "init_scale": 1}, (1, 11, 0)),
     ]:
         for found, field in zip(load_networks(tiny, **coordinates), whole, strict=True):
@@ -306,6 +351,10 @@ def test_values_near_the_rounding_of_float32_select(tmp_path):
         ({"seed": 12}, "seed = 12: not a value of this axis; the nearest is 11"),
         ({"seed": [0, 99]}, "seed = 99: not a value of this axis; the nearest is 11"),
         ({"init_scale": 0.6}, "init_scale = 0.6: not a value of this axis; the nearest is 0.5"),
+        ({"init_scale": 0.502}, "init_scale = 0.502: not a value of this axis; the nearest is 0.5"),
+        ({"init_scale": 0.500001}, "init_scale = 0.500001: not a value of this axis; the nearest is 0.5"),
+        ({"init_scale": 0.999998}, "init_scale = 0.999998: not a value of this axis; the nearest is 1.0"),
+        ({"seed": 3.0000001}, "seed = 3.0000001: not a value of this axis; the nearest is 3"),
         ({"init_scale": "big"}, "init_scale = 'big': not a value of this axis"),
         ({"seed": None}, "seed = None: not a value of this axis"),
         ({"seed": []}, "seed = []: must be one value of this axis, or a list of some"),
@@ -355,12 +404,64 @@ def test_pending_cells_are_nan(tmp_path):
 def test_a_damaged_chunk_is_warned_of_and_pending(tmp_path):
     run(read(MANY), tmp_path)
     (tmp_path / "chunks" / "000001" / "seal.json").write_text("{}")
-    with pytest.warns(UserWarning, match="chunks/000001: differs from what was saved; run the sweep again"):
+    with pytest.warns(UserWarning, match="chunks/000001: its seal.json is damaged; run the sweep again"):
         dataset = open_results(tmp_path)
     assert (dataset["status"] == 0).sum() == 256
     with pytest.warns(UserWarning, match="chunks/000001"):
         networks = load_networks(tmp_path)
     assert np.isnan(networks.head_bias).sum() == 256
+
+
+# Where there is no such accelerator and the system's encoding is not the one of the folder's name.
+ELSEWHERE = """
+import os, pathlib, sys, warnings
+import subspace_adv, jax
+from jax._src import xla_bridge
+from subspace_adv import cli
+folder = os.listdir(".")[0]
+dataset = subspace_adv.open_results(folder)
+print(int((dataset["status"] != 0).sum()), *jax.config.jax_platforms.split(","), len(xla_bridge._backends))
+cli.status(pathlib.Path(folder))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    networks = subspace_adv.load_networks(folder, seed=3)
+print(*(one.message for one in told))
+sys.stdout.buffer.write(networks.weight.tobytes())
+"""
+
+
+def test_reading_needs_no_accelerator_and_no_encoding(tiny, tmp_path):
+    (tmp_path / "résultats").symlink_to(tiny)
+    without = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=tmp_path,
+        env=environment() | without | ascii_only,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.split(b"\n", 7)
+    assert lines[:2] == [b"48 cuda 0", b"tiny: 48 of 48 networks done"]
+    assert lines[6] == b"JAX cannot start on cuda here, and goes on on the CPU"
+    assert lines[7] == load_networks(tiny, seed=3).weight.tobytes()
+
+
+def test_values_beyond_float32_are_read_in_silence(tmp_path):
+    planned = plan(read(TINY, "width=3", "init_scale=3e38", "learning_rate=3e38", "weight_decay=1"), "xla")
+    made = Store.create(tmp_path, planned)
+    for chunk in planned.chunks:
+        n = len(chunk.cells)
+        arrays = {"status": np.full(n, 2, np.int8), "steps": np.full(n, 3, np.int32)}
+        for name, variable in variables(("off",), ("l2",)).items():
+            shape = (n, variable.values(7)) if variable.per_point or variable.per_heldout else (n,)
+            arrays[name] = np.full(shape, 3e38, np.float32)
+        made.commit(chunk.number, arrays)
+    made.close()
+    dataset = open_results(tmp_path)  # any warning is an error here
+    assert np.isposinf(dataset["predicted_gradient_norm_off"]).all()
 
 
 def test_results_can_be_written_as_netcdf(tiny, tmp_path):
