@@ -155,7 +155,10 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
             state = _loop(lambda state: one(state, x, y, hyper), state, steps)
         return state, jax.tree.map(lambda _: True, state)
 
-    return run(state, x, y, hyper)
+    state = run(state, x, y, hyper)
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in _changed(state).values()]))
+    # A step may overflow weights of neurons that it puts to sleep everywhere: no output shows that.
+    return state._replace(status=jnp.where((state.status == PENDING) | finite, state.status, jnp.int8(DIVERGED)))
 
 
 def _advance_fused(

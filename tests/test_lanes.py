@@ -31,11 +31,11 @@ SETTINGS = {
     "learning_rate": 0.05,
 }
 AXES = {
-    "data_seed": (0, 1, 2),
     "seed": (3, 4, 5),
     "weight_decay": (0.0, 0.1),
     "stop_margin": (-0.2, 50.0),
     "max_steps": (70, 0, 130),
+    "data_seed": (0, 1, 2),  # so that neighbours have other points
 }
 OWN = {
     "gd": {"learning_rate": (0.05, 0.2)},
@@ -94,7 +94,7 @@ def ran(request) -> Ran:
     if trainer == "fused" and fused.unavailable():
         pytest.skip(str(fused.unavailable()))
     loss = "exponential" if optimizer == "gd" else "logistic"
-    whole = sweep(SETTINGS | {"optimizer": optimizer, "loss": loss}, AXES | OWN[optimizer])
+    whole = sweep(SETTINGS | {"optimizer": optimizer, "loss": loss}, OWN[optimizer] | AXES)
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(Group, "steps_per_call", STEPS)
         return run(whole, trainer, measured=optimizer == "momentum")

@@ -1,9 +1,11 @@
 """One network, three ways to train it: the kernel, XLA's program and float64; on one core, two, or several devices."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ import pytest
 
 from subspace_adv import engine, fused, planning, training
 from subspace_adv.data import line
-from subspace_adv.network import Law, init_network
+from subspace_adv.network import Law, Network, init_network
 from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
 
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
 
@@ -97,6 +100,107 @@ def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
     assert (group.program.recipe.trainer, group.why[1]) == ("xla", "there is no compiler")
 
 
+class Small(NamedTuple):
+    """Two neurons on one input: first layer, biases, head, its bias, points (n, 1) and labels."""
+
+    weight: tuple
+    bias: tuple
+    head: tuple
+    head_bias: float
+    x: tuple
+    y: tuple
+
+
+TRAINERS = ["xla", pytest.param("fused", marks=needs_kernel)]
+HUGE = 3e38  # half as much again is over float32's range
+
+
+def ended(
+    given: Small, trainer: training.Trainer, *, trained: tuple[str, ...], loss: training.Loss, **settings
+) -> tuple:
+    """Statuses and steps of copies of a network, one for each of the settings that are lists."""
+    defaults = {
+        "learning_rate": 0.1,
+        "weight_decay": 0,
+        "momentum": 0,
+        "batch_size": 1,
+        "stop_margin": 0.3,
+        "max_steps": 5,
+    }
+    columns = np.broadcast_arrays(*(defaults | settings).values())
+    whole = ("batch_size", "max_steps")
+    hyper = training.Hyper(
+        **{
+            name: np.atleast_1d(np.asarray(column, np.int32 if name in whole else np.float32))
+            for name, column in zip(defaults, columns, strict=True)
+        }
+    )
+    network = Network(*(np.float32(field) for field in ([[w] for w in given.weight], *given[1:4])))
+    recipe = training.Recipe(loss, "gd", trained, trainer)
+    state = _end(network, np.float32(given.x)[:, None], np.float32(given.y), hyper, recipe)
+    return state.status.tolist(), state.step.tolist()
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def _end(network: Network, x: jax.Array, y: jax.Array, hyper: training.Hyper, recipe: training.Recipe):
+    def train(hyper: training.Hyper) -> training.TrainState:
+        state = training.start(network, hyper, jax.random.key(0), recipe=recipe)
+        return training.advance(state, x, y, hyper, recipe=recipe, steps=20)
+
+    return jax.vmap(train)(hyper)
+
+
+OVERFLOWS = {
+    "to +inf, rightly": Small((1, 1), (0, 0), (HUGE, 0), 0, (1.5,), (1,)),
+    "to -inf, rightly": Small((1, 1), (0, 0), (0, -HUGE), 0, (1.5,), (-1,)),
+    "in a sum": Small((1, 1), (0, 0), (HUGE, HUGE), 0, (1,), (1,)),
+    "wrongly": Small((1, 1), (0, 0), (HUGE, 0), 0, (1.5,), (-1,)),
+    "at one of the points": Small((1, 1), (0, 0), (HUGE, 0), 1, (1, -2, 1.5), (1, 1, 1)),
+    "both ways": Small((1, 1), (0, 0), (HUGE, -HUGE), 0, (1.5,), (1,)),
+    "in the head bias": Small((1, 1), (0, 0), (1, 1), np.inf, (1.5,), (1,)),
+    "in the first layer": Small((HUGE, 1), (0, 0), (1, 1), 0, (1.5,), (1,)),
+}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("given", OVERFLOWS.values(), ids=OVERFLOWS)
+def test_an_output_that_overflows_has_diverged_though_its_sign_is_right(given, trainer):
+    """Before its first step, where no step is allowed, and whatever the margin sought."""
+    allowed, margins = [5, 0, 5, 5], [0.3, 0.3, -np.inf, np.inf]
+    found = ended(given, trainer, trained=Network._fields, loss="logistic", max_steps=allowed, stop_margin=margins)
+    assert found == ([DIVERGED] * 4, [0] * 4)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_an_output_that_overflows_at_the_last_step_has_diverged(trainer):
+    """The step from -80 goes e^80·10⁴ up."""
+    given = Small((0, 0), (0, 0), (0, 0), -80, (1,), (1,))
+    steps = {"learning_rate": [1e4, 1e3, 1e3], "max_steps": [1, 1, 5]}
+    found = ended(given, trainer, trained=Network._fields, loss="exponential", **steps)
+    assert found == ([DIVERGED, CONVERGED, CONVERGED], [1, 1, 1])
+    found = ended(given, trainer, trained=Network._fields, loss="exponential", stop_margin=np.inf, **steps)
+    assert found == ([DIVERGED, STEP_LIMIT, STEP_LIMIT], [1, 1, 5])
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_weight_that_overflows_has_diverged_though_no_output_has(trainer):
+    """Its neuron sleeps at every point from then on, so the outputs are 0."""
+    given = Small((1.5, 0), (0, 0), (-1, 0), 0, (1,), (1,))
+    settings = {"learning_rate": [HUGE, 1e30, HUGE, 1e30], "stop_margin": [-1, -1, 1, 1], "max_steps": [5, 5, 1, 1]}
+    found = ended(given, trainer, trained=("weight",), loss="exponential", **settings)
+    assert found == ([DIVERGED, CONVERGED, DIVERGED, STEP_LIMIT], [1] * 4)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_margin_at_the_limit_does_not_exceed_it(trainer):
+    """Outputs are ½ at every step."""
+    given = Small((0, 0), (0, 0), (0, 0), 0.5, (1, 2), (1, 1))
+    limits = [0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.nextafter(np.float32(0.5), np.float32(1))]
+    settings = {"learning_rate": 0, "stop_margin": limits, "max_steps": 3}
+    found = ended(given, trainer, trained=Network._fields, loss="logistic", **settings)
+    assert found == ([STEP_LIMIT, CONVERGED, STEP_LIMIT], [3, 1, 3])
+
+
 SCRIPT = """
 import hashlib, os, sys
 if sys.argv[1] == "cores":
@@ -147,4 +251,4 @@ def test_networks_are_spread_over_all_local_devices_without_collectives():
     one, two = (run_script("devices", XLA_FLAGS=devices + count) for count in "12")
     assert (one[0], two[0]) == ("1", "2")
     assert two[1] == "1"
-    assert len(one[2]) == len(two[2]) == 64
+    assert one[2] == two[2]
