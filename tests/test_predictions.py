@@ -24,7 +24,7 @@ seed = [3, 1]
 ambient_dim = [6, 2, 9]
 weight_decay = [0.0, 0.01]
 learning_rate = [0.1, 0.4]
-width = [10, 20]
+width = [6, 41]
 init_scale = [1.0, 0.5]
 momentum = [0.9, 0.5]
 """

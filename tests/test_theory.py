@@ -11,7 +11,7 @@ from subspace_adv.planning import data_settings, load_span
 TRAINED = """
 name = "trained"
 [network]
-width = 3
+width = 6
 [training]
 stop_margin = inf
 optimizer = "momentum"
@@ -92,9 +92,24 @@ def test_the_scale_predicted_is_that_of_the_networks_trained(trained):
     for name, values in found.items():
         np.testing.assert_allclose(dataset[name].values[~near], values[~near], rtol=1e-5)
     scale = np.abs(dataset["predicted_decay"].values)[..., None] * found["head_norm_active"] / np.sqrt(2)
-    median = dataset["predicted_gradient_norm_off"].values
-    np.testing.assert_allclose(median[~near], 0.6744898 * scale[~near], rtol=1e-5)
+    for name, length in {
+        "": 0.6744898,
+        "_low": 0.0313380,
+        "_high": 2.2414027,
+        "_lower_bound": 0.7071068,
+        "_upper_bound": 1.4142136,
+    }.items():
+        predicted = dataset[f"predicted_gradient_norm_off{name}"].values
+        np.testing.assert_allclose(predicted[~near], length * scale[~near], rtol=1e-5)
+    np.testing.assert_allclose(dataset["predicted_bound_probability"], 1 - np.exp(-1 / 16), rtol=1e-6)
     assert near.mean() < 0.2
+    output = np.einsum("...nm,...m->...n", np.maximum(z, 0), networks.head) + networks.head_bias[..., None]
+    slope = np.abs(dataset["predicted_decay"].values)[..., None] * found["head_sum_active"] / np.sqrt(2 * 6)  # width 6
+    right = (dataset["label"].values * output > 1e-5) & ~near
+    universal = dataset["predicted_distance_universal"].values
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(universal[right], (np.abs(output) / slope)[right], rtol=1e-3)
+    assert right.mean() > 0.3 and (universal[dataset["label"].values * output < -1e-5] == 0).all()
 
 
 @pytest.mark.parametrize("dof", [1, 2, 7, 100, 996])
