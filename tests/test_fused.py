@@ -314,6 +314,18 @@ def test_the_exponential_function(instruction_set):
 
 
 @needs_kernel
+@pytest.mark.parametrize("loss", ["logistic", "exponential"])
+def test_the_slope_of_the_loss_is_exact_at_any_margin(loss, instruction_set):
+    """Of networks that are a head bias alone, whose first velocity is that slope."""
+    margins = np.concatenate([np.linspace(-87, 87, 4001), [-1e-3, 0, 1e-3]]).astype(np.float32)
+    given = networks(len(margins), 1, 1, 1, momentum=True, own=True, learning_rate=1e-9)
+    given.params[:] = [[0, 0, 0, 1]] * given.y * margins[:, None]
+    found = advance(given, steps=1, loss=loss).velocity[:, -1] * -given.y[:, 0]
+    a = margins.astype(np.float64)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(a)) if loss == "logistic" else np.exp(-a), rtol=4e-7)
+
+
+@needs_kernel
 def test_instruction_sets_agree():
     given, found = networks(20, 9, 9, 3, max_steps=100), {}
     limit = fused.library().subspace_adv_limit_instruction_set

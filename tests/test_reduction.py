@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from descent import Settings, descend
 from reference import Ray
 from scipy import stats
 from shell import read
@@ -102,6 +103,25 @@ def test_training_in_coordinates_of_the_span_is_another_where_adam_is_refused(st
     sweep = read(f"{TRAINED}{axes}")
     assert not plan(sweep).groups[0].program.reduced
     assert apart(trained(sweep, reduced=True)[1], trained(sweep)[1]) > 1e-2
+
+
+@pytest.mark.parametrize(("decay", "coordinates"), [(0, 2), (0.05, 5)])
+def test_adam_with_decay_or_without_is_adam_in_all_coordinates(decay, coordinates, standard_promotion):
+    """In float64 NumPy; with decay it is trained there, as a weight off the span is then no multiple of its start."""
+    axes = f'seed = [0, 1]\nweight_decay = [{decay}]\noptimizer = ["adam"]\ninit = ["paper-code"]\n'
+    axes += 'learning_rate = [0.002]\nbasis = ["axis-aligned"]\n'
+    own, found = trained(read(f"{TRAINED}{axes}"))
+    assert own["weight"].shape[2] == coordinates
+    start = trained(read(f"{TRAINED}{axes}max_steps = [0]\n"))[1]
+    data = load_data(DataSettings(kind="subspace", ambient_dim=5, samples=5))
+    x, y = (np.stack([points] * 2) for points in (np.pad(data.x, ((0, 0), (0, 3))), data.y))
+    columns = (np.full(2, value, np.float32) for value in (0.002, decay, 0, 0.3, 200))
+    exact = descend(start, x, y, Settings(*columns), optimizer="adam")
+    np.testing.assert_array_equal(own["steps"], exact.steps)
+    assert apart(found, exact.networks) < 1e-4
+    off = start.weight[:, :, 2:]
+    factors = found.weight[:, :6, 2:] / off[:, :6]
+    assert np.ptp(factors) == 0 if decay == 0 else np.ptp(factors) > 0.1
 
 
 def test_where_the_reduction_is_exact_and_why():
