@@ -1,6 +1,7 @@
 """What is recorded of networks, random and trained: order of the bounds, and agreement with float64 NumPy."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ import reference
 from reference import Ray
 
 from subspace_adv import attacks, measures, training
+from subspace_adv.attacks import AttackResult
 from subspace_adv.data import HELDOUT, Data
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, Network, init_network
 from subspace_adv.planning import load_data, load_span
-from subspace_adv.subspace import Subspace, in_ambient
+from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields
 
@@ -233,6 +235,84 @@ def test_random_directions_differ_between_networks_and_are_uniform(x64):
     np.testing.assert_allclose(found @ DATA["subspace"].subspace.basis, 0, atol=1e-12)
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=0.05)
     np.testing.assert_allclose(found.T @ found / len(found), complement @ complement.T / 3, atol=0.03)
+
+
+# Brackets from stand-ins for attacks and certificates ------------------------------------------------------------
+
+
+def _flips(rng: np.random.Generator, basis: np.ndarray, order: float, points: int) -> AttackResult:
+    """Perturbations in a region: any, along one axis, or none."""
+    delta = rng.standard_normal((points, basis.shape[1]))
+    delta[::3, 1:] = 0
+    found = rng.random(points) < 0.7
+    delta = np.where(found[:, None], delta @ basis.T, 0)
+    distance = np.where(found, np.linalg.norm(delta, order, axis=1), np.inf)
+    return AttackResult(*map(jnp.asarray, (delta, distance, found)))
+
+
+@pytest.mark.parametrize("norms", [("l2",), ("linf", "l2", "l1"), ("l1", "linf")])
+@pytest.mark.parametrize("regions", [("full", "on", "off"), ("full",), ("on", "off")])
+def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, norms, monkeypatch, x64):
+    """At their lengths in each norm: those off and on count in the full space, the universal one but for on."""
+    rng, points, order = np.random.default_rng(0), 30, {"linf": np.inf, "l2": 2, "l1": 1}
+    subspace = axis_aligned(5, 2)
+    bases = {region: np.asarray(region_basis(subspace, region)) for region in ALL}
+    universal = _flips(rng, bases["off"], 2, points)
+    lowers = {case: rng.uniform(0, 1, points) for case in itertools.product(regions, norms)}
+    attacked = {(region, norm): _flips(rng, bases[region], order[norm], points) for region, norm in lowers}
+    dims = {3: "off", 2: "on", 5: "full"}
+
+    def bracket(network, x, region, key, recording, norm):
+        return jnp.asarray(lowers[dims[region.shape[1]], norm]), attacked[dims[region.shape[1]], norm]
+
+    monkeypatch.setattr(measures, "bracket", bracket)
+    recording = Recording(regions, norms, attack_steps=1, restarts=1, loss="logistic")
+    network, x = Network(*[jnp.zeros(())] * 4), jnp.zeros((points, 5))
+    found = measures._brackets(network, x, subspace, universal, jax.random.key(0), recording)
+    assert set(found) == set(lowers)
+    for (region, norm), (lower, upper) in found.items():
+        within = {"off": ["off"], "on": ["on"], "full": ALL}[region]
+        flips = [flip for (where, _), flip in attacked.items() if where in within]
+        flips += [universal] if region != "on" else []
+        lengths = [np.where(f.is_adv, np.linalg.norm(f.delta, order[norm], axis=1), np.inf) for f in flips]
+        np.testing.assert_allclose(upper, np.min(lengths, axis=0), rtol=1e-11)
+        shorter = [other for other in norms if order[other] >= order[norm]]
+        np.testing.assert_array_equal(lower, np.max([lowers[region, other] for other in shorter], axis=0))
+        for other in shorter:
+            assert (found[region, other][1] <= upper).all()  # to the last bit
+        if norm == "l2" and region != "on":
+            assert (upper <= universal.distance).all()
+        if region == "full":
+            for part in set(within) & set(regions):
+                assert (upper <= found[part, norm][1]).all()
+
+
+def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_counts(monkeypatch, x64):
+    rng = np.random.default_rng(1)
+    network, x = (
+        jax.tree.map(jnp.asarray, reference.random_network(rng, 5, 3)),
+        jnp.asarray(rng.standard_normal((6, 3))),
+    )
+
+    def attack(network, point, region, *, key, toward, norm, steps, restarts):
+        assert (norm, steps, restarts) == ("l1", 7, 3)
+        return AttackResult(toward, jax.random.uniform(key, (), point.dtype), jnp.asarray(True))
+
+    def kink(network, point, region, *, norm):
+        return point[0]
+
+    def crown(network, point, region, *, norm, upper):
+        return point[1] + upper
+
+    for name, stand_in in (("minimal_norm_attack", attack), ("kink_certificate", kink), ("crown_certificate", crown)):
+        monkeypatch.setattr(measures, name, stand_in)
+    recording, key = Recording(("full",), ("l1",), attack_steps=7, restarts=3, loss="logistic"), jax.random.key(3)
+    lower, found = measures.bracket(network, x, jnp.eye(3), key, recording, "l1")
+    drawn = [float(jax.random.uniform(own, (), jnp.float64)) for own in jax.random.split(key, len(x))]
+    np.testing.assert_array_equal(found.distance, drawn)
+    np.testing.assert_array_equal(found.delta, measures._nearest_of_other_sign(network, x))
+    np.testing.assert_array_equal(lower, np.maximum(x[:, 0], x[:, 1] + found.distance))
+    assert len(set(drawn)) == len(x)
 
 
 def test_distance_along_a_direction_in_a_linear_network(x64):

