@@ -39,13 +39,19 @@ def preactivations_cancel(rng: np.random.Generator) -> tuple[Network, np.ndarray
 
 
 def flat_far_out(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
-    """All kinks are next to the point; past them slopes cancel to a ten millionth, so the flip is that much farther."""
+    """Kinks next to the point; past them slopes cancel to a ten millionth, so the flip is that much farther.
+
+    In half of the networks one more kink lies beyond the flip.
+    """
     rates = rng.uniform(1, 2, 2 * PAIRS) * np.where(rng.random(2 * PAIRS) < 0.5, 1e-3, 1)
+    z = 1e-3 * rng.uniform(1, 2, 2 * PAIRS)
+    if rng.random() < 0.5:
+        rates[0], z[0] = -1e-9, 1
     head = rng.uniform(1, 2, 2 * PAIRS) * np.where(np.arange(2 * PAIRS) % 2, -1, 1)
     head[-1] = (-(head[:-1] @ rates[:-1]) - 1e-7) / rates[-1]
     weight = np.concatenate([rates[:, None], np.zeros((2 * PAIRS, D - 1))], axis=1)
     x = x_of(rng)
-    return Network(weight, 1e-3 * rng.uniform(1, 2, 2 * PAIRS) - weight @ x, head, 1.0), x
+    return Network(weight, z - weight @ x, head, 1.0), x
 
 
 def near_tie(rng: np.random.Generator) -> tuple[Network, np.ndarray]:

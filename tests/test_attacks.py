@@ -236,7 +236,7 @@ def test_attack_is_near_the_least_distance_over_all_directions_of_a_plane():
         least.append(float(min(ray.first_flip() for ray in rays)))
     flips = np.isfinite(least)
     assert flips.sum() > 25
-    for restarts, typical, worst in [(4, 1.001, np.inf), (32, 1.001, 1.05)]:
+    for restarts, typical, worst in [(4, 1.0001, 1.03), (32, 1.0001, 1.001)]:
         found = _attacked("on", restarts=restarts).distance[counted]
         ratios = found[flips] / np.array(least)[flips]
         assert ratios.min() > 1 - 1e-2  # the best direction is between two of the angles
@@ -271,10 +271,12 @@ def test_attack_that_fails_is_infinite_and_not_adversarial(region, dtype):
     np.testing.assert_array_equal(found.is_adv, np.isfinite(found.distance))
 
 
-def test_a_single_start_attacks_too():
+def test_a_single_start_attacks_hardly_worse():
     single, four = _attacked("full", restarts=1), _attacked("full")
     assert single.is_adv[:50].sum() >= 45
-    assert (single.distance[:50] >= four.distance[:50] * 0.9).all()
+    ratios = single.distance[:50] / four.distance[:50]
+    assert ratios.max() <= 1.01 and np.quantile(ratios, 0.9) <= 1.001
+    assert ratios.min() >= 0.95
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])

@@ -10,6 +10,7 @@ import reference
 from optimum import DUAL_ORDER, ORDER
 from reference import Ray
 
+from subspace_adv import attacks, certificates
 from subspace_adv.certificates import _within_cap, crown_certificate, kink_certificate
 from subspace_adv.network import Network
 from subspace_adv.subspace import from_directions
@@ -223,6 +224,62 @@ def test_the_extent_of_a_disc_is_attained(x64):
         extent = _within_cap(rates, *sizes, "l2")
         values = cap @ rates.T
         np.testing.assert_allclose(extent, [-values.min(axis=0), values.max(axis=0)], atol=1e-3)
+
+
+# A step of CROWN ------------------------------------------------------------------------------------------------
+
+
+def test_a_chord_meets_the_relu_at_both_ends(x64):
+    low = np.array([-2.0, -1.0, 0.0, 1.0, -3.0, -1.0, 0.0])
+    high = np.array([1.0, 5.0, 2.0, 3.0, -1.0, 0.0, 0.0])
+    slope, lift = map(np.asarray, certificates._chord(low, high))
+    np.testing.assert_allclose(slope * low + lift, np.maximum(low, 0), atol=1e-15)
+    np.testing.assert_allclose(slope * high + lift, np.maximum(high, 0), atol=1e-15)
+    assert (slope >= 0).all() and (slope <= 1).all()
+
+
+def test_the_line_is_below_the_signed_output_within_the_ranges(x64):
+    """Where all neurons count for the prediction, it is the sum of the lines of the slopes given."""
+    rng = np.random.default_rng(15)
+    for _ in range(20):
+        z, slopes = rng.standard_normal(8), rng.choice([0.0, 0.3, 1.0], 8)
+        rays = attacks.Slice(z, rng.standard_normal((8, 3)), rng.standard_normal(8), rng.standard_normal())
+        low, high = z - rng.uniform(0, 3, 8), z + rng.uniform(0, 3, 8)
+        level, gradient = map(np.asarray, certificates._line(rays, low, high, slopes))
+        c = 0.7 * rng.standard_normal((4000, 3))
+        hidden = z + c @ rays.rates.T
+        within = ((hidden >= low) & (hidden <= high)).all(axis=1)
+        value = np.maximum(hidden, 0) @ rays.head + rays.offset
+        assert within.sum() > 5
+        assert (level + c @ gradient <= value + 1e-12)[within].all()
+        kept = rays._replace(head=np.maximum(rays.head, 0))
+        level, gradient = map(np.asarray, certificates._line(kept, low, high, slopes))
+        np.testing.assert_allclose(level, (kept.head * slopes) @ z + rays.offset)
+        np.testing.assert_allclose(gradient, (kept.head * slopes) @ rays.rates)
+
+
+@pytest.mark.parametrize(
+    ("height", "sound", "expected"),
+    [
+        (5.0, True, {"lower": 4.0, "upper": 10.0, "radius": 7.9, "ranges": "kept", "kept": "kept", "steps": 0}),
+        (3.0, False, {"lower": 3.0, "upper": 10.0, "radius": 4.0, "ranges": "ranges", "kept": "kept", "steps": 3}),
+        (
+            2.05,
+            False,
+            {"lower": 2.05, "upper": 4.0, "radius": 3.3175, "ranges": "ranges", "kept": "ranges", "steps": 0},
+        ),
+        (0.5, False, {"lower": 1.0, "upper": 4.0, "radius": 2.0, "ranges": "ranges", "kept": "ranges", "steps": 0}),
+    ],
+    ids=["certified", "goes on", "given up", "given up at once"],
+)
+def test_a_trial_ends_certified_or_given_up_and_keeps_what_holds(height, sound, expected, x64):
+    """A trial of 4 between 1 and 10, whose last height was 2: the next begins with ranges that hold within it."""
+    arrays = {"ranges": jnp.ones((2, 1)), "kept": jnp.full((2, 1), 3.0)}
+    search = certificates._Search(*map(jnp.float64, (1, 10, 4, 2)), **arrays, slopes=jnp.zeros(1), steps=jnp.int32(2))
+    found = certificates._advance(search, jnp.float64(height), jnp.asarray(sound))._asdict()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], arrays[value] if isinstance(value, str) else value, err_msg=name)
+    assert found["height"] == (height if expected["steps"] else -np.inf)
 
 
 # CROWN -----------------------------------------------------------------------------------------------------------
