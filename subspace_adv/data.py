@@ -21,6 +21,9 @@ CLUSTER_SPREAD = 0.1
 HELDOUT = 16
 """Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""
 
+# Streams of a data seed: none of them depends on what another one draws, or how much of it.
+_POINTS, _SIGNS, _BASIS, _HELDOUT, _HYPERPLANE, _CENTRES, _HELDOUT_CENTRES = range(7)
+
 
 class Shape(NamedTuple):
     """Sizes of a dataset; static and hashable."""
@@ -80,27 +83,39 @@ def random_subspace(
         samples: n, the number of points.
         distribution: coordinates "gaussian" (standard normal) or on the "sphere" of radius √k.
         labels: "random" signs; "halfspace", the side of a random hyperplane of the subspace through 0; or
-            "clusters", points around min(2k, n) centres ±√k·eⱼ, half of which carry each label.
-        data_seed: seed of all draws.
+            "clusters", points around min(2k, n) centres ±√k·eⱼ in random order, every other one of each label.
+        data_seed: seed of all draws. Points and labels are the first n of any number of them.
     """
     k = subspace_dim
-    points_rng, labels_rng, heldout_rng = (np.random.default_rng([data_seed, stream]) for stream in (0, 1, 3))
-    coordinates, heldout = points_rng.standard_normal((samples, k)), heldout_rng.standard_normal((HELDOUT, k))
-    y = np.where(labels_rng.random(samples) < 0.5, 1, -1)
+    coordinates = _rng(data_seed, _POINTS).standard_normal((samples, k))
+    heldout = _rng(data_seed, _HELDOUT).standard_normal((HELDOUT, k))
     if labels == "clusters":
-        count = min(2 * k, samples)
-        centres = np.sqrt(k) * np.concatenate([np.eye(k), -np.eye(k)])[:count]
-        of_point = np.arange(samples) % count
-        coordinates = centres[of_point] + CLUSTER_SPREAD * coordinates
-        heldout = centres[heldout_rng.integers(count, size=HELDOUT)] + CLUSTER_SPREAD * heldout
-        y = labels_rng.permutation(np.where(np.arange(count) % 2 == 0, 1, -1))[of_point]
+        centres = _centres(k, data_seed)
+        some = _rng(data_seed, _HELDOUT_CENTRES).integers(min(2 * k, samples), size=HELDOUT)
+        coordinates = centres[np.arange(samples) % (2 * k)] + CLUSTER_SPREAD * coordinates
+        heldout = centres[some] + CLUSTER_SPREAD * heldout
     if distribution == "sphere":
         coordinates, heldout = (
             points * (np.sqrt(k) / np.linalg.norm(points, axis=1, keepdims=True)) for points in (coordinates, heldout)
         )
-    if labels == "halfspace":
-        y = np.where(coordinates @ labels_rng.standard_normal(k) >= 0, 1, -1)
+    y = subspace_labels(subspace_dim=k, samples=samples, labels=labels, data_seed=data_seed)
     return _data(coordinates, y, axis_aligned(k, k), heldout)
+
+
+def subspace_labels(*, subspace_dim: int, samples: int, labels: Labels, data_seed: int) -> np.ndarray:
+    """The labels of `random_subspace` alone, (n,), −1 or +1; they do not depend on the distribution of the points."""
+    if labels == "clusters":
+        return np.where(np.arange(samples) % (2 * subspace_dim) % 2 == 0, 1, -1)
+    if labels == "halfspace":
+        coordinates = _rng(data_seed, _POINTS).standard_normal((samples, subspace_dim))
+        return np.where(coordinates @ _rng(data_seed, _HYPERPLANE).standard_normal(subspace_dim) >= 0, 1, -1)
+    return np.where(_rng(data_seed, _SIGNS).random(samples) < 0.5, 1, -1)
+
+
+def _centres(k: int, data_seed: int) -> np.ndarray:
+    """The centres ±√k·eⱼ of clusters in random order, (2k, k); every other one carries the label +1."""
+    centres = np.sqrt(k) * np.concatenate([np.eye(k), -np.eye(k)])
+    return _rng(data_seed, _CENTRES).permutation(centres)
 
 
 def span_basis(kind: Kind, *, ambient_dim: int, subspace_dim: int, basis: Basis, data_seed: int) -> np.ndarray:
@@ -124,8 +139,11 @@ def span_basis(kind: Kind, *, ambient_dim: int, subspace_dim: int, basis: Basis,
         raise ValueError(f"subspace_dim {subspace_dim} is over ambient_dim {ambient_dim}")
     if basis == "axis-aligned":
         return np.eye(ambient_dim, subspace_dim)
-    basis_rng = np.random.default_rng([data_seed, 2, ambient_dim])
-    return orthonormal(basis_rng.standard_normal((ambient_dim, subspace_dim)))
+    return orthonormal(_rng(data_seed, _BASIS, ambient_dim).standard_normal((ambient_dim, subspace_dim)))
+
+
+def _rng(data_seed: int, *stream: int) -> np.random.Generator:
+    return np.random.default_rng([data_seed, *stream])
 
 
 def _data(x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray) -> Data:

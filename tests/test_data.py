@@ -1,8 +1,14 @@
 """Datasets: the two fixed ones point by point, and the laws of the random ones."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import linprog
+from scipy.stats import chisquare
 
 from subspace_adv.data import (
     CLUSTER_SPREAD,
@@ -13,6 +19,7 @@ from subspace_adv.data import (
     line,
     random_subspace,
     span_basis,
+    subspace_labels,
 )
 from subspace_adv.planning import data_shape, load_data, load_span
 from subspace_adv.subspace import Subspace, in_ambient
@@ -163,6 +170,13 @@ def test_random_basis_depends_on_the_data_seed_and_axes_do_not():
     np.testing.assert_array_equal(span(basis="axis-aligned", data_seed=5), np.eye(9)[:, :3])
 
 
+def test_axes_nest_over_the_dimensions_and_random_bases_are_drawn_anew():
+    for d, k in itertools.product((4, 9), (1, 3)):
+        np.testing.assert_array_equal(span(basis="axis-aligned", ambient_dim=d, subspace_dim=k), np.eye(9)[:d, :k])
+    low, high = (span(ambient_dim=d, subspace_dim=1)[:4, 0] for d in (4, 9))
+    assert abs(low @ high) < 0.99 * np.linalg.norm(low) * np.linalg.norm(high)
+
+
 def test_random_bases_are_uniform_on_average():
     """The mean projection on a uniform k-dimensional subspace of R^d is k/d times the identity; no sign is favoured."""
     bases = [span(data_seed=seed) for seed in range(2000)]
@@ -224,13 +238,91 @@ def test_clusters_are_separated_share_their_label_and_split_the_labels_evenly():
     assert sorted(labels, key=min) == [{-1}] * 3 + [{1}] * 3
 
 
-def test_cluster_labels_are_dealt_by_the_data_seed():
-    assert len({tuple(draw(labels="clusters", data_seed=seed).y[:6]) for seed in range(30)}) > 5
+def test_cluster_labels_are_dealt_evenly_by_the_data_seed():
+    """Each of the 6 over 2 ways to label four centres evenly is as frequent as the others."""
+    centres = np.sqrt(2) * np.concatenate([np.eye(2), -np.eye(2)])
+    ways: Counter[tuple] = Counter()
+    for seed in range(600):
+        data = draw(labels="clusters", subspace_dim=2, samples=4, data_seed=seed)
+        ways[tuple(data.y[np.linalg.norm(data.x - centre, axis=1).argmin()] for centre in centres)] += 1
+    assert set(ways) == {way for way in itertools.product((-1, 1), repeat=4) if sum(way) == 0}
+    assert chisquare(list(ways.values())).pvalue > 1e-3
 
 
-def test_clusters_with_fewer_points_than_centres():
-    data = draw(labels="clusters", samples=4)
-    assert sorted(data.y) == [-1, -1, 1, 1]
+@pytest.mark.parametrize("samples", range(1, 8))
+def test_clusters_with_fewer_points_than_centres_have_one_each_and_both_labels(samples):
+    data = draw(labels="clusters", samples=samples)
+    centres = np.sqrt(3) * np.concatenate([np.eye(3), -np.eye(3)])
+    nearest = np.linalg.norm(data.x[:, None] - centres, axis=2).argmin(axis=1)
+    assert len(set(nearest)) == min(samples, 6)
+    assert data.y.sum() == samples % 2
+    held = np.linalg.norm(data.heldout[:, None] - centres, axis=2).argmin(axis=1)
+    assert set(held) <= set(nearest)
+
+
+@pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
+@pytest.mark.parametrize("distribution", ["gaussian", "sphere"])
+@given(k=st.integers(1, 6), n=st.integers(1, 40), more=st.integers(1, 40), data_seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_fewer_points_are_the_first_of_more_with_the_same_labels(labels, distribution, k, n, more, data_seed):
+    law = dict(subspace_dim=k, distribution=distribution, labels=labels, data_seed=data_seed)
+    few, many = draw(samples=n, **law), draw(samples=n + more, **law)
+    np.testing.assert_array_equal(few.x, many.x[:n])
+    np.testing.assert_array_equal(few.y, many.y[:n])
+    if labels != "clusters" or n >= 2 * k:
+        np.testing.assert_array_equal(few.heldout, many.heldout)
+
+
+@pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
+def test_labels_alone_are_those_of_the_points(labels):
+    for data_seed, distribution in itertools.product(range(20), ("gaussian", "sphere")):
+        data = draw(labels=labels, distribution=distribution, data_seed=data_seed)
+        alone = subspace_labels(subspace_dim=3, samples=50, labels=labels, data_seed=data_seed)
+        np.testing.assert_array_equal(data.y, alone)
+
+
+def test_one_hyperplane_divides_any_number_of_points():
+    """Found from many points, it tells the labels of few, and stands in every direction as often."""
+    normals = []
+    for data_seed in range(200):
+        many = draw(labels="halfspace", samples=400, data_seed=data_seed)
+        normal = (many.y[:, None] * many.x).mean(axis=0)  # points along it, on average
+        normals.append(normal / np.linalg.norm(normal))
+        few = draw(labels="halfspace", samples=30, data_seed=data_seed)
+        assert (few.y * (few.x @ normals[-1]) > 0).mean() > 0.8
+    np.testing.assert_allclose(np.mean(normals, axis=0), 0, atol=0.15)
+    np.testing.assert_allclose(np.cov(np.transpose(normals)), np.eye(3) / 3, atol=0.1)
+
+
+def test_draws_are_independent_of_each_other():
+    """No two of points, labels, held-out points, hyperplane, centres and basis are made of the same numbers."""
+    rows = []
+    for seed in range(1000):
+        random, halfspace, clusters = (
+            draw(labels=labels, subspace_dim=2, samples=4, data_seed=seed)
+            for labels in ("random", "halfspace", "clusters")
+        )
+        base = span(subspace_dim=2, ambient_dim=4, data_seed=seed)
+        points = [*random.x[:2].ravel(), *random.heldout[:2].ravel()]
+        centres = [*(clusters.x[0] / 2**0.5).round(), *(clusters.heldout[0] / 2**0.5).round()]
+        rows.append([*points, *random.y[:2], *halfspace.y[:2], *base.ravel(), *centres])
+        assert (halfspace.x == random.x).all() and (halfspace.heldout == random.heldout).all()
+    correlations = np.corrcoef(np.transpose(rows))
+    for part in (slice(12, 20), slice(20, 22), slice(22, 24)):  # an orthonormal basis, and two centres
+        correlations[part, part] = 0
+    np.fill_diagonal(correlations, 0)
+    assert np.abs(correlations).max() < 5 / 1000**0.5
+
+
+def test_what_a_seed_draws_never_changes():
+    """Or the results of a sweep would be others with another version of this package."""
+    assert draw(samples=9, data_seed=3).y.tolist() == [1, 1, 1, 1, -1, -1, 1, -1, -1]
+    assert draw(samples=9, data_seed=3, labels="halfspace").y.tolist() == [-1, -1, -1, -1, -1, 1, -1, -1, 1]
+    centres = draw(samples=9, data_seed=3, labels="clusters").x.round()
+    np.testing.assert_array_equal(centres[:3], [[0, 0, -2], [2, 0, 0], [0, 0, 2]])
+    np.testing.assert_allclose(draw(data_seed=3).x[0], [2.040919, -2.555665, 0.418099], atol=1e-5)
+    np.testing.assert_allclose(draw(data_seed=3).heldout[-1], [0.963969, 1.528283, 0.528684], atol=1e-5)
+    np.testing.assert_allclose(span(data_seed=3)[0], [0.339852, 0.223216, -0.548207], atol=1e-5)
 
 
 def test_subspace_over_the_ambient_dimension_is_refused():
