@@ -12,6 +12,7 @@ from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data, Shape, chessboard, li
 from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
+from subspace_adv.settings import resolved_trainable
 from subspace_adv.subspace import Subspace, from_directions, region_dim
 from subspace_adv.sweep import DataSettings, Sweep, UserError, nearest
 from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
@@ -357,7 +358,7 @@ def _program(
     settings = data_settings(sweep, values)
     shape = data_shape(settings)
     init = value("init")
-    trainable = value("trainable") or ("hidden" if init == "theory" else "all")
+    trainable = resolved_trainable(init, value("trainable"))
     trainer, why_trainer = choose_trainer(value("optimizer"), requested, device)
     recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable), trainer)
     recording = Recording(

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from subspace_adv import engine
-from subspace_adv.data import HELDOUT
+from subspace_adv.data import FIXED_SHAPES, HELDOUT
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, cell_data, data_leaves, data_shape, grid_data, load_data, load_span, plan
 from subspace_adv.predictions import PREDICTIONS, predict
+from subspace_adv.settings import TABLE_OF, resolved_trainable
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
 from subspace_adv.training import PENDING, STATUS_MEANINGS
@@ -60,6 +61,7 @@ def open_results(folder: str | Path) -> "xr.Dataset":
     with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
         arrays |= predict(sweep, arrays, datasets, which, labels)
     axes = list(sweep.axes)
+    shared, along = _settings(sweep)
     # Where a subspace lies changes neither labels nor coordinates within it.
     data_axes = [axis for axis in data_leaves(sweep) if axis not in ("ambient_dim", "basis")]
     which = which[tuple(slice(None) if axis in data_axes else 0 for axis in axes)]
@@ -73,13 +75,15 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         },
         coords={
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
+            **along,
             "label": ((*data_axes, "point"), labels[which]),
             "input": ((*data_axes, "point", "feature"), inputs[which]),
             "heldout_input": ((*data_axes, "heldout", "feature"), heldout[which]),
         },
         attrs={
             "name": sweep.name,
-            **{leaf: v for leaf, v in (_settings(sweep) | _measured(sweep)).items() if leaf not in axes},
+            **shared,
+            **{leaf: v for leaf, v in _measured(sweep).items() if leaf not in axes},
             **_origin(store),
         },
     )
@@ -165,9 +169,33 @@ def _committed(store: Store, only: np.ndarray | None = None) -> Any:
             warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
 
 
-def _settings(sweep: Sweep) -> dict[str, Any]:
-    tables = sweep.model_dump(include={"data", "network", "training"}, exclude_none=True)
-    return {leaf: value for table in tables.values() for leaf, value in table.items()}
+_DECIDED_BY = {"ambient_dim": "kind", "subspace_dim": "kind", "samples": "kind", "trainable": "init"}
+"""Leaves that may be other than they are set, and the leaf that decides it."""
+
+
+def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]:
+    """What cells read, as it was for them: what they all share, and coordinates along the axis that decides it."""
+    shared, along = {}, {}
+    for leaf, table in TABLE_OF.items():
+        if leaf in sweep.axes or table == "measure":
+            continue
+        values = _as_read(sweep, leaf)
+        if len(set(values)) == 1:
+            shared[leaf] = values[0]
+        elif values:
+            along[leaf] = (_DECIDED_BY[leaf], np.array(values))
+    return shared, along
+
+
+def _as_read(sweep: Sweep, leaf: str) -> list:
+    """Values of a leaf that is no axis, one for each value of what decides it, and none where no cell reads it."""
+    [value] = sweep.values(leaf)
+    if leaf == "trainable":
+        return [resolved_trainable(init, value) for init in sweep.values("init")]
+    if leaf in _DECIDED_BY:
+        shapes = [FIXED_SHAPES.get(kind) for kind in sweep.values("kind")]
+        return [getattr(shape, leaf) if shape else value for shape in shapes]
+    return [value] if sweep.reads(leaf) else []
 
 
 def _measured(sweep: Sweep) -> dict[str, Any]:

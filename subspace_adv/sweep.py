@@ -1,21 +1,33 @@
-"""The sweep file as frozen models: settings, axes, overrides, and messages a user can act on."""
+"""The sweep file: tables, axes, overrides, and messages a user can act on."""
 
 import difflib
 import itertools
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from subspace_adv import data, network, training
-from subspace_adv.attacks import Norm
-from subspace_adv.subspace import Region, region_dim
+from subspace_adv import data
+from subspace_adv.settings import (
+    LISTS,
+    READ_WHERE,
+    TABLE_OF,
+    TABLES,
+    DataSettings,
+    MeasureSettings,
+    NetworkSettings,
+    Table,
+    TrainingSettings,
+    distinct,
+)
+from subspace_adv.subspace import region_dim
 
 Scalar = str | int | float
 
@@ -24,98 +36,11 @@ class UserError(ValueError):
     """A mistake of the user's, told in one line: where, which field, which value, and what to do."""
 
 
-def _distinct(values: tuple) -> tuple:
-    seen = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{value!r} is listed twice")
-        seen.add(value)
-    return values
-
-
-def _number(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number, not NaN")
-    return value
-
-
-_as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-_LARGEST = 3.4e38  # of float32
-_Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False)]
-_NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
-_Count = Annotated[int, Field(ge=1, le=2**24)]
-_Seed = Annotated[int, Field(ge=0, lt=2**32)]
-_Regions = Annotated[tuple[Region, ...], _as_tuple, Field(min_length=1), AfterValidator(_distinct)]
-_Norms = Annotated[tuple[Norm, ...], _as_tuple, Field(min_length=1), AfterValidator(_distinct)]
-
-
-class _Table(BaseModel, frozen=True, extra="forbid", strict=True):
-    """A table of the sweep file."""
-
-
-class DataSettings(_Table, frozen=True):
-    """`[data]`: the points, their labels and their subspace. All but `kind` describe kind "subspace"."""
-
-    kind: data.Kind = "line"
-    ambient_dim: _Count = 20
-    subspace_dim: _Count = 2
-    samples: _Count = 20
-    basis: data.Basis = "random"
-    distribution: data.Distribution = "sphere"
-    labels: data.Labels = "random"
-    data_seed: _Seed = 0
-
-
-class NetworkSettings(_Table, frozen=True):
-    """`[network]`: the initial law and what of it is trained ("hidden" for init "theory", else "all")."""
-
-    init: network.Init = "paper-code"
-    trainable: training.Trainable | None = None
-    width: _Count = 100
-    init_scale: _Positive = 1.0
-    seed: _Seed = 0
-
-
-class TrainingSettings(_Table, frozen=True):
-    """`[training]`: loss, optimizer and stop rule."""
-
-    loss: training.Loss = "logistic"
-    optimizer: training.Optimizer = "gd"
-    learning_rate: _Positive = 0.02
-    weight_decay: _NotNegative = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.9
-    batch_size: _Count = 1
-    stop_margin: Annotated[float, AfterValidator(_number)] = 0.3
-    max_steps: Annotated[int, Field(ge=0, lt=2**31 - 1)] = 40_000
-
-
-class MeasureSettings(_Table, frozen=True):
-    """`[measure]`: regions and norms of the distances, and the effort of the attacks."""
-
-    regions: _Regions = ("off", "on", "full")
-    norms: _Norms = ("l2",)
-    attack_steps: Annotated[int, Field(ge=1, le=100_000)] = 56
-    restarts: Annotated[int, Field(ge=1, le=10_000)] = 32
-
-
-TABLES: Mapping[str, type[_Table]] = {
-    "data": DataSettings,
-    "network": NetworkSettings,
-    "training": TrainingSettings,
-    "measure": MeasureSettings,
-}
-TABLE_OF = {leaf: table for table, model in TABLES.items() for leaf in model.model_fields}
-_LISTS = ("regions", "norms")
-_READ_ONLY_BY = {  # leaves that only some cells read: the leaf that decides, and its value
-    **dict.fromkeys(set(DataSettings.model_fields) - {"kind"}, ("kind", "subspace")),
-    "momentum": ("optimizer", "momentum"),
-    "batch_size": ("optimizer", "sgd"),
-}
 _RANGE = re.compile(r"(\d+):(\d+)")
 _MAX_CELLS = 10**7
 
 
-class Sweep(_Table, frozen=True):
+class Sweep(Table, frozen=True):
     """A grid of experiments: settings shared by all cells, and the axes along which cells differ."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -123,34 +48,42 @@ class Sweep(_Table, frozen=True):
     network: NetworkSettings = NetworkSettings()
     training: TrainingSettings = TrainingSettings()
     measure: MeasureSettings = MeasureSettings()
-    axes: dict[str, tuple[Scalar, ...]] = {}
+    axes: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def from_toml(cls, path: str | Path, overrides: str | Iterable[str] = ()) -> Self:
         """Read a sweep file and apply command-line overrides.
 
         Args:
             path: a TOML file with the tables [data], [network], [training], [measure] and [axes].
             overrides: "name=value" sets a field (of an axis: its one value); "name=a,b" or "name=start:stop"
-                makes it an axis.
+                makes it an axis. One string is one override.
+
+        Warns:
+            Where an override has the effect that no cell reads some of the file's fields any more.
 
         Raises:
-            UserError: naming file, field, value and the nearest good one.
+            UserError: naming file, field, value and the nearest good one; so for a field that no cell reads.
         """
         path = Path(path)
         document = _read(path)
         document.setdefault("name", path.stem)
         _check_tables(document, path)
-        overridden = _override(document, overrides)
+        overridden = _override(document, [overrides] if isinstance(overrides, str) else overrides)
 
         def source(leaf: str) -> str:
             return "command line" if leaf in overridden else str(path)
 
-        return _validate(cls, document, source)
+        sweep = _build(cls, document, source)
+        _check_read(sweep, document, overridden, source)
+        sweep = sweep._as_read()
+        _check_combinations(sweep, source)
+        return sweep
 
     def to_toml(self) -> str:
-        """The sweep as a TOML document that `from_toml` reads back to an equal sweep."""
-        document = self.model_dump(mode="json", exclude_none=True, exclude={"axes"})
+        """The sweep, all that its cells read, as a TOML document that `from_toml` reads back to an equal sweep."""
+        shared = {table: self._shared(table) for table in TABLES}
+        document = self.model_dump(mode="json", exclude_none=True, include={"name": True, **shared})
         document["axes"] = {name: compact(values) for name, values in self.axes.items()}
         return tomli_w.dumps(document)
 
@@ -168,6 +101,11 @@ class Sweep(_Table, frozen=True):
         """All values of a leaf over the grid: its axis, or its one setting."""
         return self.axes.get(leaf) or (getattr(getattr(self, TABLE_OF[leaf]), leaf),)
 
+    def reads(self, leaf: str) -> bool:
+        """Whether some cell reads a leaf."""
+        decider, value = READ_WHERE.get(leaf, ("kind", None))
+        return value is None or value in self.values(decider)
+
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
         """Value of a leaf in the given cells (flat indices into the grid, last axis fastest)."""
         values = np.array(self.values(leaf), dtype=object if leaf == "trainable" else None)
@@ -175,20 +113,36 @@ class Sweep(_Table, frozen=True):
             return np.broadcast_to(values, len(cells))
         return values[np.unravel_index(cells, self.shape)[list(self.axes).index(leaf)]]
 
+    def _shared(self, table: str) -> set[str]:
+        """The fields of a table that cells read there, and not from an axis."""
+        return {leaf for leaf in TABLES[table].model_fields if self.reads(leaf) and leaf not in self.axes}
+
+    def _as_read(self) -> Self:
+        """The same sweep with default values where no cell reads them."""
+        tables = {name: getattr(self, name).model_dump(include=self._shared(name)) for name in TABLES}
+        read = {name: TABLES[name].model_validate(fields) for name, fields in tables.items()}
+        return self.model_copy(update=read | {"axes": {a: values for a, values in self.axes.items() if self.reads(a)}})
+
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path()
-        hint = nearest(path.name, [p.name for p in folder.glob("*.toml")])
-        raise UserError(f"{path}: no such file{hint}") from None
+        raise UserError(f"{path}: no such file{_near_files(path)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _near_files(path: Path) -> str:
+    """A hint naming the sweep files that a missing one may be mistaken for, or some that are there."""
+    stems = sorted(file.stem for file in path.parent.glob("*.toml"))
+    if near := _near(path.stem, stems):
+        return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in near)}?"
+    return f"; there: {', '.join(f'{stem}.toml' for stem in stems[:10])}{', …' * (len(stems) > 10)}" if stems else ""
 
 
 def _check_tables(document: dict[str, Any], path: Path) -> None:
@@ -218,7 +172,10 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
             document["name"] = text
         elif name not in TABLE_OF:
             raise UserError(f"command line: {name}: no such field{nearest(name, TABLE_OF)}")
-        elif name in _LISTS:
+        elif text.startswith("["):
+            plain = re.sub(r"[][\s\"']", "", text).strip(",")
+            raise UserError(f"command line: {override!r}: a list has no brackets here; write {name}={plain or 'a,b'}")
+        elif name in LISTS:
             document.setdefault(TABLE_OF[name], {})[name] = values
         elif _RANGE.fullmatch(text):
             axes[name] = text
@@ -240,8 +197,8 @@ def _parse(token: str) -> Any:
         return token
 
 
-def _validate(cls: type[Sweep], document: dict[str, Any], source: Any) -> Any:
-    """Build the sweep, or raise a one-line UserError for the first thing wrong."""
+def _build(cls: type[Sweep], document: dict[str, Any], source: Any) -> Any:
+    """The sweep of a document, or a one-line UserError for the first thing wrong with a field or an axis."""
     for table, model in TABLES.items():
         for leaf in document.get(table, {}):
             if leaf not in model.model_fields:
@@ -253,17 +210,15 @@ def _validate(cls: type[Sweep], document: dict[str, Any], source: Any) -> Any:
     axes = {}
     for leaf, written in document.get("axes", {}).items():
         where = f"{source(leaf)}: axes.{leaf}"
-        if leaf in _LISTS:
+        if leaf in LISTS:
             raise UserError(f"{where}: cannot be an axis; {leaf} is a list already; set it in [measure]")
         if leaf not in TABLE_OF:
-            raise UserError(f"{where}: no such axis{nearest(leaf, TABLE_OF.keys() - set(_LISTS))}")
+            raise UserError(f"{where}: no such axis{nearest(leaf, TABLE_OF.keys() - set(LISTS))}")
         axes[leaf] = _axis(leaf, written, where)
     try:
-        sweep = cls.model_validate({**document, "axes": axes})
+        return cls.model_validate({**document, "axes": axes})
     except ValidationError as error:
         raise UserError(f"{source('name')}: name = {brief(document['name'])}: {_reason(error)}") from None
-    _check_combinations(sweep, source)
-    return sweep
 
 
 def _check(table: str, leaf: str, value: Any, where: str) -> Any:
@@ -300,16 +255,48 @@ def _axis(leaf: str, written: Any, where: str) -> tuple:
         if stop - start > _MAX_CELLS:
             raise UserError(f'{where} = "{written}": {stop - start:,} values; at most {_MAX_CELLS:,} are possible')
         first, _ = (_check(TABLE_OF[leaf], leaf, end, where) for end in (start, stop - 1))
-        return tuple(map(type(first), range(start, stop)))
-    if not isinstance(written, list):
+        values = tuple(map(type(first), range(start, stop)))
+    elif not isinstance(written, list):
         raise UserError(f'{where} = {brief(written)}: must be a list or a range "start:stop" of whole numbers')
-    if not written:
+    elif not written:
         raise UserError(f"{where} = []: no values; list at least one")
-    values = tuple(_check(TABLE_OF[leaf], leaf, value, where) for value in written)
+    else:
+        values = tuple(_check(TABLE_OF[leaf], leaf, value, where) for value in written)
     try:
-        return _distinct(values)
+        if isinstance(written, list):
+            distinct(values)
+        if isinstance(values[0], float):
+            _check_distinct_in_float32(values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    return values
+
+
+def _check_distinct_in_float32(values: tuple[float, ...]) -> None:
+    held: dict[float, float] = {}
+    for value, number in zip(values, np.array(values, np.float32).tolist(), strict=True):
+        if number in held:
+            raise ValueError(f"{held[number]} and {value} are one number in float32, in which networks train")
+        held[number] = value
+
+
+def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Any) -> None:
+    """Refuse what is written and read by no cell; warn of it where the command line, not the file, made it so."""
+    dropped: dict[tuple[str, str], list[str]] = {}
+    for table in (*TABLES, "axes"):
+        for leaf, written in document.get(table, {}).items():
+            if sweep.reads(leaf):
+                continue
+            decider, value = READ_WHERE[leaf]
+            if leaf in overridden or decider not in overridden:
+                raise UserError(
+                    f"{source(leaf)}: {table}.{leaf} = {brief(written)}: changes nothing; "
+                    f"it is read where {decider} = {value!r}; leave it out"
+                )
+            dropped.setdefault((decider, value), []).append(f"{table}.{leaf}")
+    for (decider, value), leaves in dropped.items():
+        where = f"{decider} = {value!r}"
+        warnings.warn(f"{source('')}: {', '.join(leaves)}: left out, as read only where {where}", stacklevel=3)
 
 
 def _check_combinations(sweep: Sweep, source: Any) -> None:
@@ -322,10 +309,6 @@ def _check_combinations(sweep: Sweep, source: Any) -> None:
             f"{source(longest)}: axes.{longest}: {sweep.cells:,} cells with the other axes; "
             f"at most {_MAX_CELLS:,} are possible"
         )
-    for leaf in sweep.axes:
-        decider, value = _READ_ONLY_BY.get(leaf, ("kind", None))
-        if value is not None and value not in sweep.values(decider):
-            raise UserError(f"{source(leaf)}: axes.{leaf}: changes nothing; it is read where {decider} = {value!r}")
     kinds = sweep.values("kind")
     if "subspace" in kinds:
         dims, d = sweep.values("subspace_dim"), min(sweep.values("ambient_dim"))
@@ -369,9 +352,22 @@ def brief(value: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, otherwise_all: bool = True) -> str:
-    """A hint naming the known name nearest to a mistyped one, or all of them where none is near."""
+    """A hint naming the known names nearest to a mistyped one, or all of them where none is near."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    if near := _near(name, known):
+        return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; known: {', '.join(known)}" if known and otherwise_all else ""
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """The names most like a mistyped one, as a whole or in a part such as the scale of init_scale."""
+
+    def likeness(text: str) -> float:
+        return difflib.SequenceMatcher(None, text.casefold(), name.casefold()).ratio()
+
+    wholes = {whole: likeness(whole) for whole in known}
+    parts = {whole: max(map(likeness, re.split("[_-]", whole))) for whole in known}
+    best_whole, best_part = max(wholes.values(), default=0), max(parts.values(), default=0)
+    if best_whole >= max(best_part, 0.6):
+        return [next(whole for whole in known if wholes[whole] == best_whole)]
+    return [whole for whole in known if parts[whole] == best_part >= 0.75]

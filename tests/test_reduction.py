@@ -65,8 +65,6 @@ samples = 5
 width = 6
 [training]
 learning_rate = 0.05
-momentum = 0.8
-batch_size = 2
 max_steps = 200
 stop_margin = 0.3
 [axes]
@@ -78,13 +76,14 @@ PATHS = {
     "adam": ("paper-code", "axis-aligned", "0"),
 }
 RATES = {"adam": 0.002}
+READ = {"momentum": "momentum = [0.8]\n", "sgd": "batch_size = [2]\n"}
 
 
 @pytest.mark.parametrize("optimizer", PATHS)
 def test_training_in_coordinates_of_the_span_is_training_in_all(optimizer, standard_promotion):
     law, basis, decays = PATHS[optimizer]
     axes = f'seed = [0, 1]\nweight_decay = [{decays}]\noptimizer = ["{optimizer}"]\ninit = ["{law}"]\n'
-    axes += f"learning_rate = [{RATES.get(optimizer, 0.05)}]\n"
+    axes += f"learning_rate = [{RATES.get(optimizer, 0.05)}]\n{READ.get(optimizer, '')}"
     sweep = read(f'{TRAINED}{axes}basis = ["{basis}"]\n')
     own, reduced = trained(sweep)
     full, ambient = trained(sweep, reduced=False)

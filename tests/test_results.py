@@ -14,6 +14,7 @@ from shell import MANY, TINY, environment, read
 from subspace_adv import Network, UserError, load_networks, open_results, plan, run
 from subspace_adv.measures import variables
 from subspace_adv.planning import data_settings, load_data, load_span
+from subspace_adv.results import _settings
 from subspace_adv.store import Store
 
 # Lines and subspaces in planes and in space, several draws of the points, on which every region is a line or empty.
@@ -164,6 +165,74 @@ def test_attributes_tell_with_what_the_results_were_made(tmp_path):
     assert "restarts" not in found
     assert all(type(value) in (str, int, float) for value in found.values())
     assert "commit" not in attributes(edited | {"commit": None})
+
+
+SIZES = ("ambient_dim", "subspace_dim", "samples")
+
+
+def told(*overrides: str) -> tuple[dict, dict]:
+    """Attributes and coordinates that tell of a sweep's settings, the latter as lists with their dimension."""
+    shared, along = _settings(read("", *overrides))
+    return shared, {leaf: (dim, values.tolist()) for leaf, (dim, values) in along.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [
+        ([], (2, 1, 7)),
+        (["kind=chessboard"], (3, 2, 25)),
+        (["kind=subspace"], (20, 2, 20)),
+        (["kind=subspace", "ambient_dim=9", "subspace_dim=4", "samples=30"], (9, 4, 30)),
+        (["kind=subspace,line", "ambient_dim=2", "subspace_dim=1", "samples=7"], (2, 1, 7)),
+    ],
+)
+def test_attributes_tell_the_sizes_of_the_data(overrides, sizes):
+    shared, along = told(*overrides)
+    assert tuple(shared[leaf] for leaf in SIZES) == sizes
+    assert along == {}
+    sweep = read("", *overrides)
+    settings = data_settings(sweep, {"kind": sweep.values("kind")[0]})
+    data, basis = load_data(settings), load_span(settings).basis
+    assert sizes == (len(basis), data.subspace.basis.shape[1], len(data.x))
+
+
+def test_attributes_tell_nothing_that_no_cell_read():
+    of_subspaces = {"basis", "distribution", "labels", "data_seed"}
+    assert not told()[0].keys() & {*of_subspaces, "momentum", "batch_size"}
+    assert told("kind=line,subspace", "optimizer=momentum,sgd")[0].keys() >= {*of_subspaces, "momentum", "batch_size"}
+    assert told("optimizer=adam,momentum")[0].keys() & {"momentum", "batch_size"} == {"momentum"}
+
+
+def test_what_is_trained_is_told_as_it_was():
+    assert told()[0]["trainable"] == told("init=torch,paper-code")[0]["trainable"] == "all"
+    assert told("init=theory")[0]["trainable"] == "hidden"
+    assert told("init=theory", "trainable=all")[0]["trainable"] == "all"
+    assert told("init=torch,theory", "trainable=hidden")[0]["trainable"] == "hidden"
+    shared, along = told("init=torch,theory,paper-code")
+    assert "trainable" not in shared
+    assert along == {"trainable": ("init", ["all", "hidden", "all"])}
+    assert "trainable" not in told("trainable=all,hidden", "init=torch,theory")[1]
+
+
+def test_sizes_that_differ_by_kind_are_coordinates_along_it():
+    shared, along = told("kind=chessboard,subspace,line", "subspace_dim=1")
+    assert not shared.keys() & set(SIZES)
+    assert along == {
+        "ambient_dim": ("kind", [3, 20, 2]),
+        "subspace_dim": ("kind", [2, 1, 1]),
+        "samples": ("kind", [25, 20, 7]),
+    }
+    shared, along = told("kind=subspace,line", "subspace_dim=1", "ambient_dim=2,3")
+    assert (shared["subspace_dim"], along) == (1, {"samples": ("kind", [20, 7])})
+
+
+def test_the_dataset_of_several_kinds_has_their_sizes(mixed):
+    dataset = open_results(mixed)
+    assert dataset["samples"].dims == ("kind",)
+    assert dataset["samples"].sel(kind="line").item() == 7
+    assert dataset["samples"].sel(kind="subspace").item() == 4
+    assert dataset.attrs["subspace_dim"] == 1
+    assert dataset["ambient_dim"].values.tolist() == [3, 2]
 
 
 def test_variables_are_finite_where_they_should_be(tiny):

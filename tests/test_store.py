@@ -399,7 +399,7 @@ def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
         (("weight_decay=0,1",), "axes.weight_decay is not set there and [0.0, 1.0] here"),
         (("trainable=hidden",), "network.trainable is not set there and 'hidden' here"),
         (("regions=off,on",), "measure.regions is ['off'] there and ['off', 'on'] here"),
-        (("samples=21",), "data.samples is 20 there and 21 here"),
+        (("kind=chessboard",), "data.kind is 'line' there and 'chessboard' here"),
     ],
 )
 def test_the_folder_of_another_sweep_is_refused(folder, overrides, words):

@@ -1,7 +1,10 @@
 """The sweep file: what is read, how overrides are applied, and what is refused and in which words."""
 
+import itertools
 import math
 import os
+import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ from pydantic import ValidationError
 from shell import read, write
 
 from subspace_adv import Sweep, UserError
+from subspace_adv import sweep as sweep_module
+from subspace_adv.settings import TABLE_OF, DataSettings
 from subspace_adv.sweep import nearest
 
 READY_MADE = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
@@ -105,7 +110,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "scale beyond float32": (
         "",
         ("init_scale=1e39",),
-        ("command line: network.init_scale = 1e+39: must be less than",),
+        ("command line: network.init_scale = 1e+39: is infinite in float32", "the farthest from 0 is 3.4e+38"),
     ),
     "NaN": ("[network]\ninit_scale = nan\n", (), ("FILE: network.init_scale = nan: must be a finite number",)),
     "NaN margin": (
@@ -148,15 +153,72 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("seed=0:1000000", "width=1:21"),
         ("command line: axes.seed: 20,000,000 cells with the other axes",),
     ),
+    "scale beyond float32 on an axis": (
+        "",
+        ("init_scale=1,1e-46",),
+        ("command line: axes.init_scale = 1e-46: is 0 in float32", "the nearest to 0 is 1.2e-38"),
+    ),
+    "values that are one in float32": (
+        "[axes]\nlearning_rate = [0.1, 0.2, 0.10000000001]\n",
+        (),
+        ("FILE: axes.learning_rate: 0.1 and 0.10000000001 are one number in float32",),
+    ),
+    "range of numbers that are one in float32": (
+        "",
+        ("stop_margin=16777215:16777218",),
+        ("command line: axes.stop_margin: 16777216.0 and 16777217.0 are one number in float32",),
+    ),
+    "list in brackets": (
+        "",
+        ("init_scale=[1, 0.5]",),
+        ("command line: 'init_scale=[1, 0.5]': a list has no brackets here; write init_scale=1,0.5",),
+    ),
+    "list of words in brackets": ("", ('regions=["off","on"]',), ("command line: ", "write regions=off,on")),
+    "empty list in brackets": ("", ("seed=[]",), ("command line: 'seed=[]': a list has no", "write seed=a,b")),
+    "name in brackets": ("", ("name=[a]",), ("command line: name = '[a]': must be letters",)),
+    "misspelt part of a field": ("", ("sclae=1",), ("command line: sclae: no such field; did you mean 'init_scale'?",)),
+    "part of several fields": ("", ("steps=9",), ("command line: steps: ", "mean 'attack_steps' or 'max_steps'?")),
+    "norm in capitals": (
+        "",
+        ("norms=linf,L2",),
+        ("command line: measure.norms", "must be 'l2', 'linf' or 'l1'; did you mean 'l2'?"),
+    ),
+    "one string for the overrides": ("", "width=0", ("command line: network.width = 0: must be greater",)),
     "axis that nothing reads": (
         "",
         ("samples=3,4",),
-        ("command line: axes.samples: changes nothing", "kind = 'subspace'"),
+        ("command line: axes.samples = [3, 4]: changes nothing; it is read where kind = 'subspace'; leave it out",),
     ),
     "axis that no optimizer reads": (
         "",
         ("momentum=0.1,0.9",),
         ("command line: axes.momentum", "optimizer = 'momentum'"),
+    ),
+    "field that nothing reads": (
+        "[data]\nambient_dim = 100\n",
+        (),
+        ("FILE: data.ambient_dim = 100: changes nothing; it is read where kind = 'subspace'; leave it out",),
+    ),
+    "field that nothing reads at its default": ("[data]\nlabels = 'random'\n", (), ("FILE: data.labels = 'random': ",)),
+    "field that nothing reads on the command line": (
+        SUBSPACE,
+        ("kind=chessboard", "data_seed=5"),
+        ("command line: data.data_seed = 5: changes nothing; it is read where kind = 'subspace'",),
+    ),
+    "field that no optimizer of an axis reads": (
+        "[training]\nbatch_size = 2\n[axes]\noptimizer = ['gd', 'adam', 'momentum']\n",
+        (),
+        ("FILE: training.batch_size = 2: changes nothing; it is read where optimizer = 'sgd'",),
+    ),
+    "field that nothing reads, and an override of another table": (
+        "[training]\nmomentum = 0.5\n",
+        ("kind=subspace",),
+        ("FILE: training.momentum = 0.5: changes nothing; it is read where optimizer = 'momentum'",),
+    ),
+    "bad value of a field that nothing reads": (
+        "[data]\nsamples = 0\n",
+        (),
+        ("FILE: data.samples = 0: must be greater",),
     ),
     "subspace over its space": (
         SUBSPACE + "ambient_dim = 3\nsubspace_dim = 4\n",
@@ -208,8 +270,16 @@ def test_files_that_cannot_be_read(tmp_path):
         assert str(refused.value).startswith(f"{path}: ")
         return str(refused.value)
 
+    assert refusal(tmp_path / "nope.toml").endswith("nope.toml: no such file")
+    assert refusal(tmp_path / "none" / "nope.toml").endswith("nope.toml: no such file")
     good = write(tmp_path, "", "quickstart.toml")
-    assert "no such file; did you mean 'quickstart.toml'?" in refusal(tmp_path / "quikstart.toml")
+    for mistyped in ("quikstart.toml", "quickstart", "Quickstart.tml"):
+        assert refusal(tmp_path / mistyped).endswith("no such file; did you mean 'quickstart.toml'?")
+    write(tmp_path, "", "line.toml")
+    assert refusal(tmp_path / "nope.toml").endswith("no such file; there: line.toml, quickstart.toml")
+    for i in range(9):
+        write(tmp_path, "", f"a{i}.toml")
+    assert refusal(tmp_path / "nope.toml").endswith("a7.toml, a8.toml, line.toml, …")
     assert "cannot be read: Is a directory" in refusal(tmp_path)
     assert "cannot be read: Not a directory" in refusal(good / "sweep.toml")
     (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
@@ -329,3 +399,229 @@ def test_nearest():
     assert nearest("qqq", ["width", "seed"]) == "; known: seed, width"
     assert nearest("qqq", ["width"], otherwise_all=False) == ""
     assert nearest("qqq", []) == ""
+    assert nearest("WIDTH", ["width", "seed"]) == "; did you mean 'width'?"
+    assert nearest("seeds", ["data_seed", "seed"]) == "; did you mean 'seed'?"
+    assert nearest("scales", ["init_scale", "samples"]) == "; did you mean 'init_scale'?"  # and not samples
+    assert nearest("dim", ["ambient_dim", "subspace_dim"]) == "; did you mean 'ambient_dim' or 'subspace_dim'?"
+    assert nearest("papr", ["paper-code", "torch"]) == "; did you mean 'paper-code'?"
+    assert nearest("abcd", ["abxy"], otherwise_all=False) == ""  # half alike
+    assert nearest("abcde", ["abcxy"], otherwise_all=False) == "; did you mean 'abcxy'?"
+    assert nearest("abcd", ["abcx_other"], otherwise_all=False) == "; did you mean 'abcx_other'?"
+    assert nearest("abc", ["abx_other"], otherwise_all=False) == ""  # two thirds alike in a part
+
+
+def dropped(text: str, *overrides: str) -> tuple[Sweep, list[str]]:
+    """A sweep, and what the warnings about it say after naming the file."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sweep = read(text, *overrides)
+    return sweep, [str(warning.message).partition("sweep.toml: ")[2] for warning in told]
+
+
+def test_what_an_override_leaves_unread_is_dropped_with_a_warning():
+    text = (
+        '[training]\noptimizer = "momentum"\nmomentum = 0.5\n'
+        '[data]\nkind = "subspace"\nsamples = 5\n[axes]\nambient_dim = [4, 9]\nseed = [3, 1]\n'
+    )
+    assert dropped(text) == (read(text), [])
+    line, told = dropped(text, "kind=line")
+    assert told == ["data.samples, axes.ambient_dim: left out, as read only where kind = 'subspace'"]
+    assert list(line.axes) == ["seed"]
+    assert line.data == DataSettings()
+    assert line.training.momentum == 0.5
+    both, told = dropped(text, "kind=line", "optimizer=gd", "seed=3,1")
+    assert told == [
+        "data.samples, axes.ambient_dim: left out, as read only where kind = 'subspace'",
+        "training.momentum: left out, as read only where optimizer = 'momentum'",
+    ]
+    assert both == read("", "seed=3,1")
+    assert dropped(text, "kind=line,subspace", "optimizer=gd,momentum")[1] == []
+    assert dropped(text, "samples=6")[1] == []
+
+
+@pytest.mark.parametrize("leaf", ["momentum", "batch_size", *set(DataSettings.model_fields) - {"kind"}])
+def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
+    decider, value, others = {
+        "momentum": ("optimizer", "momentum", "gd,sgd,adam"),
+        "batch_size": ("optimizer", "sgd", "gd,momentum,adam"),
+    }.get(leaf, ("kind", "subspace", "line,chessboard"))
+    default = getattr(getattr(read(""), TABLE_OF[leaf]), leaf)
+    for given in (value, f"{others},{value}", others):
+        sweep = read("", f"{decider}={given}")
+        assert sweep.reads(leaf) == (given != others)
+        assert (f"\n{leaf} = " in sweep.to_toml()) == sweep.reads(leaf)
+        assert sweep.values(leaf) == (default,)
+
+
+def test_what_all_cells_read_is_always_written():
+    told = read("", "trainable=all").to_toml()
+    for leaf in set(TABLE_OF) - {"momentum", "batch_size"} - set(DataSettings.model_fields) | {"kind"}:
+        assert f"\n{leaf} = " in told
+
+
+def test_a_field_that_an_axis_replaces_makes_no_difference():
+    assert read("[network]\nwidth = 3\n", "width=5,7") == read("", "width=5,7")
+    assert read("[network]\nwidth = 3\n[axes]\nwidth = [5, 7]\n") == read("", "width=5,7")
+    assert "\nwidth = 100" not in read("", "width=5,7").to_toml()
+
+
+def test_one_string_is_one_override():
+    assert Sweep.from_toml(READY_MADE[0], "seed=0:5") == Sweep.from_toml(READY_MADE[0], ["seed=0:5"])
+
+
+F32 = np.finfo(np.float32)
+LIMITS = {  # leaf: numbers just inside, and the next ones outside
+    **dict.fromkeys(("ambient_dim", "samples", "width"), ((1, 2**24), (0, 2**24 + 1))),
+    "subspace_dim": ((1, 20), (0, 21)),
+    "batch_size": ((1, 20), (0, 21)),
+    **dict.fromkeys(("seed", "data_seed"), ((0, 2**32 - 1), (-1, 2**32))),
+    "max_steps": ((0, 2**31 - 2), (-1, 2**31 - 1)),
+    "attack_steps": ((1, 100_000), (0, 100_001)),
+    "restarts": ((1, 10_000), (0, 10_001)),
+    **dict.fromkeys(("learning_rate", "init_scale"), ((1.2e-38, 3.4e38), (0, -1.2e-38, 1.1e-38, 3.5e38, "inf", "nan"))),
+    "weight_decay": ((0, 1.2e-38, 3.4e38), (-1.2e-38, 1.1e-38, 3.5e38, "inf")),
+    "momentum": ((0, 1.2e-38, 0.9999999), (-0.1, 1.1e-38, 0.99999999, 1)),
+    "stop_margin": (
+        ("-inf", -3.4e38, -1.2e-38, 0, 1.2e-38, 3.4e38, "inf"),
+        (-3.5e38, -1.1e-38, 1.1e-38, 3.5e38, "nan"),
+    ),
+}
+
+
+@pytest.mark.parametrize("leaf", LIMITS)
+def test_limits_hold_on_both_sides_of_each(leaf):
+    decider = {"momentum": ["optimizer=momentum"], "batch_size": ["optimizer=sgd", "kind=subspace"]}.get(leaf)
+    decider = decider or (["kind=subspace"] if TABLE_OF[leaf] == "data" else [])
+    decider += ["subspace_dim=1"] * (leaf == "ambient_dim")
+    inside, outside = LIMITS[leaf]
+    for value in inside:
+        assert read("", *decider, f"{leaf}={value}").values(leaf) == (float(value),)
+        assert read("", *decider, f"{leaf}={value},{inside[0] if value == inside[-1] else inside[-1]}").shape == (2,)
+    for value in outside:
+        for place, given in ((TABLE_OF[leaf], value), ("axes", f"{value},{inside[0]}")):
+            with pytest.raises(UserError) as refused:
+                read("", *decider, f"{leaf}={given}")
+            assert str(refused.value).startswith(f"command line: {place}.{leaf} = ")
+
+
+def test_every_number_has_limits():
+    numbers = {leaf for leaf in TABLE_OF if isinstance(read("", "kind=subspace").values(leaf)[0], int | float)}
+    assert numbers == set(LIMITS)
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf, (inside, _) in LIMITS.items() if isinstance(inside[0], float | str)])
+def test_what_is_accepted_is_in_float32_what_it_is(leaf):
+    """No number becomes 0, 1 or infinite there; and no number that stays what it is is refused."""
+    decider = ["optimizer=momentum"] if leaf == "momentum" else []
+    for exponent in range(-50, 51):
+        for value in (10.0**exponent, 1 - 10.0 ** min(exponent, -1)):
+            with np.errstate(over="ignore", under="ignore"):
+                held = np.float32(value)
+            good = F32.tiny <= held < (1 if leaf == "momentum" else np.inf)
+            try:
+                read("", *decider, f"{leaf}={value!r}")
+                accepted = True
+            except UserError:
+                accepted = False
+            assert accepted == good, value
+
+
+def test_ranges_hold_their_start_and_not_their_stop():
+    for start, stop in ((0, 1), (0, 3), (7, 9), (4294967290, 4294967296)):
+        assert read("", f"seed={start}:{stop}").axes["seed"] == tuple(range(start, stop))
+        assert read(f'[axes]\nseed = "{start}:{stop}"\n').axes["seed"] == tuple(range(start, stop))
+    for bad in ("4:3", "3:3", "0:4294967297", "4294967296:4294967297"):
+        with pytest.raises(UserError, match=r"axes\.seed"):
+            read("", f"seed={bad}")
+
+
+def test_only_three_or_more_whole_numbers_in_a_row_are_written_as_a_range():
+    def written(override: str) -> object:
+        return tomllib.loads(read("", override).to_toml())["axes"].popitem()[1]
+
+    assert written("seed=4,5") == [4, 5]
+    assert written("seed=4,5,6") == "4:7"
+    assert written("seed=0:3") == "0:3"
+    assert written("seed=0:100") == "0:100"
+    assert written("seed=4,5,7") == [4, 5, 7]
+    assert written("seed=4,5,6,6000") == [4, 5, 6, 6000]
+    assert written("seed=6,5,4") == [6, 5, 4]
+    assert written("seed=0,2,4") == [0, 2, 4]
+    assert written("init_scale=1:4") == [1.0, 2.0, 3.0]
+    assert written("loss=logistic,exponential") == ["logistic", "exponential"]
+
+
+def test_as_many_cells_as_are_possible(monkeypatch):
+    monkeypatch.setattr(sweep_module, "_MAX_CELLS", 12)
+    assert read("", "seed=0:12").cells == 12
+    assert read("", "seed=0:6", "width=3,5").cells == 12
+    with pytest.raises(UserError, match=r'axes\.seed = "0:13": 13 values; at most 12 are possible'):
+        read("", "seed=0:13")
+    with pytest.raises(UserError, match=r"axes\.seed: 14 cells with the other axes; at most 12 are possible"):
+        read("", "width=3,5", "seed=0:7")
+
+
+def test_columns_are_the_coordinates_of_the_grid():
+    """Each cell has the values at its place in the product of the axes, whatever cells are asked for."""
+    sweep = read("[axes]\ninit = ['torch', 'theory']\nwidth = [9, 7, 8]\nseed = [4, 2]\ninit_scale = [2, 1, 3]\n")
+    product = list(itertools.product(*sweep.axes.values()))
+    assert sweep.cells == len(product)
+    for cells in (np.arange(36), np.array([35, 0, 17, 17, 4]), np.array([], int)):
+        for place, axis in enumerate(sweep.axes):
+            assert sweep.column(axis, cells).tolist() == [product[cell][place] for cell in cells]
+        assert sweep.column("max_steps", cells).tolist() == [40_000] * len(cells)
+    assert sweep.values("momentum") == (0.9,)
+    single = read("[axes]\nseed = [7]\nstop_margin = [0.0]\n")  # an axis of one value, and one of 0
+    assert (single.values("seed"), single.values("stop_margin")) == ((7,), (0.0,))
+    assert single.column("seed", np.array([0, 0])).tolist() == [7, 7]
+
+
+DIMS = [  # values of ambient_dim and of subspace_dim, in the order given
+    ([2], [1]),
+    ([3], [1]),
+    ([3], [2]),
+    ([1], [1]),
+    ([2], [2]),
+    ([3], [3]),
+    ([4], [2]),
+    ([9, 2], [1]),
+    ([2, 9], [1]),
+    ([2, 3], [1, 2]),
+    ([3, 2], [2, 1]),
+    ([2, 3], [2, 1]),
+]
+
+
+@pytest.mark.parametrize(("ambient", "dims"), DIMS)
+@pytest.mark.parametrize("region", ["off", "on", "full"])
+def test_other_norms_are_refused_in_rotated_regions_of_two_dimensions_or_more(ambient, dims, region):
+    """A random subspace has no coordinates in which L∞ is what it is in space, unless the region is a line or all."""
+    sizes = [{"off": d - k, "on": k, "full": 0}[region] for d in ambient for k in dims]
+    axes = [f"ambient_dim={','.join(map(str, ambient))}", f"subspace_dim={','.join(map(str, dims))}"]
+
+    def refused(*overrides: str) -> bool:
+        try:
+            read("", "kind=subspace", f"regions={region}", *axes, *overrides)
+        except UserError as error:
+            message = str(error)
+            assert message.startswith("command line: measure.norms = [")
+            assert f"cannot be measured in region {region!r} of a random subspace" in message
+            return True
+        return False
+
+    for norms in ("linf", "l1", "l2,linf", "l1,linf,l2"):
+        assert refused(f"norms={norms}") == any(size > 1 for size in sizes)
+        assert not refused(f"norms={norms}", "basis=axis-aligned")
+        for basis in ("random,axis-aligned", "axis-aligned,random"):
+            assert refused(f"norms={norms}", f"basis={basis}") == any(size > 1 for size in sizes)
+    assert not refused("norms=l2")
+
+
+def test_every_region_is_looked_at_and_the_one_that_fails_is_named():
+    settings = ("kind=line,subspace", "ambient_dim=3", "norms=l2,linf")
+    read("", *settings, "regions=off,full", "subspace_dim=2,3")
+    for regions in ("on,full,off", "off,full,on", "full,on"):
+        with pytest.raises(UserError, match=r"'linf' cannot be measured in region 'on'.* leave 'on' out"):
+            read("", *settings, f"regions={regions}", "subspace_dim=2")
+    for kind in ("line", "chessboard", "line,chessboard"):  # whose regions are lines or of coordinate axes
+        read("", f"kind={kind}", "norms=linf,l1,l2")
