@@ -12,6 +12,7 @@ from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data, Shape, chessboard, li
 from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
+from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.settings import resolved_trainable
 from subspace_adv.subspace import Subspace, from_directions, region_dim
 from subspace_adv.sweep import DataSettings, Sweep, UserError, nearest
@@ -237,9 +238,18 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
         trainer: what is to advance the networks; where none is given, what is fastest on the device.
         device: what to plan for; what is here, where none is given.
 
+    Warns:
+        Of data on which training cannot do what it is meant to.
+
     Raises:
         UserError: if that trainer cannot serve, or there is no device.
     """
+    warn_of_pitfalls(sweep)
+    return cut(sweep, trainer, device)
+
+
+def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
+    """As `plan`, without its warnings."""
     device = device or devices.local()
     leaves = {*_PROGRAM_LEAVES, "weight_decay"} if "adam" in sweep.values("optimizer") else _PROGRAM_LEAVES
     varying = [leaf for leaf in sweep.axes if leaf in leaves]

@@ -12,7 +12,7 @@ from subspace_adv import engine
 from subspace_adv.data import FIXED_SHAPES, HELDOUT
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
-from subspace_adv.planning import Chunk, cell_data, data_leaves, data_shape, grid_data, load_data, load_span, plan
+from subspace_adv.planning import Chunk, cell_data, cut, data_leaves, data_shape, grid_data, load_data, load_span
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.settings import TABLE_OF, resolved_trainable
 from subspace_adv.store import DamagedChunk, Store
@@ -138,7 +138,7 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
     m, d = int(sweep.column("width", chosen).max()), _largest_dimension(sweep, chosen)
     shapes = {"weight": (m, d), "bias": (m,), "head": (m,), "head_bias": ()}
     found = {name: np.full((len(chosen), *inner), np.nan, np.float32) for name, inner in shapes.items()}
-    groups = plan(sweep).groups
+    groups = cut(sweep).groups
     any_trained = False
     for number, cells, arrays in _committed(store, chosen):
         any_trained = True

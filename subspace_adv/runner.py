@@ -14,7 +14,7 @@ import jax
 
 from subspace_adv import engine
 from subspace_adv.manifest import origin_difference
-from subspace_adv.planning import Chunk, plan
+from subspace_adv.planning import Chunk, cut, plan
 from subspace_adv.results import open_results
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep, UserError
@@ -106,7 +106,7 @@ def how_to_resume(folder: str | Path) -> str:
 def _difference(store: Store, trainer: Trainer | None) -> str | None:
     """What keeps a folder from being resumed here with a trainer, in words."""
     try:
-        return origin_difference(store.manifest, plan(store.sweep, trainer))
+        return origin_difference(store.manifest, cut(store.sweep, trainer))
     except UserError as error:
         return str(error)
     except (RuntimeError, AssertionError):  # the latter where JAX was not even installed for it

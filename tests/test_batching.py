@@ -100,7 +100,7 @@ BITWISE = {
     "momentum": ({"optimizer": "momentum"}, {"seed": (0, 1), "momentum": (0.9, 0.0, 0.5)}),
     "batch_size": ({"optimizer": "sgd"}, {"seed": (0, 1), "batch_size": (1, 3, 7)}),
     "optimizer": ({}, {"optimizer": ("sgd", "gd", "momentum"), "seed": (0, 1)}),
-    "init": ({}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
+    "init": ({"stop_margin": float("inf")}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
     "trainable": ({}, {"trainable": ("hidden", "all"), "seed": (0, 1)}),
     "loss": ({}, {"loss": ("logistic", "exponential"), "seed": (0, 1)}),
     "ambient_dim": (SUBSPACE, {"ambient_dim": (4, 6), "seed": (0, 1)}),

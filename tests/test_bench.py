@@ -11,7 +11,10 @@ from subspace_adv.sweep import UserError
 
 TINY = bench.Problem(
     "tiny",
-    {"data": {"kind": "subspace", "ambient_dim": 9, "subspace_dim": 2, "samples": 4}, "network": {"width": 5}},
+    {
+        "data": {"kind": "subspace", "ambient_dim": 9, "subspace_dim": 2, "samples": 4, "data_seed": 2},
+        "network": {"width": 5},
+    },
     8,
     {"fused": 30, "xla": 20, "ambient": 10},
 )

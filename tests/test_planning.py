@@ -52,7 +52,7 @@ def random_axes(seed: int) -> str:
     for axis in rng.sample(list(AXES), rng.randint(2, 6)):
         values = rng.sample(list(AXES[axis]), rng.randint(1, len(AXES[axis])))
         lines.append(f"{axis} = {values}")
-    return '[data]\nkind = "subspace"\n[training]\noptimizer = "sgd"\n[axes]\n' + "\n".join(lines)
+    return '[data]\nkind = "subspace"\n[training]\noptimizer = "sgd"\nstop_margin = inf\n[axes]\n' + "\n".join(lines)
 
 
 def random_plans() -> list[Plan]:
@@ -142,7 +142,7 @@ def test_what_a_cell_reads_at_run_time_needs_no_program_of_its_own():
 @pytest.mark.parametrize(
     ("axis", "values"),
     [
-        ("init", ["torch", "theory"]),
+        ("init", ["torch", "paper-code"]),
         ("trainable", ["all", "hidden"]),
         ("optimizer", ["gd", "adam"]),
         ("loss", ["logistic", "exponential"]),
@@ -181,7 +181,8 @@ def test_data_depend_on_the_axes_of_their_table_alone():
 
 
 def test_bytes_are_those_of_the_arrays():
-    text = '[data]\nkind = "subspace"\nsubspace_dim = 1\n[measure]\nregions = ["on", "full"]\n[axes]\nwidth = [3, 6]\n'
+    text = '[data]\nkind = "subspace"\nsubspace_dim = 1\ndata_seed = 1\n'
+    text += '[measure]\nregions = ["on", "full"]\n[axes]\nwidth = [3, 6]\n'
     planned = plan(read(text + "ambient_dim = [2, 5]\nsamples = [3, 4]\n"))
     expected = 0
     for width, _, samples in itertools.product((3, 7), (2, 5), (3, 4)):  # 6 is padded to 7

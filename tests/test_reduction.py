@@ -29,6 +29,7 @@ BASE = """
 kind = "subspace"
 subspace_dim = 1
 samples = 4
+data_seed = 2
 [training]
 max_steps = 0
 [measure]
