@@ -10,6 +10,7 @@ from test_predictions import predicted
 from subspace_adv import UserError, checks
 from subspace_adv.checks import check
 from subspace_adv.planning import data_shape, grid_data
+from subspace_adv.results import _settings
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
 
@@ -183,6 +184,27 @@ def test_what_cannot_be_compared_is_left_out_and_counted():
     assert (part.networks, part.sample) == (175, 90)
     assert (part.points, part.idle_points) == (525, 100)
     assert part.p_value > 0.01
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["kind=line"],
+        ["kind=subspace,line", "init=paper-code,theory", "seed=0:40"],
+        ["kind=line,subspace", "ambient_dim=6,24", "init=theory,paper-code", "width=25,50", "seed=0:40"],
+        ["init=theory", "trainable=all,hidden", "width=25,50", "seed=0:40"],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*left out, as read only where")
+def test_settings_as_results_tell_them_are_those_set(overrides):
+    """The sizes of a line, what is trained by default, and what differs along an axis."""
+    sweep = read(WIDE, *overrides)
+    dataset = simulated(sweep, np.random.default_rng(0))
+    shared, along = _settings(sweep)
+    told = dataset.assign_coords(along)
+    told.attrs = {"name": sweep.name, **shared}
+    assert set(along) | set(shared) | set(sweep.axes) >= {"ambient_dim", "subspace_dim", "trainable"}
+    assert check(told) == check(dataset)
 
 
 def predictions_of_points(dataset: xr.Dataset) -> list[str]:

@@ -190,6 +190,14 @@ def test_codimension_is_counted_from_the_subspace() -> None:
     np.testing.assert_array_equal(ax.containers[0].lines[0].get_xdata(), [1, 4, 16])
 
 
+@pytest.mark.parametrize("axes", [{"kind": ("subspace", "line")}, {"subspace_dim": (2, 1)}])
+def test_codimension_is_counted_from_the_subspace_that_is_drawn(axes: dict) -> None:
+    dataset, _ = synthetic(SEEDS | axes | {"ambient_dim": (5, 8)} | REMEDIES)
+    dataset = dataset.assign_coords(subspace_dim=(next(iter(axes)), [2, 1]))
+    ax = plots.codimension(dataset).axes[0]
+    np.testing.assert_array_equal(ax.containers[0].lines[0].get_xdata(), [3, 6])
+
+
 def test_robust_accuracy_has_a_panel_for_each_region_and_norm_and_a_band_for_each_arm() -> None:
     dataset, _ = synthetic(SEEDS | REMEDIES)
     for i, name in enumerate(("off_l2", "full_l2", "off_linf")):
