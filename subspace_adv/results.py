@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from subspace_adv import engine
+from subspace_adv import devices, engine
 from subspace_adv.data import FIXED_SHAPES, HELDOUT
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
@@ -214,9 +214,9 @@ def _origin(store: Store) -> dict[str, str]:
 def _start_jax() -> None:
     """Start JAX, on the CPU where what it is told to start on is not there: to rebuild networks takes no more."""
     try:
-        jax.devices()
-    except (RuntimeError, AssertionError):  # the latter where JAX was not even installed for it
-        warnings.warn(f"JAX cannot start on {jax.config.jax_platforms} here, and goes on on the CPU", stacklevel=3)  # pyright: ignore[reportAttributeAccessIssue]
+        devices.local()
+    except UserError as error:
+        warnings.warn(f"{error}; networks are rebuilt on the CPU", stacklevel=3)
         jax.config.update("jax_platforms", "cpu")
 
 

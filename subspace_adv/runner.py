@@ -109,8 +109,6 @@ def _difference(store: Store, trainer: Trainer | None) -> str | None:
         return origin_difference(store.manifest, cut(store.sweep, trainer))
     except UserError as error:
         return str(error)
-    except (RuntimeError, AssertionError):  # the latter where JAX was not even installed for it
-        return f"JAX cannot start on {jax.config.jax_platforms}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:

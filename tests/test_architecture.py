@@ -12,8 +12,8 @@ import subspace_adv
 LINES = [
     ["fused", "subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["settings", "sweep", "pitfalls", "devices", "costs", "planning"]
-    + ["engine", "manifest", "store", "predictions", "results", "runner"],
+    ["settings", "sweep", "pitfalls", "devices", "costs", "planning"],
+    ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
