@@ -119,7 +119,7 @@ LISTS = ("regions", "norms")
 """Leaves that are lists already, and so no axes."""
 
 READ_WHERE: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(set(DataSettings.model_fields) - {"kind"}, ("kind", "subspace")),
+    **{leaf: ("kind", "subspace") for leaf in DataSettings.model_fields if leaf != "kind"},
     "momentum": ("optimizer", "momentum"),
     "batch_size": ("optimizer", "sgd"),
 }
