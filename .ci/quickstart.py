@@ -25,10 +25,10 @@ assert not (package / "kernels").exists(), "the kernel's sources are installed"
 with tempfile.TemporaryDirectory() as folder:
 
     def subspace_adv(*words: str) -> str:
-        """What a command prints; the folder it runs in holds results alone."""
+        """What a command prints, and no warning beside it; the folder it runs in holds results alone."""
         command = [sys.executable, "-m", "subspace_adv", *words]
-        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, timeout=600)
-        assert done.returncode == 0, f"{command} ended with status {done.returncode}"
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+        assert (done.returncode, done.stderr) == (0, ""), f"{command} ended with {done.returncode}: {done.stderr}"
         return done.stdout
 
     def expect(printed: str, part: str) -> None:
