@@ -439,7 +439,7 @@ def test_what_an_override_leaves_unread_is_dropped_with_a_warning():
     assert dropped(text, "samples=6")[1] == []
 
 
-@pytest.mark.parametrize("leaf", ["momentum", "batch_size", *set(DataSettings.model_fields) - {"kind"}])
+@pytest.mark.parametrize("leaf", sorted({"momentum", "batch_size", *DataSettings.model_fields} - {"kind"}))
 def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
     decider, value, others = {
         "momentum": ("optimizer", "momentum", "gd,sgd,adam"),
