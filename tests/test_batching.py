@@ -1,16 +1,22 @@
 """A cell of a grid equals the same cell run alone, whatever its neighbours; and how often programs are compiled."""
 
 import functools
+import shutil
+import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from subspace_adv import engine, fused, measures, training
 from subspace_adv.data import line
-from subspace_adv.engine import chunks
+from subspace_adv.engine import chunks, programs
+from subspace_adv.engine.pinned import pinned
 from subspace_adv.network import Network, init_network
 from subspace_adv.planning import Program, plan
 from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
@@ -295,22 +301,186 @@ def test_widths_that_pad_alike_and_hyperparameters_share_programs():
     assert plan(sweep({}, axes)).programs == 3
 
 
-@pytest.mark.parametrize("name", ["margin", "output", "distance_off_l2_lower", "distance_off_l2_upper"])
-def test_bounds_are_rounded_outwards_to_float32(name, monkeypatch):
-    """What is recorded in float32 brackets what was measured in float64."""
-    recorded = []
+def test_bounds_are_rounded_outwards_to_float32():
+    """Certified bounds to the next number below, found ones to the next above, all else to the nearest."""
+    exact = np.float32([0, 1, 0.1, 3.4028235e38, 1e-45]).astype(np.float64)
+    for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_random", "margin"):
+        assert np.array_equal(chunks._rounded(name, exact), exact)
+        assert np.array_equal(chunks._rounded(name, np.array([np.inf])), [np.inf])
+        assert np.isnan(chunks._rounded(name, np.array([np.nan]))).all()
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.lognormal(0, 20, 1000), [1e-46, 1e39, 1 + 2.0**-30, 1 - 2.0**-30]])
+    lower, upper, found, nearest = (
+        chunks._rounded(name, values)
+        for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_universal_heldout", "output")
+    )
+    assert {array.dtype for array in (lower, upper, nearest)} == {np.dtype(np.float32)}
+    with np.errstate(over="ignore"):
+        above, below = np.nextafter(lower, np.float32(np.inf)), np.nextafter(upper, np.float32(0))
+    assert (lower < values).all() and (values < above).all()
+    assert (below < values).all() and (values < upper).all()
+    assert np.array_equal(found, upper)
+    nearer = np.where((values - lower < upper.astype(np.float64) - values) & (values < 1e39), lower, upper)
+    assert np.array_equal(nearest, nearer)
+
+
+def test_what_is_measured_is_recorded_rounded(monkeypatch):
+    recorded = {}
     original = chunks._rounded
 
     def rounded(name: str, values: np.ndarray) -> np.ndarray:
-        recorded.append((name, values, original(name, values)))
-        return recorded[-1][2]
+        recorded[name] = values
+        return original(name, values)
 
     monkeypatch.setattr(chunks, "_rounded", rounded)
-    run(sweep({}, {"seed": (0, 1, 2)}))
-    [(values, single)] = [(values, single) for n, values, single in recorded if n == name]
-    assert values.dtype == np.float64 and single.dtype == np.float32
-    np.testing.assert_allclose(single, values, rtol=2e-7)
-    if name.endswith("lower"):
-        assert (single <= values).all()
-    elif name.endswith("upper"):
-        assert (single >= values).all()
+    cells = run(sweep({}, {"seed": (0, 1, 2)}))
+    assert recorded.keys() == measures.variables(("off",), ("l2",)).keys()
+    for name, values in recorded.items():
+        assert values.dtype == np.float64
+        assert np.array_equal([cell[name] for cell in cells], original(name, values)[:3])
+
+
+# Values of JAX's global settings that change numbers, or break programs, where nothing guards against them.
+HOSTILE = {
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 7,
+    "jax_enable_custom_prng": True,
+    "jax_legacy_prng_key": "error",
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_enable_x64": True,
+    "jax_softmax_custom_jvp": False,
+    "jax_disable_jit": True,
+    "jax_debug_nans": True,
+    "jax_debug_infs": True,
+    "jax_debug_key_reuse": True,
+    "jax_check_tracer_leaks": True,
+    "jax_transfer_guard": "disallow",
+    "jax_disable_most_optimizations": True,
+    "jax_default_device": "cpu",
+}
+DRAWN = {"kind": "subspace", "ambient_dim": 3, "subspace_dim": 2, "samples": 4, "width": 3, "max_steps": 5}
+DRAWN_AXES = {"seed": (0, 1), "init_scale": (1.0, 1e38)}  # of the second, outputs are infinite
+
+
+def everything(settings: dict, set_flags: Callable[[], None] = lambda: None) -> dict[str, bytes]:
+    """Bytes of all that a small grid yields: trained, measured, and in ambient coordinates; traced anew."""
+    programs._compile.cache_clear()
+    set_flags()
+    whole = sweep(settings, DRAWN_AXES)
+    [chunk] = plan(whole).chunks
+    [(_, trained)] = engine.train(whole, chunk.group, [chunk])
+    measured = engine.measure(whole, chunk, trained, threads=2)
+    networks = engine.ambient_networks(whole, chunk, trained)._asdict()
+    assert set(np.isnan(measured["loss"])) == {False, True}
+    parts = {"trained": trained, "measured": measured, "networks": networks}
+    return {f"{part} {name}": array.tobytes() for part, arrays in parts.items() for name, array in arrays.items()}
+
+
+@pytest.fixture
+def restored_flags() -> Iterator[None]:
+    before = {flag: jax.config.values[flag] for flag in HOSTILE}
+    yield
+    for flag, value in before.items():
+        jax.config.update(flag, value)
+
+
+def hostile(flags: dict) -> Callable[[], None]:
+    return lambda: [jax.config.update(flag, value) for flag, value in flags.items()] and None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "sgd"}, pytest.param({"optimizer": "adam"}, marks=pytest.mark.slow)]
+)
+def test_results_do_not_depend_on_global_settings_of_jax(settings, restored_flags):
+    """All at once, after which what is compiled is traced again: keys, types, precisions and guards are pinned."""
+    expected = everything(DRAWN | settings)
+    assert everything(DRAWN | settings, hostile(HOSTILE)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", HOSTILE)
+def test_results_do_not_depend_on_any_global_setting_of_jax(flag, restored_flags):
+    expected = everything(DRAWN | {"optimizer": "sgd"})
+    assert everything(DRAWN | {"optimizer": "sgd"}, hostile({flag: HOSTILE[flag]})) == expected
+
+
+def test_settings_of_the_user_are_as_they_were_afterwards(restored_flags):
+    hostile(HOSTILE)()
+    with pinned(x64=False):
+        assert jax.config.jax_debug_nans is False
+    assert {flag: getattr(jax.config, flag, value) for flag, value in HOSTILE.items()} == HOSTILE
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder for compiled programs."""
+    flags = {"jax_compilation_cache_dir": str(tmp_path / "kept"), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {flag: jax.config.values[flag] for flag in flags}
+    monkeypatch.setattr(programs, "_keep_compiled", lambda: tmp_path / "kept")
+    for flag, value in flags.items():
+        jax.config.update(flag, value)
+    compilation_cache.reset_cache()
+    programs._tell_unkept.cache_clear()
+    yield tmp_path / "kept"
+    for flag, value in before.items():
+        jax.config.update(flag, value)
+    compilation_cache.reset_cache()
+
+
+def small_program(name: str) -> jax.stages.Lowered:
+    def function(x: jax.Array) -> jax.Array:
+        return x * 2
+
+    function.__name__ = name
+    return jax.jit(function).lower(np.float32(1))
+
+
+def entries(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name.split("-")[0]: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_only_a_damaged_entry_of_the_compiled_programs_is_replaced(kept):
+    for name in ("one", "other"):
+        programs._compiled_or_kept(small_program(name), {})
+    whole = entries(kept)
+    assert whole.keys() == {"jit_one", "jit_other"}
+    [file] = kept.glob("jit_one-*")
+    file.write_bytes(file.read_bytes()[:20])
+    for _ in range(2):
+        assert programs._compiled_or_kept(small_program("one"), {})(np.float32(2)) == 4
+    now = entries(kept)
+    assert now["jit_other"] == whole["jit_other"]
+    assert len(now["jit_one"][1]) > 20 and now["jit_one"][0] != whole["jit_one"][0]
+
+
+def test_programs_of_a_group_have_entries_of_their_own(kept):
+    program = plan(sweep({"max_steps": 3})).groups[0].program
+    names = [programs._compile.__wrapped__("advance", program, lanes, 7).as_text()[:200] for lanes in (2, 2, 3)]
+    modules = [name.split(",")[0] for name in names]
+    assert modules[0] == modules[1] != modules[2] and "jit_advance_" in modules[0]
+
+
+def test_that_compiled_programs_cannot_be_kept_is_told_once(kept):
+    programs._compiled_or_kept(small_program("one"), {})
+    shutil.rmtree(kept)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for name in ("two", "three"):
+            programs._compiled_or_kept(small_program(name), {})
+    reason = "FileNotFoundError: [Errno 2] No such file or directory"
+    assert [str(warning.message) for warning in told] == [
+        f"{kept}: compiled programs cannot be kept there, and each run compiles anew: {reason}"
+    ]
+
+
+def test_other_warnings_of_the_compiler_are_passed_on():
+    class Telling:
+        def compile(self, compiler_options: dict) -> str:
+            warnings.warn("of another kind", DeprecationWarning, stacklevel=1)
+            return "compiled"
+
+    with pytest.warns(DeprecationWarning, match="of another kind"):
+        assert programs._compiled_or_kept(Telling(), {}) == "compiled"  # pyright: ignore[reportArgumentType]

@@ -1,14 +1,21 @@
 """Names that users and other programs hold on to."""
 
+import functools
 import inspect
 import tomllib
 from pathlib import Path
+from typing import get_args
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from shell import COMMAND, read
 
 import subspace_adv
-from subspace_adv import cli, measures
+from subspace_adv import attacks, certificates, cli, measures
+from subspace_adv.attacks import norms
+from subspace_adv.network import key_of
 from subspace_adv.sweep import TABLES
 
 PACKAGE = Path(subspace_adv.__file__).parent
@@ -103,6 +110,66 @@ def test_recorded_variables():
         "distance_full_l2_upper",
         "distance_full_l2_lower",
     }
+
+
+def a_network() -> subspace_adv.Network:
+    """Of NumPy arrays, as `load_networks` yields it."""
+    rng = np.random.default_rng(0)
+    shapes = ((4, 3), (4,), (4,), ())
+    return subspace_adv.Network(*(np.float32(rng.standard_normal(shape)) for shape in shapes))  # pyright: ignore
+
+
+def certify(network, x, region, **norm):
+    return certificates.crown_certificate(network, x, region, upper=np.float32(9), **norm)
+
+
+BASIS = np.eye(3, dtype=np.float32)[:, :2]
+POINTS = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+OF_A_REGION = {
+    "crown_certificate": certify,
+    "kink_certificate": certificates.kink_certificate,
+    **{
+        name: functools.partial(getattr(attacks, name), steps=2, restarts=2, key=key_of(0))
+        for name in ("fmn_attack", "fab_attack", "minimal_norm_attack", "universal_attack")
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["crown_certificate", "kink_certificate", "universal_attack", "fab_attack"])
+def test_arrays_of_numpy_serve_as_those_of_jax(name):
+    def over_points(network: subspace_adv.Network, region: np.ndarray) -> list[np.ndarray]:
+        return jax.tree.leaves(jax.vmap(lambda x: OF_A_REGION[name](network, x, region))(POINTS))
+
+    found = over_points(a_network(), BASIS)
+    expected = over_points(jax.tree.map(jnp.asarray, a_network()), jnp.asarray(BASIS))
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    # Points of another type are those of the network's.
+    wide = OF_A_REGION[name](a_network(), POINTS[0].astype(np.float64), BASIS.astype(np.float64))
+    assert all(np.array_equal(a, b[0]) for a, b in zip(jax.tree.leaves(wide), found, strict=True))
+
+
+@pytest.mark.parametrize("name", OF_A_REGION)
+def test_what_is_no_norm_or_no_region_is_refused(name):
+    attack = OF_A_REGION[name]
+    for norm, hint in (("L2", "did you mean 'l2'"), ("l3", "known: l2, linf, l1"), ("Linf", "did you mean 'linf'")):
+        with pytest.raises(ValueError, match=f"norm '{norm}': there is none of this name; {hint}"):
+            attack(a_network(), POINTS[0], BASIS, norm=norm)
+    with pytest.raises(ValueError, match=r"region 'full': give a basis \(d, r\)"):
+        attack(a_network(), POINTS[0], "full")
+    for region in (BASIS[:, 0], BASIS.T, BASIS[None]):
+        with pytest.raises(ValueError, match=r"region of shape .* give a basis"):
+            attack(a_network(), POINTS[0], region)
+
+
+def test_no_function_of_norms_falls_through_to_another():
+    v = np.float32([3, 4])
+    project = functools.partial(norms.project, v, np.float32(1))
+    of_v = [functools.partial(f, v) for f in (norms.length, norms.dual_length, norms.unit, norms.steepest)]
+    for function in (*of_v, project, lambda norm: attacks.line_distance(a_network(), POINTS[0], POINTS[1], norm)):
+        for norm in ("l3", "L1", "", None, 2):
+            with pytest.raises(ValueError, match="there is none of this name"):
+                function(norm)
+        assert [function(norm) is not None for norm in get_args(attacks.Norm)] == [True] * 3
 
 
 def test_commands():

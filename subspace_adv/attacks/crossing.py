@@ -136,9 +136,9 @@ def prepared(
         raise ValueError(f"region {region!r}: give a basis (d, r), which subspace.region_basis makes of this word")
     if region.ndim != 2 or (len(region),) != x.shape:
         raise ValueError(f"region of shape {region.shape}: give a basis (d, r) of directions at x, of shape {x.shape}")
-    leaves = (*network, x, region)
-    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
-    *parameters, x, region = (jnp.asarray(leaf, dtype) for leaf in leaves)
+    leaves = [jnp.asarray(leaf) for leaf in (*network, x, region)]
+    dtype = jnp.result_type(*leaves)
+    *parameters, x, region = (leaf.astype(dtype) for leaf in leaves)
     return Network(*parameters), x, region
 
 

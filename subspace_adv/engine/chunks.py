@@ -292,7 +292,8 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
         with pinned(x64=True):
             parts.append(compiled("ambient", program, len(rows))(*arguments_of(rows)))
     networks = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(chunk.cells)], *parts)
-    return jax.tree.map(lambda a: a.astype(np.float32), networks)
+    with np.errstate(over="ignore"):  # of networks that diverged
+        return jax.tree.map(lambda a: a.astype(np.float32), networks)
 
 
 def _in_batches(
@@ -319,10 +320,10 @@ def _in_batches(
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
     """Float32 of float64 values; certified bounds go down and found ones up."""
-    with np.errstate(over="ignore"):  # past float32's range: inf
+    with np.errstate(over="ignore", under="ignore"):  # past float32's range: inf, 0
         single = values.astype(np.float32)
-    if name.endswith("_lower"):
-        return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)
-    if name.startswith("distance"):
-        return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single)
-    return single
+        if name.endswith("_lower"):
+            return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)
+        if name.startswith("distance"):
+            return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single)
+        return single
