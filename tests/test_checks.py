@@ -83,7 +83,7 @@ def test_where_the_law_holds_p_values_are_uniform():
     assert {outcome.sample for outcome in found} == {40}
     assert stats.kstest([outcome.p_value for outcome in found], "uniform").pvalue > 0.01
     covered = np.mean([outcome.scale.low < 1 < outcome.scale.high for outcome in found])
-    assert covered == pytest.approx(0.95, abs=0.05)
+    assert 0.9 <= covered < 1  # of 95 %
 
 
 def test_a_scale_wrong_by_3_percent_is_rejected():
@@ -133,7 +133,7 @@ def test_exponents_of_another_law_are_found_too(axis):
 def test_exponents_cover_the_truth_as_often_as_they_say():
     sweep, rng = read(WIDE, "seed=0:80", "ambient_dim=8,24,60"), np.random.default_rng(1)
     found = [check(simulated(sweep, rng)).exponents[0].fitted for _ in range(40)]
-    assert np.mean([fitted.low <= 0.5 <= fitted.high for fitted in found]) == pytest.approx(0.95, abs=0.1)
+    assert 0.85 <= np.mean([fitted.low <= 0.5 <= fitted.high for fitted in found]) < 1  # of 95 %
 
 
 def test_exponents_need_seeds_and_fixed_heads():
