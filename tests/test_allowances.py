@@ -39,16 +39,18 @@ def preactivations_cancel(rng: np.random.Generator) -> tuple[Network, np.ndarray
 
 
 def flat_far_out(rng: np.random.Generator) -> tuple[Network, np.ndarray]:
-    """Kinks next to the point; past them slopes cancel to a ten millionth, so the flip is that much farther.
+    """Kinks next to the point; past them slopes cancel to some ten millionths, so the flip is that much farther.
 
-    In half of the networks one more kink lies beyond the flip.
+    In a third of the networks one more kink lies beyond the flip, in a third just before it.
     """
     rates = rng.uniform(1, 2, 2 * PAIRS) * np.where(rng.random(2 * PAIRS) < 0.5, 1e-3, 1)
     z = 1e-3 * rng.uniform(1, 2, 2 * PAIRS)
-    if rng.random() < 0.5:
-        rates[0], z[0] = -1e-9, 1
+    flip, kink = 1e7, rng.choice([np.inf, 1e9, 1e7 * (1 - 1e-8)])
+    if np.isfinite(kink):
+        rates[0], z[0] = -1 / kink, 1
     head = rng.uniform(1, 2, 2 * PAIRS) * np.where(np.arange(2 * PAIRS) % 2, -1, 1)
-    head[-1] = (-(head[:-1] @ rates[:-1]) - 1e-7) / rates[-1]
+    there = np.maximum(z + flip * rates, 0)
+    head[-1] = (-1 - head[:-1] @ there[:-1]) / there[-1]
     weight = np.concatenate([rates[:, None], np.zeros((2 * PAIRS, D - 1))], axis=1)
     x = x_of(rng)
     return Network(weight, z - weight @ x, head, 1.0), x

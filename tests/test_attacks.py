@@ -276,7 +276,7 @@ def test_a_single_start_attacks_hardly_worse():
     assert single.is_adv[:50].sum() >= 45
     ratios = single.distance[:50] / four.distance[:50]
     assert ratios.max() <= 1.01 and np.quantile(ratios, 0.9) <= 1.001
-    assert ratios.min() >= 0.95
+    assert ratios.min() >= 0.9
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])

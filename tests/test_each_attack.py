@@ -154,7 +154,7 @@ def test_the_point_to_start_toward_is_the_nearest_of_the_other_sign(x64):
         network, x = reference.random_network(rng, 6, 3), rng.standard_normal((7, 3))
         network = network._replace(head_bias=network.head_bias - float(np.median(reference.output(network, x))) + 0.01)
         if i == 3:  # an output of 0, as of the points beyond the one neuron's kink, counts as positive
-            network = network._replace(head=-np.eye(6)[0], head_bias=0.0)
+            network = network._replace(bias=0 * network.bias, head=-np.eye(6)[0], head_bias=0.0)
         if i > 8:  # all alike
             network = network._replace(head_bias=10.0 * (-1) ** i)
         positive = reference.output(network, x) >= 0
