@@ -513,7 +513,7 @@ def test_the_users_commit_is_kept_and_no_obstacle(tmp_path, planned, monkeypatch
     (work / "thesis.tex").write_text("…")
     git(work, "add", ".")
     git(work, "commit", "-q", "-m", "thesis")
-    git(work, "tag", "v1")
+    git(work, "tag", "-a", "-m", "v1", "v1")
     commit = git(work, "rev-parse", "HEAD")
     assert commit_of("clean") == commit
     (work / "thesis.tex").write_text("……")
