@@ -25,7 +25,8 @@ def _of_one_class(sweep: Sweep) -> str | None:
     if "subspace" not in sweep.values("kind") or not samples:
         return None
     sizes = list(itertools.product(samples, dims, labels))
-    most = min(_MOST_DATASETS, _MOST_NUMBERS // (max(samples) * max(dims)))
+    numbers = max(samples) * (max(dims) if "halfspace" in labels else 1)
+    most = min(_MOST_DATASETS, _MOST_NUMBERS // numbers)
     looked_at = itertools.islice(itertools.product(seeds, sizes), most)
     found = {
         (seed, n): f"data_seed = {seed} and samples = {n}"

@@ -240,6 +240,11 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=line,subspace", "optimizer=gd,sgd", "batch_size=2,5"),
         ("command line: axes.batch_size = 5: over the 3 points of the data; at most 3 is possible",),
     ),
+    "batch over some points on an axis": (
+        SUBSPACE + "samples = 9\n[training]\noptimizer = 'sgd'\nbatch_size = 5\n",
+        ("samples=9,4",),
+        ("FILE: training.batch_size = 5: over the 4 points of the data; at most 4 is possible",),
+    ),
     "name that is no folder's": ("name = 'a/b'\n", (), ("FILE: name = 'a/b': must be letters, digits",)),
     "name that is no text": ("name = 5\n", (), ("FILE: name = 5: must be text",)),
     "malformed TOML": ("[network\n", (), ("FILE: not valid TOML", "line 1")),
