@@ -12,13 +12,14 @@ from reference import Ray
 from test_batching import cells_of, sweep
 
 from subspace_adv import engine, fused
+from subspace_adv.engine import chunks
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, load_data, load_span, plan
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT, Trainer
 
-LANES, TAIL, CHUNK, STEPS = 4, 2, 7, 20
+LANES, TAIL, CHUNK, STEPS = 5, 2, 7, 20
 """Lanes of the whole and of the end, cells in a chunk, and steps between two looks at the lanes: all small."""
 
 # Off a line in the plane every distance is an exact crossing.
@@ -30,12 +31,13 @@ SETTINGS = {
     "width": 3,
     "learning_rate": 0.05,
 }
+# Cells side by side differ in their points and in what only their optimizer reads.
 AXES = {
     "seed": (3, 4, 5),
     "weight_decay": (0.0, 0.1),
     "stop_margin": (-0.2, 50.0),
     "max_steps": (70, 0, 130),
-    "data_seed": (0, 1, 2),  # so that neighbours have other points
+    "data_seed": (0, 1, 2),
 }
 OWN = {
     "gd": {"learning_rate": (0.05, 0.2)},
@@ -72,9 +74,9 @@ def run(whole: Sweep, trainer: Trainer, *, measured: bool) -> Ran:
     [group] = plan(whole, trainer).groups
     group = group._replace(lanes=LANES, tail_lanes=TAIL)
     begins = range(0, whole.cells, CHUNK)
-    chunks = [Chunk(i, group, group.cells[begin : begin + CHUNK]) for i, begin in enumerate(begins)]
+    parts = [Chunk(i, group, group.cells[begin : begin + CHUNK]) for i, begin in enumerate(begins)]
     told: list[tuple[int, int]] = []
-    done = list(engine.train(whole, group, chunks, lambda *news: told.append(news)))
+    done = list(engine.train(whole, group, parts, lambda *news: told.append(news)))
     networks, cells = [], []
     for chunk, trained in sorted(done, key=lambda pair: pair[0].number):
         networks.append(engine.ambient_networks(whole, chunk, trained))
@@ -94,10 +96,15 @@ def ran(request) -> Ran:
     if trainer == "fused" and fused.unavailable():
         pytest.skip(str(fused.unavailable()))
     loss = "exponential" if optimizer == "gd" else "logistic"
-    whole = sweep(SETTINGS | {"optimizer": optimizer, "loss": loss}, OWN[optimizer] | AXES)
+    whole = sweep(SETTINGS | {"optimizer": optimizer, "loss": loss}, AXES | OWN[optimizer])
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(Group, "steps_per_call", STEPS)
-        return run(whole, trainer, measured=optimizer == "momentum")
+        kept: list[np.ndarray] = []
+        pack = chunks._Lanes.pack
+        patch.setattr(chunks._Lanes, "pack", lambda lanes, count: (kept.append(lanes.busy()), pack(lanes, count)))
+        found = run(whole, trainer, measured=optimizer == "momentum")
+    assert kept and kept[0].max() >= TAIL  # packing moves networks to other lanes
+    return found
 
 
 def settings_of(values: dict) -> DataSettings:
