@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from optimum import ORDER
+from optimum import DUAL_ORDER, ORDER
 
 from subspace_adv import attacks, measures
+from subspace_adv.attacks import fmn
 from subspace_adv.network import Network
 
 QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
@@ -109,6 +110,20 @@ def test_the_universal_attack_crosses_its_ray_in_every_norm(norm):
         assert found.distance[i] == pytest.approx(flip, rel=1e-8)
         signs += [sign] if np.isfinite(flip) else []
     assert {-1.0, 1.0} == set(signs)
+
+
+@pytest.mark.parametrize("norm", DIMS)
+def test_a_run_goes_on_where_the_linear_output_is_zero(norm):
+    """From half-way to the flip of a linear network, along its gradient, a run meets it by its fourth step."""
+    rng = np.random.default_rng(4)
+    weight, head = rng.standard_normal((2, 12, 6)).astype(np.float32)
+    rays = attacks.Slice(np.full(12, 9, np.float32), weight, head[:, 0], np.float32(1 - 9 * head[:, 0].sum()))
+    gradient = head[:, 0] @ weight
+    distance = 1 / np.linalg.norm(gradient, DUAL_ORDER[norm])
+    start = -0.5 * distance * np.asarray(attacks.steepest(gradient, norm))[None]
+    none = fmn._Flips(jnp.zeros((1, 6)), jnp.full(1, jnp.inf))
+    found = fmn._search(rays, start, none, jnp.ones(1), norm, 4, (1.0, 0.2), (0.1, 0.02))
+    assert found.sizes[0] == pytest.approx(distance, rel=0.03)
 
 
 # Starts toward a point -------------------------------------------------------------------------------------------
