@@ -3,6 +3,8 @@
 import platform
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -36,10 +38,6 @@ class _Heard(Listener):
     def progress(self, networks: int, net_steps: int) -> None:
         self.networks += networks
         self.net_steps += net_steps
-
-
-def workers_alive() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.endswith("(work)")]
 
 
 def test_a_run_does_every_cell_and_tells(tmp_path):
@@ -103,13 +101,31 @@ def test_a_failure_stops_the_run_and_what_is_done_is_kept(tmp_path, monkeypatch)
         patched.setattr(engine, "measure", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(sweep, tmp_path / "out")
-    assert not workers_alive()
     kept = chunk_states(tmp_path / "out")
     assert 1 <= len(kept) < MANY_CHUNKS
     run(sweep, tmp_path / "out")  # the folder is not locked any more
     assert chunk_states(tmp_path / "out").items() >= kept.items()
     run(sweep, tmp_path / "whole")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_failure_is_told_when_no_worker_is_left(tmp_path, monkeypatch):
+    waiting, ended = threading.Event(), []
+
+    def train(sweep: object, group: object, chunks: object, progress: object, stop: threading.Event) -> Iterator[tuple]:
+        if waiting.is_set():
+            raise RuntimeError("out of memory")
+        waiting.set()
+        assert stop.wait(60)
+        time.sleep(0.3)
+        ended.append(group)
+        yield from ()
+
+    monkeypatch.setattr(runner, "workers", lambda: 2)
+    monkeypatch.setattr(engine, "train", train)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(read(MANY), tmp_path, trainer="xla")
+    assert len(ended) == 1
 
 
 def test_an_interrupt_keeps_what_is_done(tmp_path):
