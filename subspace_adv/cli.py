@@ -1,6 +1,7 @@
 """The command line `subspace-adv`: arguments to calls, and results to people."""
 
 import gc
+import io
 import math
 import os
 import shlex
@@ -8,11 +9,12 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.progress import Display, count
@@ -23,6 +25,8 @@ app = App(
     help="Train and attack thousands of two-layer ReLU networks on low-dimensional data.",
     help_epilogue="Example: subspace-adv run sweeps/quickstart.toml",
     help_format="plaintext",
+    console=progress.Terminal(),
+    version=lambda: metadata.version("subspace-adv"),
     suppress_keyboard_interrupt=False,  # it would say nothing
 )
 
@@ -37,7 +41,7 @@ TrainerName = Annotated[
 Folder = Annotated[Path, Parameter(help="Results folder.")]
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv run sweeps/line.toml seed=0:100 init_scale=1,0.5 --out results/mine")
 def run(
     sweep: SweepFile,
     /,
@@ -46,8 +50,6 @@ def run(
     trainer: TrainerName = None,
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
-
-    Example: subspace-adv run sweeps/line.toml seed=0:100 init_scale=1,0.5 --out results/mine
 
     Parameters
     ----------
@@ -65,16 +67,17 @@ def run(
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
     from subspace_adv import reports  # takes long to import, as pandas does
 
-    reports.print_results(dataset)
-    _draw(folder)
+    figures: list[Path] = []
+    try:
+        figures = _draw(folder)  # before anything is printed, as whoever reads it may stop
+    finally:
+        reports.print_results(dataset)
+    _print_figures(figures)
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv plan sweeps/line.toml seed=0:100000")
 def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None) -> None:
-    """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing.
-
-    Example: subspace-adv plan sweeps/line.toml seed=0:100000
-    """
+    """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing."""
     todo = planning.plan(Sweep.from_toml(sweep, overrides), trainer)
     print(f"cells      {todo.cells:,}")
     print(f"groups     {len(todo.groups):,}")
@@ -95,7 +98,7 @@ def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None
         chunks = sum(chunk.group is group for chunk in todo.chunks)
         sizes = (p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
         table.add_row(*map(str, (i, len(group.cells), chunks, group.lanes, *sizes)), p.recipe.optimizer, p.recipe.loss)
-    reports.stdout().print(table)
+    reports.print_table(table)
     reasons: dict[str, list[str]] = {}
     for i, group in enumerate(todo.groups):
         where = "the span of the data, exactly" if group.program.reduced else "all ambient coordinates"
@@ -106,12 +109,9 @@ def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None
         print(f"group {', '.join(places)}: {reason}")
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv status results/line")
 def status(folder: Folder, /) -> None:
-    """Tell how far a results folder is.
-
-    Example: subspace-adv status results/line
-    """
+    """Tell how far a results folder is."""
     dataset = results.open_results(folder)
     codes = dataset["status"].values.ravel()
     print(f"{dataset.attrs['name']}: {(codes != training.PENDING).sum():,} of {codes.size:,} networks done")
@@ -121,11 +121,9 @@ def status(folder: Folder, /) -> None:
         print(runner.how_to_resume(folder))
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv table results/line --epsilon 0.1,0.3")
 def table(folder: Folder, /, *, epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None) -> None:
     """Print medians over seeds with 95 % bootstrap intervals, paired gains of the remedies, and robust accuracy.
-
-    Example: subspace-adv table results/line --epsilon 0.1,0.3
 
     Parameters
     ----------
@@ -138,31 +136,23 @@ def table(folder: Folder, /, *, epsilon: Annotated[str | None, Parameter(name="-
     reports.print_results(results.open_results(folder), epsilons)
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv check results/dimension")
 def check(folder: Folder, /) -> None:
-    """Compare the predicted law of the gradient off the subspace with what was measured.
-
-    Example: subspace-adv check results/dimension
-    """
+    """Compare the predicted law of the gradient off the subspace with what was measured."""
     from subspace_adv import checks, reports
 
     reports.print_check(checks.check(results.open_results(folder)))
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv plot results/line")
 def plot(folder: Folder, /) -> None:
-    """Draw the figures of a results folder, as PNG and SVG.
-
-    Example: subspace-adv plot results/line
-    """
-    _draw(folder)
+    """Draw the figures of a results folder, as PNG and SVG."""
+    _print_figures(_draw(folder))
 
 
-@app.command
+@app.command(help_epilogue="Example: subspace-adv bench --json bench.json")
 def bench(*, trainer: TrainerName = None, json: Annotated[Path | None, Parameter(name="--json")] = None) -> None:
     """Time training here: net-steps, operations and memory by problem and path, beside the machine's own peak.
-
-    Example: subspace-adv bench --json bench.json
 
     Parameters
     ----------
@@ -171,29 +161,36 @@ def bench(*, trainer: TrainerName = None, json: Annotated[Path | None, Parameter
     """
     from subspace_adv import bench, reports
 
-    try:
-        file = json.open("w") if json else None  # a mistake is told now and not in minutes
-    except OSError as error:
-        raise UserError(f"{json}: cannot be written: {error.strerror}") from None
+    def write(text: str, mode: str) -> None:
+        try:
+            if json:
+                with json.open(mode, encoding="utf-8") as file:
+                    file.write(text)
+        except OSError as error:
+            raise UserError(f"{json}: cannot be written: {error.strerror}") from None
+
+    write("", "a")  # a mistake is told now and not in minutes
     done = bench.run(progress.track(bench.pairs(trainer), "timing"))
+    write(bench.to_json(done), "w")
     reports.print_bench(done)
-    if file:
-        with file:
-            file.write(bench.to_json(done))
 
 
 class _Interrupted(Exception):
     """An interrupt, with the words for the user."""
 
 
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")  # Windows lacks the last two
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; exit status 0 done, 2 bad input, 130 interrupted and resumable."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    """Entry point; exit status 0 done, 2 bad input or nowhere to write, 130 interrupted and resumable."""
+    for number in (getattr(signal, name) for name in _ENDING if hasattr(signal, name)):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _tell(str(message))
         try:
+            _check_streams()
             _call(arguments)
         except CycloptsError as error:
             _fail(_explain(error), 2)
@@ -204,26 +201,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            pass  # whoever read the output has seen enough
+        except OSError as error:
+            _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; a moment later if Python is in a garbage-collection callback, and would swallow it."""
-    if frame and any(frame.f_code is getattr(callback, "__code__", None) for callback in gc.callbacks):
+    collecting = frame and any(frame.f_code is getattr(callback, "__code__", None) for callback in gc.callbacks)
+    if collecting and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0.01)  # SIGALRM
     else:
         raise KeyboardInterrupt
+
+
+def _check_streams() -> None:
+    """See to it that everything can be printed, whatever its encoding."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    if sys.stdout is None:
+        raise UserError("standard output is closed; send it to a file, or to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # standard error does so by itself
 
 
 def _call(arguments: Sequence[str] | None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=False)
     finally:
-        sys.stdout.flush()  # where nobody reads on, it should show here
+        try:
+            sys.stdout.flush()  # what cannot be written should show here
+        except OSError:
+            _discard(sys.stdout)
+            raise
 
 
 def _tell(message: str) -> None:
-    print(f"subspace-adv: {' '.join(message.splitlines())}", file=sys.stderr)
+    try:
+        print(f"subspace-adv: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    except OSError:  # as where the terminal is gone
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left in a stream go nowhere: Python would fail to write it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(message: str, code: int) -> None:
@@ -233,16 +255,20 @@ def _fail(message: str, code: int) -> None:
 
 def _explain(error: CycloptsError) -> str:
     message = str(error).strip().rstrip(".") or type(error).__name__
-    unused = getattr(error, "unused_tokens", None)
-    if unused and "Did you mean" not in message:
-        message += nearest(unused[0], app, otherwise_all=False)
+    if isinstance(error, UnknownCommandError) and error.unused_tokens and "Did you mean" not in message:
+        message += nearest(error.unused_tokens[0], app, otherwise_all=False)
     return f"command line: {message}; see subspace-adv --help"
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path) -> list[Path]:
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses a backend that is not installed, such as a notebook's
     from subspace_adv import plots  # matplotlib takes long to import
 
-    for path in plots.plot(folder):
+    return plots.plot(folder)
+
+
+def _print_figures(paths: Sequence[Path]) -> None:
+    for path in paths:
         print(f"figure: {path}")
 
 

@@ -1,5 +1,6 @@
 """Live displays on a terminal."""
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -23,9 +24,17 @@ def count(number: float, unit: str) -> str:
     return f"{number:.3g} T{unit}"
 
 
+class Terminal(Console):
+    """Standard output or error, for tables and displays."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what is being handled; rich would end the process, with status 1."""
+        raise
+
+
 def track(items: Sequence[Item], what: str) -> Iterable[Item]:
     """Items one by one, with a bar and a time estimate on a terminal's stderr."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return rich_track(items, what, console=console, disable=not console.is_terminal)
 
 
@@ -42,7 +51,7 @@ class Display(runner.Listener):
 
     def __init__(self) -> None:
         """Begin with nothing shown."""
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
         self._steps, self._begun = 0, 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -63,11 +72,13 @@ class Display(runner.Listener):
 
     def __exit__(self, *error: object) -> None:
         """Leave it as it stands."""
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._progress.stop()
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self._console.print(f"subspace-adv: {text}", highlight=False, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self._console.print(f"subspace-adv: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def start(self, networks: int, done: int) -> None:
         """Show the totals."""

@@ -4,18 +4,23 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from xarray import Dataset
 
 from subspace_adv import bench, checks, tables
-from subspace_adv.progress import count
+from subspace_adv.progress import Terminal, count
+
+_WIDEST = 10_000  # more than any table needs
+_CUT = "…"  # what rich puts for what it leaves out
 
 
-def stdout() -> Console:
-    """Where tables go: as wide as they need where it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=250)
+def print_table(made: Table) -> None:
+    """Print a table as wide as it needs; within a terminal's width if no word or number is cut by that."""
+    console = Terminal()
+    with console.capture() as captured:
+        console.print(made)
+    whole = console.is_terminal and _CUT not in captured.get()
+    (console if whole else Terminal(width=_WIDEST)).print(made)
 
 
 def table(*columns: Hashable) -> Table:
@@ -43,18 +48,18 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
     other = table(*varying, *itertools.chain.from_iterable(map(heads, others)))
     for row in rows:
         arm = _values(row.arm, varying)
-        counts = [f"{row.networks:,}", f"{row.converged:.0%}", f"{row.steps:,.0f}"]
+        counts = [f"{row.networks:,}", f"{row.converged:.0%}", _number(row.steps, ",.0f")]
         made.add_row(*arm, *counts, _interval(row.gradient_off), *cells(row, first))
         other.add_row(*arm, *itertools.chain.from_iterable(cells(row, region) for region in others))
-    stdout().print(made)
+    print_table(made)
     if others:
-        stdout().print(other)
+        print_table(other)
     print(
         "Medians over seeds of each network's median over its points, with 95 % bootstrap intervals. Distances are\n"
         "the least L2 norm found that flips a point."
     )
     if gains:
-        print("A gain is the paired difference, seed by seed, from the standard arm (marked –).")
+        print("A gain is the paired difference, seed by seed, from the standard arm, which has none (–).")
     _print_robustness(dataset, varying, epsilons)
 
 
@@ -77,7 +82,7 @@ def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: S
                         cells[i] = " / ".join(_percent(curve.mean[0]) for curve in fooled)
                 made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)
     print()
-    stdout().print(made)
+    print_table(made)
     print(
         "Robust: mean share of training points classified correctly whatever perturbation of norm epsilon is added,\n"
         "certified – attacked (the truth lies between). Fooled: mean share of the correctly classified training\n"
@@ -114,14 +119,14 @@ def print_check(found: checks.Check) -> None:
     for bound in found.bounds:
         sample = " ".join((f"{bound.sample.estimate:.2%}", f"[{bound.sample.low:.2%}, {bound.sample.high:.2%}]"))
         bounds.add_row(bound.side, f"{bound.share:.2%}", sample, f"≥ {bound.promised:.2%}")
-    stdout().print(bounds)
+    print_table(bounds)
     if found.exponents:
         powers = table("exponent of", "in the root mean square of", "seeds", "fitted", "predicted")
         for power in found.exponents:
             powers.add_row(
                 power.axis, power.quantity, f"{power.seeds:,}", _precise(power.fitted), f"{power.predicted:g}"
             )
-        stdout().print(powers)
+        print_table(powers)
 
 
 def _precise(found: checks.Interval) -> str:
@@ -131,8 +136,12 @@ def _precise(found: checks.Interval) -> str:
 def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return "–"
-    sign = "+" if signed else ""
-    return f"{estimate.median:{sign}.3g} [{estimate.low:{sign}.3g}, {estimate.high:{sign}.3g}]"
+    median, low, high = (_number(value, "+.3g" if signed else ".3g") for value in estimate)
+    return f"{median} [{low}, {high}]" if {low, high} != {"–"} else "–"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else f"{value:{form}}"
 
 
 def print_bench(done: bench.Bench) -> None:
@@ -144,7 +153,7 @@ def print_bench(done: bench.Bench) -> None:
         speed = [f"{row.net_steps:,.0f}", f"{row.flops / 1e9:.1f}", f"{row.peak:.0%}"]
         sizes = [f"{row.compile_seconds:.1f} s", count(row.program_bytes, "B"), count(row.network_bytes, "B")]
         made.add_row(row.problem, row.path, f"{row.networks:,}", *speed, *sizes)
-    stdout().print(made)
+    print_table(made)
     print(
         "Useful gradient steps only: those of networks that had not stopped. A step of n points, m neurons and r\n"
         "inputs (a bias is one more) counts n·m·(4r + 5) + m·(4r + 6) operations; r is the dimension of the data's\n"

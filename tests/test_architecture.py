@@ -31,7 +31,8 @@ def module(path: Path) -> str:
     return ".".join(part for part in path.relative_to(FOLDER).with_suffix("").parts if part != "__init__")
 
 
-FILES = {module(path): path for path in sorted(FOLDER.rglob("*.py")) if module(path)}
+MAIN = FOLDER / "__main__.py"  # `python -m`
+FILES = {module(path): path for path in sorted(FOLDER.rglob("*.py")) if module(path) and path != MAIN}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
@@ -68,6 +69,7 @@ def called(tree: ast.AST) -> set[str]:
 def test_every_module_has_its_place_and_folders_hold_no_folders():
     parts = {f"{outer}.{inner}" for outer, inners in PARTS.items() for inner in inners}
     assert parts <= set(FILES) <= {*ORDER, *parts}
+    assert siblings(ast.parse(MAIN.read_text(encoding="utf-8"))) == {"cli"}
     assert all((FOLDER / outer / "__init__.py").exists() and not (FOLDER / f"{outer}.py").exists() for outer in PARTS)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,11 +18,12 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import cli, fused, open_results, plan, reports, run
+from subspace_adv import UserError, bench, checks, cli, fused, open_results, plan, plots, reports, run
 from subspace_adv.progress import count
 from subspace_adv.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, in this process: arguments → exit status, stdout and stderr."""
 
     def called(*arguments: object) -> tuple[int, str, str]:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        handlers = {number: signal.getsignal(number) for number in HANDLED}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
         capsys.readouterr()
         try:
@@ -81,6 +83,9 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
     [
         (["rn"], ('Unknown command "rn"', 'Did you mean "run"?')),
         (["stats", "x"], ('Did you mean "status"?',)),
+        (["bench", "--json"], ("--json requires an argument; see",)),
+        (["table", "x", "--epsilon"], ("--epsilon requires an argument",)),
+        (["run", "x.toml", "--trainer", "fusd"], ('"fusd"', "--trainer", '"fused"', '"xla"')),
         (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, check, plot")),
         (["--verson"], ("--verson", "--version")),
         (["run"], ('"run"', "SWEEP requires an argument")),
@@ -103,6 +108,16 @@ def test_bad_command_lines(tmp_path, monkeypatch, command, arguments, words):
 def test_a_benchmark_that_could_not_be_written_is_not_begun(tmp_path, command):
     file = tmp_path / "missing" / "bench.json"
     assert_refused(command("bench", "--json", file), f"{file}: cannot be written: No such file or directory")
+
+
+def test_a_benchmark_that_fails_leaves_the_figures_of_the_last(tmp_path, command, monkeypatch):
+    def fails(_: object) -> None:
+        raise UserError("no compiler")
+
+    file = write(tmp_path, "{}", "bench.json")
+    monkeypatch.setattr(bench, "run", fails)
+    assert_refused(command("bench", "--json", file), "no compiler")
+    assert file.read_text() == "{}"
 
 
 def test_missing_sweep_file(tmp_path, command):
@@ -264,7 +279,7 @@ def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
     assert "tiny: 0 of 48 networks done" in out
     told = shlex.split(out.partition("resume with: ")[2])
     assert told == ["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)]
-    monkeypatch.setattr(cli, "_draw", lambda folder: None)
+    monkeypatch.setattr(cli, "_draw", lambda folder: [])
     assert command(*told[1:])[0] == 0
     assert "48 of 48 networks done" in command("status", folder)[1]
 
@@ -273,7 +288,9 @@ def test_a_table_of_nothing_yet(tmp_path, command):
     Store.create(tmp_path / "out", plan(read(TINY))).close()
     status, out, err = command("table", tmp_path / "out")
     assert (status, err) == (0, "")
-    assert "nan" in out
+    assert "nan" not in out
+    rows = [line.split() for line in out.splitlines()[1:5]]
+    assert rows == [[width, scale, "0", "0%", "–", "–", "–", "–"] for width in ("3", "5") for scale in ("1", "0.5")]
 
 
 def test_check(tmp_path, command, tiny):
@@ -281,7 +298,7 @@ def test_check(tmp_path, command, tiny):
     assert (status, err) == (0, "")
     assert "48 checked; left out: 0 pending, 0 diverged, 0 without prediction" in out
     assert "12 independent points" in out
-    assert "p = 0." in out
+    assert f"p = {checks.check(open_results(tiny)).p_value:.3g} (" in out
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bound", "lower", "upper"]
     assert all(len(line) < 120 for line in out.splitlines())
     Store.create(tmp_path / "out", plan(read(TINY))).close()
@@ -290,7 +307,7 @@ def test_check(tmp_path, command, tiny):
 
 @pytest.mark.filterwarnings("default")
 def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(cli, "_draw", lambda folder: None)
+    monkeypatch.setattr(cli, "_draw", lambda folder: [])
     sweep, folder = write(tmp_path, MANY), tmp_path / ("long name " * 9) / "100% {of} it's"
     assert command("run", sweep, "--out", folder)[2] == ""
     chunks = folder / "chunks"
@@ -320,10 +337,12 @@ def test_help_has_an_example_of_every_command(command):
         assert "Example: subspace-adv run sweeps/quickstart.toml" in out
         for verb in ("run", "plan", "status", "table", "check", "plot"):
             assert f" {verb} " in out
-    for verb in ("run", "plan", "status", "table", "check", "plot"):
+    for verb in ("run", "plan", "status", "table", "check", "plot", "bench"):
         status, out, err = command(verb, "--help")
         assert (status, err) == (0, "")
-        assert f"Example: subspace-adv {verb} " in out
+        assert [line.split()[:3] for line in out.splitlines() if "Example" in line] == [
+            ["Example:", "subspace-adv", verb]
+        ]
     assert "name=value" in command("run", "--help")[1]
 
 
@@ -342,8 +361,11 @@ def test_counts_and_durations_are_short():
 
 
 def test_a_run_as_a_process_is_quiet_and_ends_in_its_table(tmp_path):
+    """Also where matplotlib is set up for other work, as in a notebook."""
     write(tmp_path, TINY, "tiny.toml")
-    status, out, err = call(COMMAND, "run", "tiny.toml", "width=3", cwd=tmp_path)
+    settings = write(tmp_path, "savefig.format: pdf\ntext.usetex: True\n", "matplotlibrc")
+    notebook = ["env", "MPLBACKEND=module://not_installed", f"MATPLOTLIBRC={settings}"]
+    status, out, err = call(*notebook, COMMAND, "run", "tiny.toml", "width=3", cwd=tmp_path)
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["init_scale", "networks"]
@@ -382,13 +404,77 @@ def test_a_mistake_as_a_process(tmp_path):
 
 
 def test_the_version_is_the_packages(command):
-    assert command("--version") == (0, f"{version('subspace-adv')}\n", "")
+    for verb in ([], ["status"]):
+        assert command(*verb, "--version") == (0, f"{version('subspace-adv')}\n", "")
 
 
-def test_a_reader_who_stops_early_is_no_mistake(tmp_path):
+def test_a_reader_who_stops_early_is_no_mistake_and_figures_are_drawn(tmp_path):
     write(tmp_path, TINY)
-    answer = call("sh", "-c", f"{shlex.quote(str(COMMAND))} plan sweep.toml | true", cwd=tmp_path)
-    assert answer == (0, "", "")
+    script = f"{{ {shlex.quote(str(COMMAND))} run sweep.toml width=3 --out out; echo $? >status; }} | true"
+    assert call("sh", "-c", script, cwd=tmp_path) == (0, "", "")
+    assert (tmp_path / "status").read_text() == "0\n"
+    names = ("boundaries", "remedies", "robust_accuracy", "fooling_rate")
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "out" / "figures").iterdir()}
+    assert drawn.keys() == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
+    assert all(drawn[f"{name}.svg"].endswith(b"</svg>\n") for name in names)
+    assert all(drawn[f"{name}.png"].endswith(b"IEND\xaeB`\x82") for name in names)
+
+
+def test_as_a_module_whose_output_cannot_be_written(tmp_path, tiny):
+    script = f"{shlex.quote(sys.executable)} -m subspace_adv status {shlex.quote(str(tiny))} >/dev/full"
+    message = "subspace-adv: output: No space left on device\n"
+    assert call("sh", "-c", script, cwd=tmp_path) == (2, "", message)
+
+
+@pytest.mark.parametrize("verb", ["status", "table", "check", "plot", "plan", "bench", "--help"])
+def test_output_that_cannot_be_written_is_told(tmp_path, command, monkeypatch, tiny, verb):
+    place = {"plan": [write(tmp_path, TINY)], "--help": [], "bench": []}.get(verb, [tiny])
+    monkeypatch.setattr(bench, "run", lambda pairs: bench.Bench({"cpu": "a processor"}, 1e9, ()))
+    monkeypatch.setattr(plots, "plot", lambda folder: [folder])
+    with monkeypatch.context() as patch, open("/dev/full", "w", encoding="utf-8") as full:
+        patch.setattr(sys, "stdout", full)
+        status, _, err = command(verb, *place)
+        assert (status, err) == (2, "subspace-adv: output: No space left on device\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        status, _, err = command(verb, *place)
+        assert (status, err) == (2, "subspace-adv: standard output is closed; send it to a file, or to /dev/null\n")
+    with monkeypatch.context() as patch:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w", encoding="utf-8") as broken:
+            patch.setattr(sys, "stdout", broken)
+            assert command(verb, *place) == (0, "", "")
+
+
+def test_messages_that_cannot_be_written_change_no_exit_status(tmp_path, command, monkeypatch):
+    for error in (open("/dev/full", "w", encoding="utf-8"), None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", error)
+            assert command("status", tmp_path) == (2, "", "")
+            sys.stderr.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("verb", ["table", "check", "plot"])
+def test_what_an_encoding_lacks_is_replaced(tmp_path, command, monkeypatch, tiny, verb, encoding):
+    monkeypatch.setattr(plots, "plot", lambda folder: [folder / "λ.png"])
+    whole = command(verb, tiny)[1]
+    with monkeypatch.context() as patch, (tmp_path / "out").open("w", encoding=encoding) as out:
+        patch.setattr(sys, "stdout", out)
+        assert command(verb, tiny) == (0, "", "")
+    assert (tmp_path / "out").read_bytes() == whole.encode(encoding, errors="replace")
+    assert "?" in whole.encode(encoding, errors="replace").decode(encoding)
+
+
+def test_numbers_are_whole_on_narrow_terminals(command, monkeypatch, tiny):
+    whole = command("table", tiny)[1]
+    for columns in (100, 60, 20):
+        monkeypatch.setenv("FORCE_COLOR", "1")  # which makes any stream a terminal
+        monkeypatch.setenv("COLUMNS", str(columns))
+        told = re.sub(r"\x1b\[[0-9;]*m", "", command("table", tiny)[1])
+        assert sorted(told.split()) == sorted(whole.split())
+        assert (max(map(len, told.splitlines())) <= 110) == (columns == 100)
 
 
 def test_matplotlib_is_not_imported_before_it_is_needed():
@@ -396,11 +482,17 @@ def test_matplotlib_is_not_imported_before_it_is_needed():
     assert subprocess.run([sys.executable, "-c", script], env=environment(), check=False).returncode == 0
 
 
-def test_an_interrupt_is_told_whatever_the_command(command, monkeypatch, tmp_path):
-    def interrupted(_: Path) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", HANDLED)
+def test_an_interrupt_is_told_whatever_the_command(command, monkeypatch, tmp_path, number):
+    monkeypatch.setattr(cli.results, "open_results", lambda _: signal.raise_signal(number))
+    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
 
-    monkeypatch.setattr(cli.results, "open_results", interrupted)
+
+def test_signals_that_a_system_lacks_are_not_missed(command, monkeypatch, tmp_path, tiny):
+    for name in ("SIGHUP", "SIGALRM", "setitimer", "ITIMER_REAL"):  # as on Windows
+        monkeypatch.delattr(signal, name)
+    assert command("status", tiny)[0] == 0
+    monkeypatch.setattr(cli.results, "open_results", lambda _: signal.raise_signal(signal.SIGINT))
     assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
 
 
