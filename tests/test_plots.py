@@ -1,12 +1,15 @@
 """Figures: the geometry they show is right, and they draw whatever axes a sweep has."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from subspace_adv import plots
@@ -264,13 +267,76 @@ def test_plot_draws_what_fits(
         plots.plot(tmp_path)
 
 
-def test_figures_are_the_same_to_the_byte_if_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_the_same_to_the_byte_if_drawn_again_whatever_the_users_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, load = synthetic(SEEDS | {"width": (4, 8)}, kind="line")
     monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
     monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
     first = {path: path.read_bytes() for path in plots.plot(tmp_path)}
     assert len(first) == 6
-    assert {path: path.read_bytes() for path in plots.plot(tmp_path)} == first
+    users = {"savefig.format": "pdf", "savefig.dpi": 30, "savefig.bbox": "tight", "savefig.transparent": True}
+    users |= {"text.usetex": True, "font.size": 20, "lines.linewidth": 5, "figure.facecolor": "red"}
+    users |= {"svg.fonttype": "none", "legend.frameon": True}
+    with mpl.rc_context(users):
+        assert {path: path.read_bytes() for path in plots.plot(tmp_path)} == first
+        assert mpl.rcParams["savefig.format"] == "pdf"
+
+
+def test_where_nothing_can_be_written_no_figure_is_left_or_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, load = synthetic(SEEDS | {"width": (4, 8)}, kind="line")
+    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
+    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    (tmp_path / "figures").write_text("")
+    with pytest.raises(UserError, match="figures: cannot be made: File exists"):
+        plots.plot(tmp_path)
+    (tmp_path / "figures").unlink()
+    (tmp_path / "figures").mkdir()
+    old = tmp_path / "figures" / "boundaries.png"
+    old.write_bytes(b"old")
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for largest in (0, 5000):  # bytes, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, most))
+        try:
+            with pytest.raises(UserError, match=r"boundaries.png: cannot be written: File too large"):
+                plots.plot(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list((tmp_path / "figures").iterdir()) == [old]
+        assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("value", [0.25, 3.3e38, np.inf])
+def test_extremes_are_drawn_in_silence(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All distances alike, and a network that predicts one class everywhere in sight."""
+    dataset, load = synthetic({"seed": (0,)} | {"init_scale": (1.0, 0.5)}, kind="line")
+    for name in [str(name) for name in dataset.data_vars if "distance" in str(name)]:
+        dataset[name] = xr.full_like(dataset[name], value, np.float32)
+    dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"]
+    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
+
+    def one_class(folder: Path, **coordinates: Any) -> Network:
+        networks = load(**coordinates)
+        networks.head[:], networks.head_bias[:] = 0, 1
+        networks.head[..., 0], networks.weight[:, 0], networks.bias[:, 0] = 1e30, 1e30, 1e30
+        return networks
+
+    monkeypatch.setattr(plots, "load_networks", one_class)
+    assert len(plots.plot(tmp_path, formats=("svg",))) == 4 - (value == np.inf)
+
+
+def test_a_boundary_out_of_sight_is_not_drawn() -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
+
+    def one_class(**coordinates: Any) -> Network:
+        networks = load(**coordinates)
+        networks.head[:], networks.head_bias[:] = 0, 1
+        return networks
+
+    ax = plots.boundaries(dataset, one_class).axes[0]
+    assert len([c for c in ax.collections if isinstance(c, ContourSet)]) == 1  # the shares
 
 
 def test_a_results_folder_is_drawn_into_its_figures(tmp_path: Path) -> None:

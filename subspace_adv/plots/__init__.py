@@ -1,5 +1,6 @@
 """Figures of a results folder: decision boundaries and surfaces, what the remedies change, and robust accuracy."""
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,7 +39,7 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
         Paths of the files, the same to the byte if drawn again; none where all diverged.
 
     Raises:
-        UserError: if the folder is no results folder, or the sweep has not yet begun.
+        UserError: if the folder is no results folder, the sweep has not yet begun, or a file cannot be written.
     """
     dataset = open_results(directory)
     if (dataset["status"] == PENDING).all():
@@ -57,10 +58,15 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
         "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),
     }
     folder = Path(directory) / "figures"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     paths = []
     for name in (name for name, (fits, _) in figures.items() if fits):
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context():
+            mpl.rcdefaults()  # the user's own settings are for other figures
+            mpl.rcParams.update(_STYLE)
             figure = figures[name][1]()
             for suffix in formats:
                 paths.append(folder / f"{name}.{suffix}")
@@ -69,10 +75,24 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a figure; a PNG with 256 colours, which takes a third of the bytes."""
-    if path.suffix != ".png":
-        figure.savefig(path, dpi=150, metadata={"Date": None})
-        return
+    """Write a figure, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(_encoded(figure, path.suffix))
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _encoded(figure: Figure, suffix: str) -> bytes:
+    """A figure as a file of a format; a PNG with 256 colours, which takes a third of the bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
-    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
+    if suffix != ".png":
+        figure.savefig(buffer, format=suffix[1:], dpi=150, metadata={"Date": None})
+        return buffer.getvalue()
+    figure.savefig(buffer, format="png", dpi=150)
+    reduced = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256).save(reduced, format="PNG", optimize=True)
+    return reduced.getvalue()

@@ -1,7 +1,10 @@
 """Decision boundaries of networks trained on the line."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -32,8 +35,8 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
         share = ax.contourf(ticks, ticks, positive, levels=np.linspace(0, 100, 11), cmap=_SHARES)
         share.set_rasterized(True)
         for values in outputs[1 : 1 + _FAINT_BOUNDARIES, ::2, ::2]:
-            ax.contour(ticks[::2], ticks[::2], values, levels=[0], colors="black", linewidths=0.6, alpha=0.3)
-        ax.contour(ticks, ticks, outputs[0], levels=[0], colors="black", linewidths=1.8)
+            _draw_boundary(ax, ticks[::2], values, linewidths=0.6, alpha=0.3)
+        _draw_boundary(ax, ticks, outputs[0], linewidths=1.8)
         ax.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, label="the data's line")
         ax.plot([], [], color="black", linewidth=1.8, label="boundary of one network")
         ax.plot([], [], color="black", linewidth=0.6, alpha=0.4, label="of a few others")
@@ -47,7 +50,13 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     return figure
 
 
+def _draw_boundary(ax: Axes, ticks: np.ndarray, values: np.ndarray, **look: Any) -> None:
+    if values.min() < 0 < values.max():  # elsewhere it is out of sight, and matplotlib would draw another level
+        ax.contour(ticks, ticks, values, levels=[0], colors="black", **look)
+
+
 def _output(network: Network, points: np.ndarray) -> np.ndarray:
     """Outputs (k, k') at a grid of points (k, k', d), row by row to stay in the cache."""
     weight, bias, head, head_bias = map(np.asarray, network)
-    return np.stack([np.maximum(row @ weight.T + bias, 0) @ head + head_bias for row in points.astype(np.float32)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack([np.maximum(row @ weight.T + bias, 0) @ head + head_bias for row in points.astype(np.float32)])

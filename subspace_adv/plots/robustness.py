@@ -81,7 +81,8 @@ def _reach(dataset: xr.Dataset, shown: Iterable[Panel], variables: Iterable[str]
     found = [point_values(dataset, name, panel.arm) for panel in shown for name in variables]
     flips = [values[np.isfinite(values) & (values > 0)] for values in found]
     ends = np.array([np.quantile(values, (0.05, 0.9)) for values in flips if values.size] or [(0.1, 1)])
-    return float(ends[:, 0].min()), float(ends[:, 1].max())
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    return (low, high) if low < high else (low / 2, 2 * high)
 
 
 def _curve(ax: Axes, sizes: np.ndarray, curve: Curve, colour: str, line: str, label: str) -> None:
