@@ -39,7 +39,7 @@ from jax import random
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from subspace_adv import attacks, engine, planning, runner
+from subspace_adv import attacks, datasets, engine, planning, runner
 from subspace_adv.network import Network
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED
@@ -121,8 +121,8 @@ def trained(sweep: Sweep) -> tuple[Network, np.ndarray, float]:
     whole = {name: np.concatenate([parts[i][name] for i in sorted(parts)]) for name in parts[0]}
     cells = np.arange(sweep.cells)
     networks = engine.ambient_networks(sweep, planning.Chunk(0, group, cells), whole)
-    [settings], _ = planning.cell_data(sweep, cells)
-    x = planning.load_data(settings).x @ planning.load_span(settings).basis.T
+    [settings], _ = datasets.cell_data(sweep, cells)
+    x = datasets.load_data(settings).x @ datasets.load_span(settings).basis.T
     return jax.tree.map(np.float64, networks), x, float(np.mean(whole["status"] == CONVERGED))
 
 

@@ -1,6 +1,5 @@
 """How a sweep will be carried out: which cells share a compiled program, and which run and are saved together."""
 
-import functools
 import itertools
 from typing import Any, NamedTuple, get_args
 
@@ -8,18 +7,18 @@ import numpy as np
 
 from subspace_adv import costs, devices, fused
 from subspace_adv.costs import Search, Seconds, step_flops
-from subspace_adv.data import FIXED_SHAPES, HELDOUT, Data, Shape, chessboard, line, random_subspace, span_basis
+from subspace_adv.data import HELDOUT, Shape
+from subspace_adv.datasets import DATA_LEAVES, data_settings, data_shape
 from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.settings import resolved_trainable
-from subspace_adv.subspace import Subspace, from_directions, region_dim
+from subspace_adv.subspace import region_dim
 from subspace_adv.sweep import DataSettings, Sweep, UserError, nearest
 from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
 
-_DATA_LEAVES = tuple(DataSettings.model_fields)
-_PROGRAM_LEAVES = (*_DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
+_PROGRAM_LEAVES = (*DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 _MEASURED_POINTS = 32  # whose search a core's cache holds
@@ -290,71 +289,6 @@ def in_ambient_coordinates(todo: Plan) -> Plan:
     }
     chunks = (chunk._replace(group=groups[chunk.group.cells[0]]) for chunk in todo.chunks)
     return Plan(todo.sweep, tuple(groups.values()), tuple(chunks))
-
-
-def data_leaves(sweep: Sweep) -> tuple[str, ...]:
-    """The axes that the data depend on."""
-    return tuple(axis for axis in sweep.axes if axis in _DATA_LEAVES)
-
-
-def data_settings(sweep: Sweep, values: dict) -> DataSettings:
-    """The `[data]` table of cells with the given axis values, with what their kind does not read at default."""
-    merged = {leaf: values.get(leaf, getattr(sweep.data, leaf)) for leaf in _DATA_LEAVES}
-    return DataSettings(**merged) if merged["kind"] == "subspace" else DataSettings(kind=merged["kind"])
-
-
-def data_shape(settings: DataSettings) -> Shape:
-    """Sizes of the dataset that a `[data]` table describes."""
-    k = settings.subspace_dim
-    return FIXED_SHAPES.get(settings.kind) or Shape(settings.samples, settings.ambient_dim, k, k)
-
-
-def load_data(settings: DataSettings) -> Data:
-    """The dataset that a `[data]` table describes, in coordinates of its span."""
-    if settings.kind == "line":
-        return line()
-    if settings.kind == "chessboard":
-        return chessboard()
-    return _load_subspace(**settings.model_dump(exclude={"kind", "ambient_dim", "basis"}))
-
-
-_load_subspace = functools.lru_cache(maxsize=4096)(random_subspace)
-
-
-@functools.lru_cache(maxsize=64)
-def load_span(settings: DataSettings, *, complete: bool = False) -> Subspace:
-    """Where the span of a dataset lies: its basis (d, r) and, where `complete`, that of its complement (else empty)."""
-    basis = span_basis(**settings.model_dump(exclude={"samples", "distribution", "labels"}))
-    return from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
-
-
-def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[DataSettings], np.ndarray]:
-    """The distinct `[data]` tables of some cells, and which of them each cell has."""
-    names = data_leaves(sweep)
-    if not names:
-        return [data_settings(sweep, {})], np.zeros(len(cells), np.int64)
-    columns = [sweep.column(leaf, cells) for leaf in names]
-    number: dict[DataSettings, int] = {}
-    which = np.empty(len(cells), np.int64)
-    for i, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        settings = data_settings(sweep, dict(zip(names, values, strict=True)))
-        which[i] = number.setdefault(settings, len(number))
-    return list(number), which
-
-
-def grid_data(sweep: Sweep) -> tuple[list[DataSettings], np.ndarray]:
-    """The distinct `[data]` tables of a sweep, and which of them each cell has.
-
-    Returns:
-        The tables, and their indices with one dimension for each axis of the sweep, of length 1 where the data do
-        not depend on it.
-    """
-    names = data_leaves(sweep)
-    first = np.zeros((), np.int64)
-    for axis, size in zip(sweep.axes, sweep.shape, strict=True):
-        first = first[..., None] * size + (np.arange(size) if axis in names else np.zeros(1, np.int64))
-    datasets, which = cell_data(sweep, first.ravel())
-    return datasets, which.reshape(first.shape)
 
 
 def _program(

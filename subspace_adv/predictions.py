@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from subspace_adv import theory
+from subspace_adv.datasets import data_shape
 from subspace_adv.measures import Variable
 from subspace_adv.network import GAUSSIAN
-from subspace_adv.planning import data_shape, reduction
+from subspace_adv.planning import reduction
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
 
@@ -67,7 +68,7 @@ def predict(
         sweep: the sweep.
         recorded: what was recorded, (cells,) or (cells, points); NaN where pending.
         datasets: the distinct `[data]` tables of the grid.
-        which: the dataset of each cell, as from `planning.grid_data`.
+        which: the dataset of each cell, as from `datasets.grid_data`.
         labels: training labels (datasets, points); 0 where there is no such point.
 
     Returns:

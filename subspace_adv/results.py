@@ -10,9 +10,10 @@ import numpy as np
 
 from subspace_adv import devices, engine
 from subspace_adv.data import FIXED_SHAPES, HELDOUT
+from subspace_adv.datasets import cell_data, data_leaves, data_shape, grid_data, load_data, load_span
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
-from subspace_adv.planning import Chunk, cell_data, cut, data_leaves, data_shape, grid_data, load_data, load_span
+from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.settings import TABLE_OF, resolved_trainable
 from subspace_adv.store import DamagedChunk, Store

@@ -12,7 +12,7 @@ import subspace_adv
 LINES = [
     ["fused", "subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["settings", "sweep", "pitfalls", "devices", "costs", "planning"],
+    ["settings", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]

@@ -9,7 +9,7 @@ from test_predictions import predicted
 
 from subspace_adv import UserError, checks
 from subspace_adv.checks import check
-from subspace_adv.planning import data_shape, grid_data
+from subspace_adv.datasets import data_shape, grid_data
 from subspace_adv.results import _settings
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING

@@ -21,7 +21,7 @@ from subspace_adv.data import (
     span_basis,
     subspace_labels,
 )
-from subspace_adv.planning import data_shape, load_data, load_span
+from subspace_adv.datasets import data_shape, load_data, load_span
 from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import DataSettings
 

@@ -14,8 +14,9 @@ from shell import read
 
 from subspace_adv import engine
 from subspace_adv.attacks import Norm
+from subspace_adv.datasets import data_settings, load_data, load_span
 from subspace_adv.network import Network
-from subspace_adv.planning import data_settings, load_data, load_span, plan
+from subspace_adv.planning import plan
 from subspace_adv.subspace import Subspace
 
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -14,9 +14,9 @@ from reference import Ray
 from subspace_adv import attacks, measures, training
 from subspace_adv.attacks import AttackResult
 from subspace_adv.data import HELDOUT, Data
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, Network, init_network
-from subspace_adv.planning import load_data, load_span
 from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields

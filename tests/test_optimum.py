@@ -23,9 +23,9 @@ from reference import Ray
 from subspace_adv import attacks, training
 from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.data import Basis, Labels
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, bracket
 from subspace_adv.network import Init, Law, Network, init_network
-from subspace_adv.planning import load_data, load_span
 from subspace_adv.subspace import REGIONS, Subspace, region_basis
 from subspace_adv.sweep import DataSettings, MeasureSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields

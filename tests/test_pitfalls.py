@@ -7,8 +7,8 @@ import pytest
 from shell import COMMAND, call, read, write
 
 from subspace_adv import UserError, plan, run
+from subspace_adv.datasets import data_settings, load_data
 from subspace_adv.pitfalls import warn_of_pitfalls
-from subspace_adv.planning import data_settings, load_data
 from subspace_adv.sweep import Sweep
 
 

@@ -12,20 +12,11 @@ from shell import TINY, read
 
 from subspace_adv import Sweep, UserError, engine, fused, plan
 from subspace_adv.costs import step_flops
+from subspace_adv.datasets import cell_data, data_leaves, grid_data, load_data, load_span
 from subspace_adv.devices import Device
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
-from subspace_adv.planning import (
-    _MAX_CHUNK_CELLS,
-    Group,
-    Plan,
-    cell_data,
-    data_leaves,
-    grid_data,
-    load_data,
-    load_span,
-    reduction,
-)
+from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan, reduction
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import SETTLING_STEPS, Hyper, Trainer, transformation
 

@@ -5,7 +5,7 @@ import pytest
 from shell import read
 
 from subspace_adv import theory
-from subspace_adv.planning import grid_data, load_data
+from subspace_adv.datasets import grid_data, load_data
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING

@@ -15,8 +15,9 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import engine, load_networks, measures, run
+from subspace_adv.datasets import data_settings, load_data, load_span
 from subspace_adv.network import Law, Network, ambient_off_weights, chi_of_normal, init_network, off_weights
-from subspace_adv.planning import data_settings, load_data, load_span, plan, reduction
+from subspace_adv.planning import plan, reduction
 from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import DataSettings, Sweep
 

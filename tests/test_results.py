@@ -12,8 +12,8 @@ import xarray as xr
 from shell import MANY, TINY, environment, read
 
 from subspace_adv import Network, UserError, load_networks, open_results, plan, planning, run
+from subspace_adv.datasets import data_settings, load_data, load_span
 from subspace_adv.measures import variables
-from subspace_adv.planning import data_settings, load_data, load_span
 from subspace_adv.results import _settings
 from subspace_adv.store import Store
 

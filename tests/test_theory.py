@@ -6,7 +6,7 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import load_networks, open_results, run, theory
-from subspace_adv.planning import data_settings, load_span
+from subspace_adv.datasets import data_settings, load_span
 
 TRAINED = """
 name = "trained"

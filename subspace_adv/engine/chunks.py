@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from subspace_adv import theory, training
+from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, span_of
 from subspace_adv.network import Network
-from subspace_adv.planning import Chunk, Group, Program, cell_data, load_data
+from subspace_adv.planning import Chunk, Group, Program
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
