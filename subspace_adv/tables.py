@@ -157,8 +157,9 @@ def robust_accuracy(
     A point is robust if its distance exceeds epsilon: certainly if the lower bound does, and as far as the attack
     could tell if the upper bound does. A misclassified point has distance 0.
     """
+    sizes = np.asarray(epsilons, np.float64)  # distances are compared as they are, not with sizes rounded to float32
     sides = (point_values(dataset, f"distance_{region}_{norm}_{side}", arm) for side in ("lower", "upper"))
-    return RobustAccuracy(*(_curve(_share(values > e, ~np.isnan(values)) for e in epsilons) for values in sides))
+    return RobustAccuracy(*(_curve(_share(values > e, ~np.isnan(values)) for e in sizes) for values in sides))
 
 
 def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequence[float] | np.ndarray) -> FoolingRate:
@@ -170,11 +171,12 @@ def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequen
         direction: "universal" or "random".
         epsilons: (k,), L2 norms.
     """
+    sizes = np.asarray(epsilons, np.float64)
     training = point_values(dataset, f"distance_{direction}", arm)
     heldout = point_values(dataset, f"distance_{direction}_heldout", arm)
     return FoolingRate(
-        _curve(_share((training > 0) & (training <= e), training > 0) for e in epsilons),
-        _curve(_share(heldout <= e, ~np.isnan(heldout)) for e in epsilons),
+        _curve(_share((training > 0) & (training <= e), training > 0) for e in sizes),
+        _curve(_share(heldout <= e, ~np.isnan(heldout)) for e in sizes),
     )
 
 
@@ -208,20 +210,29 @@ def _share(holds: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def _curve(shares: Iterable[np.ndarray], level: float = 0.95) -> Curve:
-    """Means over networks with Student's interval, within 0 and 1; networks whose share is NaN are left out.
+    """Means over networks with a 95 % interval, within 0 and 1; networks whose share is NaN are left out.
 
-    Taken one by one, as all of them may be large.
+    The interval is Student's: a share over points may be anything between 0 and 1, so counts of successes, as
+    Clopper and Pearson's interval takes, are not what is seen. Where all n shares are the same s, mostly 0 or 1,
+    Student's is empty. Then it is what the other shares, which n networks did not show, leave open: if they have
+    probability q, none of them is seen with probability (1 − q)ⁿ, which is at least (1 − level)/2 only up to some q,
+    and the mean is between (1 − q)·s and (1 − q)·s + q. At 0 and 1 that is Clopper and Pearson's, of n networks.
+
+    The sizes are taken one by one, as all of their shares may be large.
     """
     means, lows, highs = [], [], []
     for values in shares:
         known = values[~np.isnan(values)]
         mean = known.mean() if len(known) else np.nan
-        reach = np.nan
-        if len(known) > 1:
-            reach = stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known))
+        down = up = np.nan
+        if len(known) > 1 and known.min() == known.max():
+            unseen = 1 - ((1 - level) / 2) ** (1 / len(known))
+            down, up = unseen * mean, unseen * (1 - mean)
+        elif len(known) > 1:
+            down = up = stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known))
         means.append(mean)
-        lows.append(np.maximum(mean - reach, 0))
-        highs.append(np.minimum(mean + reach, 1))
+        lows.append(np.maximum(mean - down, 0))
+        highs.append(np.minimum(mean + up, 1))
     return Curve(np.array(means), np.array(lows), np.array(highs))
 
 
@@ -230,4 +241,4 @@ def _median_ignoring_nan(values: np.ndarray) -> np.ndarray:
     ordered = np.sort(values, axis=1)  # NaN last
     count = np.sum(~np.isnan(ordered), axis=1)
     rows = np.arange(len(ordered))
-    return (ordered[rows, (np.maximum(count, 1) - 1) // 2] + ordered[rows, count // 2 % values.shape[1]]) / 2
+    return ordered[rows, (np.maximum(count, 1) - 1) // 2] / 2 + ordered[rows, count // 2] / 2  # sums could overflow

@@ -1,16 +1,19 @@
 """Summaries: intervals as the bootstrap has them, and paired gains where the answer is known."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import bootstrap, t
+from scipy.stats import binomtest, bootstrap, sem, t
 from shell import TINY, read
 
 from subspace_adv import run
 from subspace_adv.tables import (
     Estimate,
+    _curve,
+    _median_ignoring_nan,
     arms,
     fooling_rate,
     median_interval,
@@ -62,6 +65,18 @@ def test_one_row_for_each_arm_and_known_gains(known):
         assert row.gradient_off.median == pytest.approx(2 * row.distance["off"].median)
     expected = np.median(known["distance_off_l2_upper"].isel(init_scale=0, weight_decay=0, point=2))
     assert rows[0].distance["off"].median == expected
+
+
+def test_gains_are_paired_by_seed_and_not_by_rank():
+    """Four of five networks gain 10, though sorted distances are the same in both arms."""
+    distance = np.array([[0, 10, 20, 30, 40], [10, 20, 30, 40, 0]], float)
+    dims = ("init_scale", "seed")
+    dataset = xr.Dataset(
+        {name: (dims, distance) for name in ("steps", "gradient_norm_off", "distance_off_l2_upper")}
+        | {"status": (dims, np.full(distance.shape, CONVERGED, np.int8))},
+        coords={"init_scale": [1.0, 0.5], "seed": np.arange(5)},
+    )
+    assert summarize(dataset)[1].gain["off"] == (10, -40, 10)
 
 
 def test_a_distance_is_the_median_over_points_then_over_networks(known):
@@ -166,6 +181,29 @@ def test_a_real_run_has_a_table(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "values", [[3, 1], [1, 1, 2], [2, 7, 1, 8], [5, 5, 1, 5, 2], [0, 3, np.inf, 1, 2], [*range(6)]]
+)
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_interval_is_that_of_all_resamples(values, level):
+    """Of their medians; where n is even, of their lower medians below and of their upper ones above."""
+    n, tails = len(values), ((1 - level) / 2, (1 + level) / 2)
+    resamples = np.sort(list(itertools.product(values, repeat=n)), axis=1)
+    medians = (resamples[:, (n - 1) // 2], resamples[:, n // 2])
+    ends = [np.quantile(m, tail, method="inverted_cdf") for m, tail in zip(medians, tails, strict=True)]
+    assert median_interval(np.array([*values, np.nan]), level) == (np.median(values), *ends)
+
+
+def test_medians_ignore_nan_as_numpys_do():
+    values = np.random.default_rng(0).choice([np.nan, np.inf, 0, 1, 2.5], (500, 6)).astype(np.float32)
+    for width in (1, 2, 5, 6):
+        known = values[~np.isnan(values[:, :width]).all(axis=1), :width]
+        np.testing.assert_array_equal(_median_ignoring_nan(known), np.nanmedian(known, axis=1))
+    assert np.isnan(_median_ignoring_nan(np.full((2, 6), np.nan))).all()
+    largest = np.finfo(np.float32).max
+    assert _median_ignoring_nan(np.full((1, 2), largest)) == [largest]
+
+
 @pytest.mark.parametrize("n", [1, 3, 5, 11, 25, 51, 101])
 def test_interval_is_the_bootstraps(n):
     """The percentile bootstrap with infinitely many resamples, to within one order statistic."""
@@ -252,6 +290,9 @@ def mean_share(values: np.ndarray, holds) -> list[float]:
         told = [answer for answer in known if answer is not None]
         if told:
             shares.append(sum(told) / len(told))
+    if set(shares) in ({0}, {1}):
+        ends = binomtest(int(sum(shares)), len(shares)).proportion_ci(0.95, method="exact")
+        return [shares[0], *ends]
     mean, reach = np.mean(shares), t.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5
     return [float(mean), max(float(mean - reach), 0), min(float(mean + reach), 1)]
 
@@ -288,6 +329,47 @@ def test_fooling_rates_leave_out_misclassified_training_points_and_no_heldout_on
             assert found.heldout.mean[-1] == 1 > found.training.mean[-1]
 
 
+def test_a_distance_equal_to_epsilon_is_fooled_and_not_robust():
+    distance = np.array([[0.25, 0.5, 1.0]], np.float32)
+    names = ("distance_off_l2_lower", "distance_off_l2_upper", "distance_random")
+    dataset = xr.Dataset({name: (("seed", "point"), distance) for name in names})
+    dataset["distance_random_heldout"] = (("seed", "heldout"), distance)
+    for side in robust_accuracy(dataset, {}, "off", "l2", [0.25, 0.5, 1.0]):
+        assert side.mean == pytest.approx([2 / 3, 1 / 3, 0])
+    for curve in fooling_rate(dataset, {}, "random", [0.25, 0.5, 1.0]):
+        assert curve.mean == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_sizes_are_not_rounded_to_the_precision_of_distances():
+    distance = np.array([[0.1]], np.float32)  # a little more than 0.1
+    names = ("distance_off_l2_lower", "distance_off_l2_upper", "distance_random")
+    dataset = xr.Dataset({name: (("seed", "point"), distance) for name in names})
+    dataset["distance_random_heldout"] = (("seed", "heldout"), distance)
+    assert robust_accuracy(dataset, {}, "off", "l2", [0.1, 1e300]).certified.mean.tolist() == [1, 0]
+    assert fooling_rate(dataset, {}, "random", [0.1, 1e300]).heldout.mean.tolist() == [0, 1]
+
+
+def test_intervals_of_shares_are_students_within_0_and_1():
+    for shares in ([0.2, 0.4, 0.9, 0.5], [0.1, 0.0, 0.0], [1.0, 0.75]):
+        known = np.array(shares)
+        low, high = t.interval(0.95, len(known) - 1, known.mean(), sem(known))
+        found = _curve([np.array([*shares, np.nan])])
+        expected = (known.mean(), max(low, 0), min(high, 1))
+        assert (found.mean[0], found.low[0], found.high[0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [2, 10, 200])
+def test_the_interval_of_equal_shares_is_what_networks_unseen_leave_open(n):
+    for share in (0.0, 1.0):
+        ends = binomtest(int(share) * n, n).proportion_ci(0.95, method="exact")
+        found = _curve([np.full(n, share)])
+        assert (found.mean[0], found.low[0], found.high[0]) == pytest.approx((share, *ends))
+    low, high = (_curve([np.full(n, 0.4)])[i][0] for i in (1, 2))
+    # Means at the ends, of shares 0.4 and otherwise 0 or 1: all n are 0.4 with probability 0.025.
+    assert (low / 0.4) ** n == pytest.approx(0.025)
+    assert ((1 - high) / 0.6) ** n == pytest.approx(0.025)
+
+
 def test_one_network_has_no_interval_and_none_has_no_share(flips):
     one = robust_accuracy(flips.isel(seed=[5], data_seed=[0]), {"init_scale": 1.0}, "off", "l2", [0.5])
     values = flips["distance_off_l2_upper"].values[5, 0, 0]
@@ -322,6 +404,17 @@ def test_regions_and_norms_are_those_measured(flips):
     other = {f"distance_{where}_lower": flips["distance_off_l2_lower"] for where in ("full_linf", "on_l2", "off_linf")}
     assert regions_and_norms(flips.assign(other)) == [("off", "l2"), ("on", "l2"), ("off", "linf"), ("full", "linf")]
     assert regions_and_norms(flips.drop_vars("distance_off_l2_lower")) == []
+
+
+def test_typical_sizes_are_the_quartiles_to_as_few_digits_as_tell_them_apart():
+    def found(distances: list[float]) -> list[float]:
+        names = ("distance_off_l2_lower", "distance_off_l2_upper")
+        dataset = xr.Dataset({name: (("seed", "point"), [distances]) for name in names})
+        dataset["status"] = ("seed", [CONVERGED])
+        return typical_epsilons(dataset, "l2")
+
+    assert found([0, 1.2, 2.1, 2.9, 4.1, 5.2, np.inf, np.nan]) == [2, 3, 4]
+    assert found([1.0, 1.11, 1.21, 1.32, 9.0]) == [1.1, 1.2, 1.3]
 
 
 def test_typical_sizes_are_round_numbers_near_the_quartiles_of_the_standard_arm(flips):
