@@ -148,7 +148,7 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
     scale = recorded("predicted_gradient_norm_off_upper_bound") / length_bounds(np.maximum(codimension, 1))[1]
     scale[scale == 0] = np.nan
-    with np.errstate(divide="ignore", invalid="ignore"):  # where the scale is NaN or 0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # where the scale is NaN, 0 or tiny
         ratio = (gradient / scale).astype(np.float32)
         per_decay = np.where(np.isnan(ratio), np.float32(np.nan), gradient / decay / np.sqrt(codimension))
     return _Measured(
@@ -200,7 +200,7 @@ def _bounds(ratio: np.ndarray, codimension: np.ndarray, at: tuple[np.ndarray, ..
         successes, trials = int(held[at].sum()), len(at[0])
         interval = binomtest(successes, trials).proportion_ci(0.95, method="exact")
         sample = Interval(successes / trials, float(interval.low), float(interval.high))
-        found.append(Bound(side, float(held.sum() / np.isfinite(ratio).sum()), sample, promised))
+        found.append(Bound(side, float(held.sum() / (~np.isnan(ratio)).sum()), sample, promised))
     return tuple(found)
 
 
@@ -233,10 +233,10 @@ def _power(values: np.ndarray, along: np.ndarray) -> tuple[int, Interval] | None
     places = np.unique(along[there.any(axis=(0, 2))])
     squares = np.empty((len(values), len(places)))
     for i, place in enumerate(places):
-        mine, count = values[:, along == place], there[:, along == place].sum(axis=(1, 2))
-        total = np.nansum(mine**2, axis=(1, 2), dtype=np.float64)
+        mine, count = values[:, along == place].astype(np.float64), there[:, along == place].sum(axis=(1, 2))
+        total = np.nansum(mine**2, axis=(1, 2))
         squares[:, i] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    squares = squares[~np.isnan(squares).any(axis=1)]
+    squares = squares[(np.isfinite(squares) & (squares > 0)).all(axis=1)]  # beyond float32 there is no power to fit
     seeds = len(squares)
     if seeds < _LEAST_SEEDS or len(places) < 2:
         return None

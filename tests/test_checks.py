@@ -7,7 +7,7 @@ from scipy import stats
 from shell import read
 from test_predictions import predicted
 
-from subspace_adv import UserError, checks
+from subspace_adv import UserError, checks, theory
 from subspace_adv.checks import check
 from subspace_adv.datasets import data_shape, grid_data
 from subspace_adv.results import _settings
@@ -237,6 +237,66 @@ def test_one_network_without_axes_is_a_sample_of_one():
     found = check(simulated(read(WIDE), np.random.default_rng(0)))
     assert (found.networks, found.sample, found.exponents) == (1, 1, ())
     assert 0 <= found.p_value <= 1
+
+
+@pytest.mark.parametrize("dof", [1, 8, 20])
+def test_a_scale_wrong_by_5_percent_and_a_degree_of_freedom_too_many_are_rejected(dof):
+    lengths = stats.chi(dof).rvs(20_000, random_state=0)
+    assert checks._p_value(theory.chi_cdf(np.full(len(lengths), dof), lengths)) > 0.01
+    for other, factor in ((dof, 1.05), (dof, 0.95), (dof + 1, 1)):
+        assert checks._p_value(theory.chi_cdf(np.full(len(lengths), other), factor * lengths)) < 1e-3
+
+
+def test_the_scale_is_that_of_a_normal_sample():
+    """Of chi lengths of several degrees of freedom, with chi-square's interval."""
+    dof = np.array([1, 3, 8, 20])
+    lengths = 2 * stats.chi(dof).rvs(random_state=1)
+    found = checks._scale(lengths, dof)
+    low, high = stats.chi2.interval(0.95, dof.sum())
+    squares = (lengths**2).sum()
+    assert found == pytest.approx((np.sqrt(squares / 32), np.sqrt(squares / high), np.sqrt(squares / low)))
+
+
+def test_bounds_hold_at_their_ends_and_leave_out_what_is_unknown():
+    codimension = np.full((4, 1, 2), 8)  # the bounds are 2 and 4
+    ratio = np.array([[2, 4], [1.9, 4.1], [3, np.nan], [np.inf, 3]])[:, None]
+    at = (np.arange(4), np.zeros(4, int), np.zeros(4, int))
+    lower, upper = checks._bounds(ratio, codimension, at)
+    assert (lower.share, upper.share) == pytest.approx((6 / 7, 5 / 7))
+    for found in (lower, upper):
+        ends = stats.binomtest(3, 4).proportion_ci(0.95, method="exact")
+        assert found.sample == pytest.approx((0.75, *ends))
+        assert found.promised == pytest.approx(1 - np.exp(-0.5))
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.5, 1.0])
+def test_powers_are_found_to_rounding_whatever_else_differs(power):
+    rng = np.random.default_rng(0)
+    along = np.array([1.0, 1.0, 4.0, 9.0])
+    values = (rng.uniform(1, 2, (30, 1, 1)) * along[:, None] ** power).repeat(3, axis=2)
+    values[:, 1, 1:] = np.nan  # points that are not there
+    seeds, fitted = checks._power(values, along)  # pyright: ignore[reportGeneralTypeIssues]
+    assert seeds == 30
+    assert fitted == pytest.approx((power,) * 3)
+
+
+def test_powers_take_root_mean_squares_of_seeds_that_have_every_place():
+    values = np.ones((40, 2, 2), np.float32)
+    values[:, 1] = [1, 7]  # root mean square 5
+    values[:10, 1] = np.nan
+    values[10, 0], values[11, 0] = 0, np.inf
+    seeds, fitted = checks._power(values, np.array([1.0, 5.0]))  # pyright: ignore[reportGeneralTypeIssues]
+    assert seeds == 28
+    assert fitted == pytest.approx((1, 1, 1))
+    assert checks._power(1e30 * values, np.array([1.0, 5.0]))[1] == pytest.approx((1, 1, 1))  # pyright: ignore
+
+
+def test_the_sample_leaves_out_seeds_without_entries_and_takes_valid_ones():
+    valid = np.random.default_rng(0).random((200, 3, 2)) < 0.3
+    valid[7] = False
+    at = checks._independent(valid)
+    assert at[0].tolist() == np.flatnonzero(valid.any(axis=(1, 2))).tolist()
+    assert valid[at].all()
 
 
 def test_the_sample_goes_round_all_cells_and_points():
