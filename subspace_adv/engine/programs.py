@@ -143,8 +143,10 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         "measure": (measure, (each, each, each, data, data)),
         "ambient": (ambient, (each, each, each, data)),
     }[name]
-    # JAX names what it keeps after the function: a name for each program, so that its entry can be told from others.
-    digest = hashlib.sha256(repr((program, lanes, steps)).encode()).hexdigest()[:16]
+    # JAX names what it keeps after the function. A damaged entry is told by that name, so few entries should share one;
+    # but programs that are equal, as of two trainers or optimizers measuring is, should be kept once.
+    shaped_by = (program.law, program.shape, program.reduced, program.shared_data, lanes, steps)
+    digest = hashlib.sha256(repr(shaped_by).encode()).hexdigest()[:16]
     function.__name__ = f"{name}_{digest}"
     mesh = Mesh(np.array(jax.local_devices()), ("networks",))
     sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
