@@ -15,6 +15,7 @@ DRAWN = """
 kind = "subspace"
 ambient_dim = 3
 samples = 4
+data_seed = 1
 [network]
 width = 3
 [training]

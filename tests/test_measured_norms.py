@@ -29,6 +29,7 @@ kind = "subspace"
 ambient_dim = 3
 subspace_dim = 1
 samples = 3
+data_seed = 1
 basis = "axis-aligned"
 [network]
 width = 6

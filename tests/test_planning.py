@@ -243,9 +243,10 @@ def test_operations_of_a_step_are_counted():
     assert step_flops(7, 100, 1, biases=True) == 7 * 100 * 13 + 100 * 14  # two inputs, one of them the bias
     assert step_flops(3, 10, 2, biases=False) == 3 * 10 * 13 + 10 * 14
     assert step_flops(25, 400, 3, biases=True) == 25 * 400 * 21 + 400 * 22
-    trained_biases, none = (plan(read(f"[network]\ninit = '{init}'\n")).groups[0] for init in ("torch", "theory"))
-    assert trained_biases.step_flops == step_flops(7, 100, 1, biases=True)
-    assert none.step_flops == step_flops(7, 100, 1, biases=False)
+    board = "[data]\nkind = 'chessboard'\n"
+    trained_biases, none = (plan(read(board, f"init={init}")).groups[0] for init in ("torch", "theory"))
+    assert trained_biases.step_flops == step_flops(25, 100, 3, biases=True)
+    assert none.step_flops == step_flops(25, 100, 3, biases=False)
 
 
 CPU = Device("cpu")

@@ -93,7 +93,7 @@ def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
     sweep = Sweep.model_validate({"name": "a", "training": {"optimizer": "adam"}})
     with pytest.raises(UserError, match=r"trainer 'fused' cannot serve: .*; leave the trainer out, or request 'xla'"):
         planning.plan(sweep, "fused")
-    monkeypatch.setattr(fused, "unavailable", lambda: "there is no compiler")
+    monkeypatch.setattr(fused, "unavailable", lambda platform: "there is no compiler")
     with pytest.raises(UserError, match="trainer 'fused' cannot serve: there is no compiler"):
         planning.plan(line_sweep(1), "fused")
     [group] = planning.plan(line_sweep(1)).groups
