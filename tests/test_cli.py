@@ -325,8 +325,8 @@ def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
     status, out, err = command("run", sweep, "--out", folder)
     assert status == 0
     assert err.splitlines() == [
-        f"subspace-adv: {chunks / '000001'}: differs from what was saved; computing it again",
-        f"subspace-adv: {chunks / '000003'}: cannot be read; computing it again",
+        f"subspace-adv: {chunks / '000001'}: its seal.json is damaged; computing it again",
+        f"subspace-adv: {chunks / '000003'}: seal.json is missing; computing it again",
     ]
     assert command("run", sweep, "--out", folder)[2] == ""
 

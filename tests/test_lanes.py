@@ -38,7 +38,7 @@ AXES = {
     "weight_decay": (0.0, 0.1),
     "stop_margin": (-0.2, 50.0),
     "max_steps": (70, 0, 130),
-    "data_seed": (1, 2, 4),
+    "data_seed": (5, 6, 7),
 }
 OWN = {
     "gd": {"learning_rate": (0.05, 0.2)},
@@ -195,6 +195,6 @@ def test_every_network_is_measured_at_its_own_points(ran):
         for j, right in enumerate(y * outputs > 0):
             rays = [Ray.from_point(network, x[j], sign * off) for sign in (1, -1)]
             flip = min(float(ray.first_flip()) for ray in rays) if right else 0
-            assert ran.cells["distance_off_l2_upper"][i, j] == pytest.approx(flip, rel=1e-4)
+            assert ran.cells["distance_off_l2_upper"][i, j] == pytest.approx(flip, rel=1e-4, abs=1e-6)
             flips += 0 < flip < np.inf
     assert flips > 100
