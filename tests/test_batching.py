@@ -361,7 +361,15 @@ HOSTILE = {
     "jax_disable_most_optimizations": True,
     "jax_default_device": "cpu",
 }
-DRAWN = {"kind": "subspace", "ambient_dim": 3, "subspace_dim": 2, "samples": 4, "width": 3, "max_steps": 5}
+DRAWN = {
+    "kind": "subspace",
+    "ambient_dim": 3,
+    "subspace_dim": 2,
+    "samples": 4,
+    "data_seed": 1,
+    "width": 3,
+    "max_steps": 5,
+}
 DRAWN_AXES = {"seed": (0, 1), "init_scale": (1.0, 1e38)}  # of the second, outputs are infinite
 
 

@@ -135,7 +135,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("overrides", "norms"),
-    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name != "several, off")) for name, case in CASES.items()],
+    [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in CASES.items()],
 )
 def test_brackets_of_a_sweep_hold_the_optimum_in_ambient_coordinates(overrides, norms):
     found = measured(*overrides)

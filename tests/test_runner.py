@@ -199,7 +199,9 @@ def test_how_to_resume_is_told(tmp_path, monkeypatch):
 def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monkeypatch):
     assert resuming(tmp_path / "a", "fused").endswith(f"--out {tmp_path / 'a'}")
     choose = planning.choose_trainer
-    monkeypatch.setattr(planning, "choose_trainer", lambda optimizer, asked, device: choose(optimizer, asked or "xla", device))
+    monkeypatch.setattr(
+        planning, "choose_trainer", lambda optimizer, asked, device: choose(optimizer, asked or "xla", device)
+    )
     assert resuming(tmp_path / "b", "xla").endswith(f"--out {tmp_path / 'b'}")
     assert resuming(tmp_path / "c", "fused").endswith(f"--out {tmp_path / 'c'} --trainer fused")
 
