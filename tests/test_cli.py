@@ -32,7 +32,8 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def called(*arguments: object) -> tuple[int, str, str]:
         handlers = {number: signal.getsignal(number) for number in HANDLED}
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+        for number in HANDLED:  # a shell has SIGINT ignored in the background, and nohup SIGHUP
+            signal.signal(number, signal.SIG_DFL)
         capsys.readouterr()
         try:
             cli.main([str(argument) for argument in arguments])
