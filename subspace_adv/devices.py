@@ -20,7 +20,7 @@ class Device(NamedTuple):
     """What a plan is made for."""
 
     platform: str  # "cpu", "gpu", "tpu"
-    count: int = 1
+    number: int = 1
     memory: int = 0  # bytes of each, read of accelerators
 
     @property

@@ -315,7 +315,7 @@ def _program(
 
 def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
     """Networks that train side by side on all devices, at first and when few are left."""
-    count, (n, _, _, _), m = device.count, program.shape, program.law.padded_width
+    count, (n, _, _, _), m = device.number, program.shape, program.law.padded_width
     if program.recipe.trainer == "fused":
         lanes = min(max(cells // 4, _FEW_FUSED_LANES), _FUSED_LANES, cells)  # some are left for other threads
         lanes = -(-lanes // count) * count
@@ -337,8 +337,8 @@ def _measured(program: Program, cells: int, device: Device) -> int:
     """Networks that one call measures, on all devices."""
     if device.is_cpu:
         few = cells < _MEASURED_NETWORKS
-        return device.count * (2 * program.measured_at_once if few else _MEASURED_NETWORKS)
+        return device.number * (2 * program.measured_at_once if few else _MEASURED_NETWORKS)
     n, m, restarts = program.shape.samples, program.law.padded_width, program.recording.restarts
     rays = restarts if program.searches else 1
     size = costs.measuring_bytes(n, HELDOUT, m, program.measured_coordinates, restarts if program.searches else 0)
-    return device.count * min(devices.filling(device, (n + HELDOUT) * m * rays, size), -(-cells // device.count))
+    return device.number * min(devices.filling(device, (n + HELDOUT) * m * rays, size), -(-cells // device.number))

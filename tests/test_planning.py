@@ -251,7 +251,7 @@ def test_operations_of_a_step_are_counted():
 
 CPU = Device("cpu")
 GPU = Device("gpu", memory=80 * 2**30)
-TPU = Device("tpu", count=4, memory=16 * 2**30)
+TPU = Device("tpu", number=4, memory=16 * 2**30)
 
 
 def group_of(device: Device, *overrides: str, trainer: Trainer | None = None) -> Group:
@@ -299,15 +299,15 @@ def test_an_accelerator_trains_thousands_of_networks_side_by_side():
     for device in (GPU, TPU):
         group = group_of(device, "seed=0:100000", "samples=7")
         assert group.program.recipe.trainer == "xla" and "cpu" in group.why[1].lower()
-        assert 4096 <= group.lanes // device.count <= 2**14
-        assert group.lanes % device.count == group.tail_lanes % device.count == 0
+        assert 4096 <= group.lanes // device.number <= 2**14
+        assert group.lanes % device.number == group.tail_lanes % device.number == 0
         assert group.chunk_cells >= group.lanes > group.tail_lanes >= 1024
-        assert group.measured >= 64 * device.count
+        assert group.measured >= 64 * device.number
     for cells in (1, 2, 100):
         group = group_of(TPU, f"seed=0:{cells}")
-        assert cells <= group.lanes < cells + TPU.count
-        assert cells <= group.measured < cells + TPU.count
-        assert group.lanes % TPU.count == group.tail_lanes % TPU.count == 0
+        assert cells <= group.lanes < cells + TPU.number
+        assert cells <= group.measured < cells + TPU.number
+        assert group.lanes % TPU.number == group.tail_lanes % TPU.number == 0
 
 
 @pytest.mark.parametrize("overrides", [("samples=7", "width=100"), ("samples=100", "width=1000"), ("width=10000",)])
