@@ -28,7 +28,7 @@ with tempfile.TemporaryDirectory() as folder:
         """What a command prints, and no warning beside it; the folder it runs in holds results alone."""
         command = [sys.executable, "-m", "subspace_adv", *words]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-        assert (done.returncode, done.stderr.strip()) == (0, ""), f"{command} ended with {done.returncode}: {done.stderr}"
+        assert (done.returncode, done.stderr.strip()) == (0, ""), f"{command}: {done.returncode}, {done.stderr}"
         return done.stdout
 
     def expect(printed: str, part: str) -> None:
