@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from subspace_adv import devices, engine
-from subspace_adv.data import FIXED_SHAPES, HELDOUT
-from subspace_adv.datasets import cell_data, data_leaves, data_shape, grid_data, load_data, load_span
+from subspace_adv.data import HELDOUT
+from subspace_adv.datasets import cell_data, data_leaves, data_settings, data_shape, grid_data, load_data, load_span
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
-from subspace_adv.settings import TABLE_OF, resolved_trainable
+from subspace_adv.settings import LISTS, TABLE_OF, resolved_trainable
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
 from subspace_adv.training import PENDING, STATUS_MEANINGS
@@ -194,15 +194,15 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
     if leaf in _DECIDED_BY:
-        shapes = [FIXED_SHAPES.get(kind) for kind in sweep.values("kind")]
-        return [getattr(shape, leaf) if shape else value for shape in shapes]
+        shapes = [data_shape(data_settings(sweep, {"kind": kind})) for kind in sweep.values("kind")]
+        return [getattr(shape, leaf) for shape in shapes]
     return [value] if sweep.reads(leaf) else []
 
 
 def _measured(sweep: Sweep) -> dict[str, Any]:
     """`[measure]`, as the attrs of any file format can hold it."""
     settings = sweep.measure.model_dump()
-    return settings | {leaf: ", ".join(settings[leaf]) for leaf in ("regions", "norms")}
+    return settings | {leaf: ", ".join(settings[leaf]) for leaf in LISTS}
 
 
 def _origin(store: Store) -> dict[str, str]:
