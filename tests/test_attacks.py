@@ -179,7 +179,11 @@ def _victim(i: int, dtype: type = np.float64) -> tuple[Network, np.ndarray]:
     return Network(*(field[i].astype(dtype) for field in networks)), x[i].astype(dtype)
 
 
-ATTACKS = [("on", np.float64), ("off", np.float64), ("full", np.float64), ("full", np.float32)]
+ATTACKS = [
+    *(pytest.param(region, np.float64, marks=pytest.mark.slow) for region in ("on", "off")),
+    *(("full", dtype) for dtype in DTYPES),
+]
+REGIONS = [*(pytest.param(region, marks=pytest.mark.slow) for region in ("on", "off")), "full"]
 
 
 @pytest.mark.parametrize(("region", "dtype"), ATTACKS)
@@ -197,7 +201,7 @@ def test_attack_flips_within_its_region_at_the_distance_it_says(region, dtype):
     assert found.is_adv[:50].sum() >= 45
 
 
-@pytest.mark.parametrize("region", ["on", "off", "full"])
+@pytest.mark.parametrize("region", REGIONS)
 def test_attack_on_a_linear_region_is_the_closed_form(region):
     """|N|/‖P∇N‖ where all neurons stay active."""
     found = _attacked(region)
@@ -209,7 +213,7 @@ def test_attack_on_a_linear_region_is_the_closed_form(region):
         assert found.distance[i] == pytest.approx(exact, rel=1e-5)
 
 
-@pytest.mark.parametrize("region", ["on", "off", "full"])
+@pytest.mark.parametrize("region", REGIONS)
 def test_attack_is_never_above_the_crossings_it_starts_from(region):
     """Those along the gradient, and against all positive neurons' weights."""
     found, basis = _attacked(region), _basis(region)
@@ -227,6 +231,7 @@ def test_attack_is_never_above_the_crossings_it_starts_from(region):
     assert improved > 10
 
 
+@pytest.mark.slow
 def test_attack_is_near_the_least_distance_over_all_directions_of_a_plane():
     basis, angles, counted = _basis("on"), np.linspace(0, 2 * np.pi, 240, endpoint=False), np.arange(30)
     least = []
@@ -244,6 +249,7 @@ def test_attack_is_near_the_least_distance_over_all_directions_of_a_plane():
         assert np.isinf(found[~flips]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_attack_finds_a_narrow_cone_far_beyond_all_kinks(norm):
     """N = 100 − (c₁ + ½) + 30·(|c₂| + |c₃|) beyond the kinks, turned: three directions in ten thousand flip at all."""
@@ -271,6 +277,7 @@ def test_attack_that_fails_is_infinite_and_not_adversarial(region, dtype):
     np.testing.assert_array_equal(found.is_adv, np.isfinite(found.distance))
 
 
+@pytest.mark.slow
 def test_a_single_start_attacks_hardly_worse():
     single, four = _attacked("full", restarts=1), _attacked("full")
     assert single.is_adv[:50].sum() >= 45

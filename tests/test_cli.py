@@ -410,6 +410,7 @@ def test_the_version_is_the_packages(command):
         assert command(*verb, "--version") == (0, f"{version('subspace-adv')}\n", "")
 
 
+@pytest.mark.slow
 def test_a_reader_who_stops_early_is_no_mistake_and_figures_are_drawn(tmp_path):
     write(tmp_path, TINY)
     script = f"{{ {shlex.quote(str(COMMAND))} run sweep.toml width=3 --out out; echo $? >status; }} | true"

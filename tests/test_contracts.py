@@ -135,7 +135,13 @@ OF_A_REGION = {
 }
 
 
-@pytest.mark.parametrize("name", ["crown_certificate", "kink_certificate", "universal_attack", "fab_attack"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("crown_certificate", "kink_certificate"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("universal_attack", "fab_attack")),
+    ],
+)
 def test_arrays_of_numpy_serve_as_those_of_jax(name):
     def over_points(network: subspace_adv.Network, region: np.ndarray) -> list[np.ndarray]:
         return jax.tree.leaves(jax.vmap(lambda x: OF_A_REGION[name](network, x, region))(POINTS))

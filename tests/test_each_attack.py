@@ -17,6 +17,7 @@ from subspace_adv.network import Network
 QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 RANDOM, TRAINED, WIDTH = 16, 8, 12
 DIMS = {"l2": 5, "linf": 3, "l1": 4}
+QUICK_AND_SLOW = ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]
 
 
 def _trained(rng: np.random.Generator, dim: int) -> tuple[Network, np.ndarray]:
@@ -76,7 +77,7 @@ def _attacked(name: str, norm: str) -> attacks.AttackResult:
         return jax.tree.map(np.asarray, run(networks, x, keys))
 
 
-@pytest.mark.parametrize("norm", DIMS)
+@pytest.mark.parametrize("norm", QUICK_AND_SLOW)
 @pytest.mark.parametrize("name", ["fmn", "fab", "universal"])
 def test_what_an_attack_finds_flips_at_the_distance_it_says(name, norm):
     found = _attacked(name, norm)
@@ -89,7 +90,7 @@ def test_what_an_attack_finds_flips_at_the_distance_it_says(name, norm):
 
 
 # What ratios to the least flip may be: at the median, at three quarters and at worst, where FAB may fail.
-@pytest.mark.parametrize("norm", DIMS)
+@pytest.mark.parametrize("norm", QUICK_AND_SLOW)
 @pytest.mark.parametrize(("name", "allowed"), [("fmn", (1.00001, 1.00001, 1.01)), ("fab", (1.005, 1.1, np.inf))])
 def test_an_attack_alone_is_near_the_least_flip(name, allowed, norm):
     least = _least(norm)
@@ -145,7 +146,9 @@ def _well(rng: np.random.Generator, x: np.ndarray, goal: np.ndarray) -> Network:
     return Network(np.tile(across, (3, 1)), biases, heads, 0.6 * ridges)
 
 
-@pytest.mark.parametrize("attack", [attacks.fmn_attack, attacks.minimal_norm_attack])
+@pytest.mark.parametrize(
+    "attack", [pytest.param(attacks.fmn_attack, marks=pytest.mark.slow), attacks.minimal_norm_attack]
+)
 def test_a_flip_that_no_other_start_finds_is_found_toward_a_point(attack, x64):
     rng = np.random.default_rng(1)
     x, goals = rng.standard_normal((2, 12, 6))

@@ -377,6 +377,7 @@ def check(shape: Shape, seed: int, draws: list[Draw]) -> None:
     check_the_uppers_are_found(batch, wrong)
 
 
+@pytest.mark.slow
 @settings(THOROUGH, max_examples=40)
 @given(BATCHES)
 def test_distances_are_in_their_order_in_small_dimensions(batch):

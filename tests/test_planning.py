@@ -147,7 +147,8 @@ def test_what_shapes_a_program_has_groups(axis, values):
     assert len(plan(read(f"[axes]\n{axis} = {values}\nseed = [0, 1]\n")).groups) == 2
 
 
-@pytest.mark.parametrize("trainer", [pytest.param("xla", marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["xla", None])
 def test_programs_are_counted(trainer):
     planned = plan(read(TINY), trainer)
     distinct = set()

@@ -22,7 +22,7 @@ from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import DataSettings, Sweep
 
 QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
-LAWS = ["paper-code", pytest.param("theory", marks=pytest.mark.slow), "torch"]
+LAWS = [*(pytest.param(law, marks=pytest.mark.slow) for law in ("paper-code", "theory")), "torch"]
 
 # On a line, the distances within the subspace are exact crossings, which compile fastest.
 BASE = """
@@ -81,7 +81,9 @@ RATES = {"adam": 0.002}
 READ = {"momentum": "momentum = [0.8]\n", "sgd": "batch_size = [2]\n"}
 
 
-@pytest.mark.parametrize("optimizer", PATHS)
+@pytest.mark.parametrize(
+    "optimizer", ["gd", *(pytest.param(other, marks=pytest.mark.slow) for other in PATHS if other != "gd")]
+)
 def test_training_in_coordinates_of_the_span_is_training_in_all(optimizer, standard_promotion):
     law, basis, decays = PATHS[optimizer]
     axes = f'seed = [0, 1]\nweight_decay = [{decays}]\noptimizer = ["{optimizer}"]\ninit = ["{law}"]\n'
@@ -174,7 +176,7 @@ def sized(init: str, width: int, ambient_dim: int, seeds: int, text: str = BASE)
 # Codimension over the width and under it; uniform weights in one block of coordinates and in three, one not full.
 CASES = [
     pytest.param("paper-code", 5, 12, marks=pytest.mark.slow),
-    ("paper-code", 8, 4),
+    pytest.param("paper-code", 8, 4, marks=pytest.mark.slow),
     pytest.param("theory", 5, 12, marks=pytest.mark.slow),
     pytest.param("torch", 5, 3, marks=pytest.mark.slow),
     ("torch", 4, 600),
@@ -275,7 +277,7 @@ def plain(rng: np.random.Generator, width: int, ambient_dim: int) -> Network:
     return Network(fan_in * weight, bias, fan_hidden * head, head_bias)
 
 
-@pytest.mark.parametrize(("width", "ambient_dim"), [(5, 12), (8, 4)])
+@pytest.mark.parametrize(("width", "ambient_dim"), [(5, 12), pytest.param(8, 4, marks=pytest.mark.slow)])
 def test_canonical_networks_have_the_law_of_plain_ones(width, ambient_dim):
     """What is measured off the span, of 2,000 networks and of 2,000 that NumPy draws in all coordinates."""
     sweep = sized("paper-code", width, ambient_dim, 2000)
@@ -368,7 +370,8 @@ def largest(text: str) -> int:
     return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"[a-z]\w*\[([\d,]+)\]", text))
 
 
-@pytest.mark.parametrize("region", ["on", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("region", ["on", "off"])
 def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension(region):
     text = BASE.replace('["on"]', f'["{region}"]').replace("max_steps = 0", "max_steps = 5")
     [group] = plan(sized("paper-code", 3, 10**6, 2, text)).groups

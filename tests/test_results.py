@@ -270,6 +270,7 @@ def test_a_cell_is_where_its_values_are(tiny, tmp_path):
         assert dataset[name].sel(at).values.tobytes() == others[name].sel(at).values.tobytes()
 
 
+@pytest.mark.slow
 def test_the_loss_as_an_axis_keeps_its_name(tmp_path):
     dataset = run(read(TINY, "loss=logistic,exponential", "width=3"), tmp_path)
     assert dataset["loss"].values.tolist() == ["logistic", "exponential"]
@@ -404,6 +405,7 @@ def test_a_coordinate_of_the_dataset_selects(tiny):
     assert load_networks(tiny, width=5, seed=dataset["seed"][2:5]).head.shape == (3, 2, 5)
 
 
+@pytest.mark.slow
 def test_padding_is_trimmed_where_one_width_is_selected(tmp_path):
     sweep = read(TINY, "width=6")
     run(sweep, tmp_path)

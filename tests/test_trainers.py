@@ -238,6 +238,7 @@ def run_script(*arguments: str, **environment: str) -> list[str]:
 
 
 @needs_kernel
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
 def test_results_are_the_same_to_the_byte_on_one_core_and_on_two():
     (_, one, alone), (_, two, together) = run_script("cores", "1"), run_script("cores", "2")
