@@ -289,14 +289,20 @@ def test_the_exponential_loss_diverges_at_large_rates():
 
 
 @needs_kernel
-def test_no_networks_no_points_and_shapes_that_do_not_fit():
+def test_no_networks_and_no_points():
     given = networks(3, 4, 5, 2, max_steps=4)
     assert advance(given.rows(slice(0, 0))).params.shape == (0, 17)
     empty = advance(given._replace(x=given.x[:0], y=given.y[:0]))
     np.testing.assert_array_equal(empty.status, STEP_LIMIT)
     np.testing.assert_array_equal(empty.params, given.params)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", Networks._fields)
+def test_an_array_that_does_not_fit_the_others_is_refused(name):
+    given = networks(3, 4, 5, 2, momentum=True, own=True)
     with pytest.raises(Exception, match="do not fit together"):
-        advance(given._replace(max_steps=given.max_steps[:2]))
+        advance(given._replace(**{name: getattr(given, name)[..., :-1]}))
 
 
 @needs_kernel
@@ -358,9 +364,13 @@ def test_a_library_that_cannot_be_loaded_gives_its_reason(reload, monkeypatch, t
         fused.instruction_set()
 
 
-def test_another_backend_is_a_reason(monkeypatch):
+def test_another_platform_is_a_reason(monkeypatch):
+    """The one asked about, or JAX's own."""
+    assert "networks are to train on cuda" in str(fused.unavailable("cuda"))
+    here = fused.unavailable()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "gpu" in str(fused.unavailable())
+    assert fused.unavailable("cpu") == here
 
 
 @pytest.mark.slow
