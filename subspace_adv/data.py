@@ -83,7 +83,8 @@ def random_subspace(
         samples: n, the number of points.
         distribution: coordinates "gaussian" (standard normal) or on the "sphere" of radius √k.
         labels: "random" signs; "halfspace", the side of a random hyperplane of the subspace through 0; or
-            "clusters", points around min(2k, n) centres ±√k·eⱼ in random order, every other one of each label.
+            "clusters", points normal around min(2k, n) centres ±√k·eⱼ in random order, with standard deviation
+            `CLUSTER_SPREAD` in each coordinate; every other centre is of each label.
         data_seed: seed of all draws. Points and labels are the first n of any number of them.
     """
     k = subspace_dim

@@ -147,8 +147,7 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
         place = np.searchsorted(chosen, cells[mine])
         trained = {name: values[mine] for name, values in arrays.items()}
         group = next(group for group in groups if cells[0] in group.cells)
-        with np.errstate(over="ignore"):  # beyond float32's range weights are inf
-            networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
+        networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
         for name, values in found.items():
             held = getattr(networks, name)[:, :m] if values.ndim > 1 else getattr(networks, name)
             values[place] = 0

@@ -11,7 +11,6 @@ from scipy.optimize import linprog
 from scipy.stats import chisquare
 
 from subspace_adv.data import (
-    CLUSTER_SPREAD,
     FIXED_SHAPES,
     HELDOUT,
     Data,
@@ -230,10 +229,10 @@ def test_clusters_are_separated_share_their_label_and_split_the_labels_evenly():
     centres = np.sqrt(3) * np.concatenate([np.eye(3), -np.eye(3)])
     distances = np.linalg.norm(data.x[:, None] - centres, axis=2)
     nearest = distances.argmin(axis=1)
-    assert distances.min(axis=1).max() < 6 * CLUSTER_SPREAD < np.sqrt(6) / 2  # centres are √6 or more apart
+    assert distances.min(axis=1).max() < 0.6 < np.sqrt(6) / 2  # centres are √6 or more apart
     np.testing.assert_array_equal(np.bincount(nearest), 100)
     spread = (data.x - centres[nearest]).std()
-    assert spread == pytest.approx(CLUSTER_SPREAD, rel=0.05)
+    assert spread == pytest.approx(0.1, rel=0.05)
     labels = [set(data.y[nearest == c]) for c in range(6)]
     assert sorted(labels, key=min) == [{-1}] * 3 + [{1}] * 3
 

@@ -238,6 +238,12 @@ def test_fooling_rates_have_a_panel_for_each_arm_and_a_line_for_each_kind_of_poi
     assert figure.axes[0].lines[3].get_ydata().max() <= 80
 
 
+def serve(monkeypatch: pytest.MonkeyPatch, dataset: xr.Dataset, load: Callable[..., Network]) -> None:
+    """Have `plot` find these results in any folder."""
+    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
+    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+
+
 @pytest.mark.parametrize(
     ("kind", "axes", "names"),
     [
@@ -255,8 +261,7 @@ def test_plot_draws_what_fits(
     if not names:  # nothing varies, no region was measured, and nothing flips off the subspace
         dataset = dataset.drop_vars("distance_off_l2_lower")
         dataset["distance_random_heldout"][:] = np.inf
-    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
-    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    serve(monkeypatch, dataset, load)
     paths = plots.plot(tmp_path)
     assert [path.name for path in paths] == [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
     assert all(path.stat().st_size < 300_000 for path in paths)
@@ -271,8 +276,7 @@ def test_figures_are_the_same_to_the_byte_if_drawn_again_whatever_the_users_matp
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, load = synthetic(SEEDS | {"width": (4, 8)}, kind="line")
-    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
-    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    serve(monkeypatch, dataset, load)
     first = {path: path.read_bytes() for path in plots.plot(tmp_path)}
     assert len(first) == 6
     users = {"savefig.format": "pdf", "savefig.dpi": 30, "savefig.bbox": "tight", "savefig.transparent": True}
@@ -287,8 +291,7 @@ def test_where_nothing_can_be_written_no_figure_is_left_or_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, load = synthetic(SEEDS | {"width": (4, 8)}, kind="line")
-    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
-    monkeypatch.setattr(plots, "load_networks", lambda folder, **coordinates: load(**coordinates))
+    serve(monkeypatch, dataset, load)
     (tmp_path / "figures").write_text("")
     with pytest.raises(UserError, match="figures: cannot be made: File exists"):
         plots.plot(tmp_path)
@@ -315,15 +318,14 @@ def test_extremes_are_drawn_in_silence(value: float, tmp_path: Path, monkeypatch
     for name in [str(name) for name in dataset.data_vars if "distance" in str(name)]:
         dataset[name] = xr.full_like(dataset[name], value, np.float32)
     dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"]
-    monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
 
-    def one_class(folder: Path, **coordinates: Any) -> Network:
+    def one_class(**coordinates: Any) -> Network:
         networks = load(**coordinates)
         networks.head[:], networks.head_bias[:] = 0, 1
         networks.head[..., 0], networks.weight[:, 0], networks.bias[:, 0] = 1e30, 1e30, 1e30
         return networks
 
-    monkeypatch.setattr(plots, "load_networks", one_class)
+    serve(monkeypatch, dataset, one_class)
     assert len(plots.plot(tmp_path, formats=("svg",))) == 4 - (value == np.inf)
 
 

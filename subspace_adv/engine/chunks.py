@@ -293,7 +293,7 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
         with pinned(x64=True):
             parts.append(compiled("ambient", program, len(rows))(*arguments_of(rows)))
     networks = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(chunk.cells)], *parts)
-    with np.errstate(over="ignore"):  # of networks that diverged
+    with np.errstate(over="ignore"):  # beyond float32's range weights are inf
         return jax.tree.map(lambda a: a.astype(np.float32), networks)
 
 
