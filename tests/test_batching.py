@@ -1,6 +1,7 @@
 """A cell of a grid equals the same cell run alone, whatever its neighbours; and how often programs are compiled."""
 
 import functools
+import platform
 import shutil
 import warnings
 from collections import Counter
@@ -480,6 +481,18 @@ def test_programs_of_a_group_have_entries_of_their_own(kept):
     names = [programs._compile.__wrapped__("advance", program, lanes, 7).as_text()[:200] for lanes in (2, 2, 3)]
     modules = [name.split(",")[0] for name in names]
     assert modules[0] == modules[1] != modules[2] and "jit_advance_" in modules[0]
+
+
+def test_processors_of_other_features_keep_their_compiled_programs_apart(tmp_path):
+    def processor(text: str) -> str:
+        (tmp_path / "cpuinfo").write_text(text)
+        return programs._processor(tmp_path / "cpuinfo")
+
+    one = processor("processor: 0\nmodel name: a\nMHz: 2000\nflags: sse avx\n\nprocessor: 1\nflags: sse avx\n")
+    assert one == processor("processor: 0\nmodel name: a\nMHz: 3000\nflags: sse avx\n")
+    others = ("model name: a\nflags: sse\n", "model name: b\nflags: sse avx\n", "Features: neon\n", "Features: sve\n")
+    assert len({one, *map(processor, others)}) == 5
+    assert platform.machine() in one and platform.machine() in programs._processor(tmp_path / "none")
 
 
 def test_that_compiled_programs_cannot_be_kept_is_told_once(kept):

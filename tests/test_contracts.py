@@ -1,7 +1,10 @@
 """Names that users and other programs hold on to."""
 
 import functools
+import importlib
 import inspect
+import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -176,6 +179,17 @@ def test_no_function_of_norms_falls_through_to_another():
             with pytest.raises(ValueError, match="there is none of this name"):
                 function(norm)
         assert [function(norm) is not None for norm in get_args(attacks.Norm)] == [True] * 3
+
+
+@pytest.mark.parametrize(("level", "then"), [(None, "3"), ("1", "3"), ("0", "0"), ("2", "2"), ("3", "3")])
+def test_what_the_user_asks_of_the_log_of_xla_is_heeded(level, then, monkeypatch):
+    """JAX itself sets 1."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level or "")
+    if level is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.delitem(sys.modules, "jaxlib")
+    importlib.reload(subspace_adv)
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == then
 
 
 def test_commands():

@@ -188,6 +188,15 @@ def _tell_unkept(reason: str) -> None:
     )
 
 
+def _processor(cpuinfo: Path) -> str:
+    """What compiled code depends on: the kind of machine, and its processor's name and features where they are told."""
+    if not cpuinfo.exists():
+        return f"{platform.machine()}\n{platform.processor()}"
+    of_the_first = cpuinfo.read_text().partition("\n\n")[0].splitlines()
+    features = [line for line in of_the_first if line.startswith(("flags", "Features", "model name"))]
+    return "\n".join([platform.machine(), *features])
+
+
 @functools.cache
 def _keep_compiled() -> Path | None:
     """Keep compiled programs in the user's cache folder, which is returned.
@@ -200,10 +209,7 @@ def _keep_compiled() -> Path | None:
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     # Code for one processor may be unfit for another that shares the home folder.
-    cpuinfo = Path("/proc/cpuinfo")
-    features = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else platform.processor()
-    features = [line for line in features.splitlines() if line.startswith(("flags", "Features", "model name"))]
-    processor = hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:8]
+    processor = hashlib.sha256(_processor(Path("/proc/cpuinfo")).encode()).hexdigest()[:8]
     folder = platformdirs.user_cache_path("subspace-adv") / f"compiled-{processor}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
