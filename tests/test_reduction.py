@@ -352,8 +352,8 @@ def test_ambient_weights_off_the_span_belong_to_the_canonical_ones(law, width, d
         sample, cdf = off @ span.complement, stats.norm(0, d**-0.5).cdf
     for entries in (sample[:, 0, 0], sample[:, -1, -1], sample[:, -1, 0], sample[:, :, :2].ravel()):
         assert stats.kstest(entries, cdf).pvalue > 1e-3
-    columns = sample[:, :2, :2].reshape(400, -1).T
-    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 5 / 400**0.5
+    columns = sample[:, :2].reshape(400, -1).T
+    assert np.abs(np.corrcoef(columns) - np.eye(len(columns))).max() < 6 / 400**0.5
 
 
 @pytest.mark.parametrize("dof", [1, 2, 3, 7, 50, 1000, 10**5, 10**6])
