@@ -19,6 +19,7 @@ from subspace_adv.plots.panels import panels
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.tables import median_interval
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
 
 WIDTH = 8
@@ -173,7 +174,10 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
         expected = medians.sel(init_scale=scale).values
         np.testing.assert_allclose(line.get_ydata(), np.where(np.isinf(expected), np.nan, expected))
         assert np.isnan(line.get_ydata()).sum() == (scale == 0.5)
-        assert caps and bars
+        assert caps
+        networks = distance.median("point").sel(init_scale=scale).transpose("weight_decay", "seed").values
+        ends = [segment[:, 1] for segment in bars[0].get_segments() if len(segment)]
+        np.testing.assert_allclose(ends, [median_interval(arm)[1:] for arm in networks if np.isfinite(arm).any()])
     np.testing.assert_array_equal(by_scale.containers[0].lines[0].get_xdata(), [0.5, 1.0])
 
 
@@ -218,6 +222,9 @@ def test_robust_accuracy_has_a_panel_for_each_region_and_norm_and_a_band_for_eac
     assert sizes[0] == 0 and full.get_xlim() == (0, sizes[-1])
     np.testing.assert_allclose(attacked.get_ydata(), [100 * (upper > size).mean() for size in sizes])
     np.testing.assert_allclose(certified.get_ydata(), [100 * (upper / 2 > size).mean() for size in sizes])
+    [edge] = full.collections[1].get_paths()
+    assert {*map(tuple, edge.vertices)} == {tuple(end) for line in (certified, attacked) for end in line.get_xydata()}
+    assert len(full.collections) == 4
     (legend,) = figure.legends
     assert [text.get_text().split("\n")[0] for text in legend.get_texts()] == [p.name for p in panels(dataset)]
 
