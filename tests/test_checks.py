@@ -234,9 +234,13 @@ def test_where_there_is_nothing_to_compare_the_reason_is_told(overrides, status,
 
 
 def test_one_network_without_axes_is_a_sample_of_one():
-    found = check(simulated(read(WIDE), np.random.default_rng(0)))
+    """The p value is twice the lesser tail of its length, in units of an upper bound √(2·20)."""
+    dataset = simulated(read(WIDE), np.random.default_rng(0))
+    found = check(dataset)
     assert (found.networks, found.sample, found.exponents) == (1, 1, ())
-    assert 0 <= found.p_value <= 1
+    ratio = dataset["gradient_norm_off"] / dataset["predicted_gradient_norm_off_upper_bound"]
+    length, law = float(ratio[0]) * 40**0.5, stats.chi(20)
+    assert found.p_value == pytest.approx(2 * min(law.cdf(length), law.sf(length)), rel=1e-5)
 
 
 @pytest.mark.parametrize("dof", [1, 8, 20])
