@@ -171,7 +171,9 @@ def test_the_law_of_the_descent_along_the_universal_direction(width, codimension
     error = spread / (found.head_sum / np.sqrt(width)) / np.sqrt(codimension)  # of the slope, relative
     if error < 0.3:
         assert np.median(2 / found.descent) == pytest.approx(float(size), rel=0.02)
-    assert np.mean(found.descent) * size / 2 == pytest.approx(1, abs=0.25 / codimension + 0.02 + error / 10)
+    expected = stats.chi.mean(codimension) / np.sqrt(codimension)  # of a first-order size, which takes χ for √l
+    four_errors = 4 * np.std(found.descent) / 2000**0.5 * size / 2
+    assert np.mean(found.descent) * size / 2 == pytest.approx(expected, abs=four_errors)
 
 
 def test_the_universal_distance_is_the_formula():
