@@ -18,7 +18,7 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, fused, open_results, plan, plots, reports, run
+from subspace_adv import UserError, bench, checks, cli, fused, open_results, plan, plots, reports, run, runner
 from subspace_adv.progress import count
 from subspace_adv.store import Store
 
@@ -187,11 +187,15 @@ def test_plan(tmp_path, command):
     assert lines["cells"].endswith("4,000")
     assert lines["groups"].endswith(" 2")
     assert lines["programs"].endswith("6 to compile, each once")
-    assert " MB" in lines["bytes"] or " kB" in lines["bytes"]
+    assert lines["chunks"].endswith(" 16")
+    assert lines["bytes"].endswith(" 1.78 MB on disk, before compression")  # 2,000 · (433 + 457)
     assert lines["net-steps"].endswith("1.2e+05")
-    assert "time" in lines
+    planned = plan(read(TINY, "seed=0:1000"))
+    taken = planned.seconds(runner.cores())
+    assert f" about {taken.typical:.0f} s on {runner.cores()} cores, the first time; up to {taken.most:.0f} s " in out
+    assert f" {taken.starting + taken.compiling:.0f} s to start and compile ({taken.starting:.0f} s once " in out
     *_, last, path, by = out.splitlines()
-    lanes = plan(read(TINY, "seed=0:1000")).groups[1].lanes
+    lanes = planned.groups[1].lanes
     assert last.split() == ["1", "2000", "8", str(lanes), "5", "7", "2", "1", "gd", "logistic"]
     reason = "gd moves weights off the span of the data by decay alone"
     assert path == f"group 0, 1: trained in the span of the data, exactly: {reason}"
@@ -333,13 +337,13 @@ def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
 
 
 def test_help_has_an_example_of_every_command(command):
+    verbs = ("run", "plan", "status", "table", "check", "plot", "bench")
     for arguments in ([], ["--help"], ["-h"]):
         status, out, err = command(*arguments)
         assert (status, err) == (0, "")
         assert "Example: subspace-adv run sweeps/quickstart.toml" in out
-        for verb in ("run", "plan", "status", "table", "check", "plot"):
-            assert f" {verb} " in out
-    for verb in ("run", "plan", "status", "table", "check", "plot", "bench"):
+        assert set(re.findall(r"^│ (\w+) ", out, re.MULTILINE)) == set(verbs)
+    for verb in verbs:
         status, out, err = command(verb, "--help")
         assert (status, err) == (0, "")
         assert [line.split()[:3] for line in out.splitlines() if "Example" in line] == [
