@@ -431,7 +431,7 @@ def test_settings_of_the_user_are_as_they_were_afterwards(restored_flags):
     set_flags(HOSTILE)
     with pinned(x64=False):
         assert jax.config.jax_debug_nans is False
-    assert {flag: getattr(jax.config, flag, value) for flag, value in HOSTILE.items()} == HOSTILE
+    assert {flag: getattr(jax.config, flag, jax.config.values[flag]) for flag in HOSTILE} == HOSTILE
 
 
 @pytest.fixture
@@ -469,11 +469,14 @@ def test_only_a_damaged_entry_of_the_compiled_programs_is_replaced(kept):
     assert whole.keys() == {"jit_one", "jit_other"}
     [file] = kept.glob("jit_one-*")
     file.write_bytes(file.read_bytes()[:20])
+    found = []
     for _ in range(2):
-        assert programs._compiled_or_kept(small_program("one"), {})(np.float32(2)) == 4
-    now = entries(kept)
-    assert now["jit_other"] == whole["jit_other"]
-    assert len(now["jit_one"][1]) > 20
+        for name in ("one", "other"):
+            assert programs._compiled_or_kept(small_program(name), {})(np.float32(2)) == 4
+        found.append(entries(kept))
+    assert found[0]["jit_other"] == whole["jit_other"]
+    assert len(found[0]["jit_one"][1]) > 0.9 * len(whole["jit_one"][1])
+    assert found[1] == found[0]
 
 
 def test_programs_of_a_group_have_entries_of_their_own(kept):
