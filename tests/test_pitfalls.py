@@ -102,7 +102,7 @@ def test_planning_and_running_warn_once(tmp_path):
 def test_the_command_line_tells_each_in_one_line(tmp_path):
     path = write(tmp_path, '[data]\nkind = "subspace"\nsamples = 9\n')
     code, out, err = call(COMMAND, "plan", path, "kind=line", "init=theory", cwd=tmp_path)
-    assert (code, "cells      1" in out) == (0, True)
+    assert (code, "cells      1\n" in out) == (0, True)
     dropped, unreached = err.splitlines()
     assert dropped.endswith("sweep.toml: data.samples: left out, as read only where kind = 'subspace'")
     assert unreached.startswith("subspace-adv: no network of init 'theory' converges on kind 'line'")
