@@ -218,9 +218,11 @@ for chunk, arrays in done:
     arrays = arrays | engine.measure(sweep, chunk, arrays)
     for name in sorted(arrays):
         digest.update(arrays[name].tobytes())
-program = engine.compiled("advance", group.program, group.lanes, group.steps_per_call).as_text()
-assert not any(word in program for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
-print(jax.local_device_count(), runner.workers(), digest.hexdigest())
+program = engine.compiled("advance", group.program, group.lanes, group.steps_per_call)
+devices, shares = jax.local_device_count(), jax.tree.leaves(program.output_shardings)
+assert {(len(share.device_set), share.is_fully_replicated) for share in shares} == {(devices, devices == 1)}
+assert not any(word in program.as_text() for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+print(devices, runner.workers(), digest.hexdigest())
 """
 
 
