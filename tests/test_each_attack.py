@@ -101,6 +101,21 @@ def test_an_attack_alone_is_near_the_least_flip(name, allowed, norm):
     assert (ratios[[len(ratios) // 2, 3 * len(ratios) // 4, -1]] <= allowed).all()
 
 
+def test_the_shortest_flip_of_both_attacks_is_taken(x64):
+    """After so few steps that each is better than the other somewhere."""
+
+    def three(network: Network, point: jax.Array, key: jax.Array) -> list[jax.Array]:
+        effort = {"region": jnp.eye(DIMS["l1"]), "norm": "l1", "restarts": 1, "key": key}
+        best = attacks.minimal_norm_attack(network, point, steps=10, **effort)
+        of_fmn = attacks.fmn_attack(network, point, steps=10, **effort)
+        return [best.distance, of_fmn.distance, attacks.fab_attack(network, point, steps=5, **effort).distance]
+
+    run, keys = jax.jit(jax.vmap(three), compiler_options=QUICK), jax.random.split(jax.random.key(0), RANDOM + TRAINED)
+    best, of_fmn, of_fab = map(np.asarray, run(*_victims("l1"), keys))
+    np.testing.assert_allclose(best, np.minimum(of_fmn, of_fab), rtol=1e-12)
+    assert (of_fmn < 0.999 * of_fab).any() and (of_fab < 0.999 * of_fmn).any()
+
+
 @pytest.mark.parametrize("norm", DIMS)
 def test_the_universal_attack_crosses_its_ray_in_every_norm(norm):
     found, signs = _attacked("universal", norm), []
