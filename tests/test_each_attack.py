@@ -101,6 +101,7 @@ def test_an_attack_alone_is_near_the_least_flip(name, allowed, norm):
     assert (ratios[[len(ratios) // 2, 3 * len(ratios) // 4, -1]] <= allowed).all()
 
 
+@pytest.mark.slow
 def test_the_shortest_flip_of_both_attacks_is_taken(x64):
     """After so few steps that each is better than the other somewhere."""
 
