@@ -13,7 +13,7 @@ from shell import TINY, read
 from subspace_adv import Sweep, UserError, engine, fused, plan
 from subspace_adv.costs import step_flops
 from subspace_adv.datasets import cell_data, data_leaves, grid_data, load_data, load_span
-from subspace_adv.devices import Device
+from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan, reduction
@@ -327,6 +327,13 @@ def test_an_accelerator_has_enough_to_do_or_no_memory_for_more(overrides):
             assert group.measured == 1 or group.measured * measured <= memory / 4
             lanes.append(group.lanes)
         assert lanes == sorted(lanes) and lanes[0] < lanes[-1]
+
+
+def test_what_fills_an_accelerator_is_a_power_of_two_that_a_quarter_of_its_memory_holds():
+    for holds, lanes in ((100, 64), (64, 64), (63, 32), (3, 2), (1, 1), (0, 1)):
+        assert filling(Device("gpu", memory=4 * 1000 * holds), work=1, size=1000) == lanes
+    for work, lanes in ((1, 2**14), (2**11, 2**13), (2**24 // 9, 16), (2**24, 1), (2**30, 1)):
+        assert filling(GPU, work, size=1) == lanes
 
 
 def test_memory_holds_what_is_drawn_in_all_dimensions():
