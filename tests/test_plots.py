@@ -279,6 +279,17 @@ def test_plot_draws_what_fits(
         plots.plot(tmp_path)
 
 
+def test_what_is_trained_so_far_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a run that is under way."""
+    dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
+    for name in [str(name) for name in dataset.data_vars if name != "status"]:
+        dataset[name][1:3] = np.nan
+    dataset["status"][1:3] = PENDING
+    serve(monkeypatch, dataset, load)
+    paths = plots.plot(tmp_path, formats=("png",))
+    assert [path.stem for path in paths] == ["boundaries", "remedies", "fooling_rate"]
+
+
 def test_figures_are_the_same_to_the_byte_if_drawn_again_whatever_the_users_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
