@@ -135,6 +135,22 @@ def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm(
     np.testing.assert_allclose([vertices[:, 1].min(), vertices[:, 1].max()], [-1.5, 1.5])
 
 
+def test_the_background_of_boundaries_is_the_share_of_networks_that_predict_plus_one() -> None:
+    """Of five networks three predict it everywhere, one nowhere, and one on the right."""
+    dataset, load = synthetic(SEEDS, kind="line")
+
+    def five(**coordinates: Any) -> Network:
+        loaded = load(**coordinates)
+        loaded.weight[:], loaded.bias[:], loaded.head[:] = 0, 0, 0
+        loaded.weight[0, 0], loaded.head[0, 0] = [1, 0], 1
+        loaded.head_bias[:] = [-0.01, 1, 1, 1, -1]
+        return loaded
+
+    [background] = [c for c in plots.boundaries(dataset, five).axes[0].collections if getattr(c, "filled", False)]
+    assert isinstance(background, ContourSet)
+    assert (background.zmin, background.zmax) == (60, 80)
+
+
 def test_surfaces_have_two_rows_and_finite_sheets_within_sight() -> None:
     dataset, load = synthetic(SEEDS | REMEDIES, d=3, kind="chessboard")
 
