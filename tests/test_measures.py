@@ -88,7 +88,7 @@ def _case(name: str) -> Measured:
     return measured(DATA[name], networks_on(DATA[name]))
 
 
-@pytest.fixture(params=["subspace", "codimension 0", pytest.param("line", marks=pytest.mark.slow)])
+@pytest.fixture(params=["line", "codimension 0", pytest.param("subspace", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest) -> Measured:
     return _case(request.param)
 
