@@ -200,8 +200,13 @@ def drawn(case: Measured, i: int, network: Network, x: np.ndarray) -> np.ndarray
     return -np.sign(float(reference.output(network, x)) * reference.gradient(network, x) @ direction) * direction
 
 
+@functools.cache
+def _without_regions() -> Measured:
+    return measured(DATA["subspace"], networks_on(DATA["subspace"]), regions=())
+
+
 def test_distances_along_a_direction_are_the_crossings_at_training_points():
-    case = _case("subspace")
+    case = _without_regions()
     for (i, j), network, x in case.each():
         right = case.data.y[j] * reference.output(network, x) > 0
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
@@ -210,7 +215,7 @@ def test_distances_along_a_direction_are_the_crossings_at_training_points():
 
 
 def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whatever_their_label():
-    case = _case("subspace")
+    case = _without_regions()
     for i, j in np.ndindex(len(case.networks.head), HELDOUT):
         network, x = Network(*(field[i] for field in case.networks)), case.data.heldout[j].astype(float)
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
