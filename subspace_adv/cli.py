@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, TextIO
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.progress import Display, count
@@ -30,7 +30,15 @@ app = App(
     suppress_keyboard_interrupt=False,  # it would say nothing
 )
 
-SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).")]
+
+def _path(_: type, tokens: Sequence[Token]) -> Path:
+    """A path; none is empty, as a shell variable that is not set would make it."""
+    if not tokens[0].value:
+        raise ValueError("the path is empty")
+    return Path(tokens[0].value)
+
+
+SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).", converter=_path)]
 Overrides = Annotated[
     str, Parameter(help="name=value sets a field; name=a,b or name=start:stop makes it an axis.", negative=())
 ]
@@ -38,7 +46,7 @@ TrainerName = Annotated[
     training.Trainer | None,
     Parameter(name="--trainer", help="What trains: fused or xla. By default fused, a kernel for CPUs, where it can."),
 ]
-Folder = Annotated[Path, Parameter(help="Results folder.")]
+Folder = Annotated[Path, Parameter(help="Results folder.", converter=_path)]
 
 
 @app.command(help_epilogue="Example: subspace-adv run sweeps/line.toml seed=0:100 init_scale=1,0.5 --out results/mine")
@@ -46,7 +54,7 @@ def run(
     sweep: SweepFile,
     /,
     *overrides: Overrides,
-    out: Annotated[Path | None, Parameter(name="--out")] = None,
+    out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
     trainer: TrainerName = None,
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
@@ -151,7 +159,9 @@ def plot(folder: Folder, /) -> None:
 
 
 @app.command(help_epilogue="Example: subspace-adv bench --json bench.json")
-def bench(*, trainer: TrainerName = None, json: Annotated[Path | None, Parameter(name="--json")] = None) -> None:
+def bench(
+    *, trainer: TrainerName = None, json: Annotated[Path | None, Parameter(name="--json", converter=_path)] = None
+) -> None:
     """Time training here: net-steps, operations and memory by problem and path, beside the machine's own peak.
 
     Parameters

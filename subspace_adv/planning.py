@@ -241,8 +241,10 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
         Of data on which training cannot do what it is meant to.
 
     Raises:
-        UserError: if that trainer cannot serve, or there is no device.
+        UserError: if that trainer cannot serve, there is no device, or what is given is no sweep.
     """
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"{sweep!r} is no Sweep; Sweep.from_toml reads one from a file")
     warn_of_pitfalls(sweep)
     return cut(sweep, trainer, device)
 

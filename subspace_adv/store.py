@@ -101,10 +101,16 @@ class Store:
             raise UserError(f"{folder}: of format {made_by}; this version reads format {FORMAT}")
         if manifest.pop("digest", None) != sha256(json.dumps(manifest).encode()):
             raise damaged
-        sweep = Sweep.from_toml(folder / _SWEEP)
-        if sha256((folder / _SWEEP).read_bytes()) != manifest["sweep"]:
-            raise UserError(f"{folder / _SWEEP}: was changed since the run; restore it, or move the folder away")
-        return cls(folder, sweep, manifest)
+        file = folder / _SWEEP
+        try:
+            change = "" if sha256(file.read_bytes()) == manifest["sweep"] else "changed"
+        except FileNotFoundError:
+            change = "removed"
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+        if change:
+            raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
+        return cls(folder, Sweep.from_toml(file), manifest)
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan) -> Self:

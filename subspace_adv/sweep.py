@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -69,7 +69,7 @@ class Sweep(Table, frozen=True):
         document = _read(path)
         document.setdefault("name", path.stem)
         _check_tables(document, path)
-        overridden = _override(document, [overrides] if isinstance(overrides, str) else overrides)
+        overridden = _override(document, _texts(overrides))
 
         def source(leaf: str) -> str:
             return "command line" if leaf in overridden else str(path)
@@ -156,6 +156,16 @@ def _check_tables(document: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: {name} = {brief(content)}: must be a table, [{name}]")
 
 
+def _texts(overrides: Any) -> list[str]:
+    """The overrides, each a text."""
+    if isinstance(overrides, str):
+        return [overrides]
+    texts = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    if isinstance(overrides, Mapping) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f'overrides: write texts such as ["seed=0:20"], not {brief(overrides)}')
+    return texts
+
+
 def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
     """Write overrides into the document; returns the names they set."""
     names = set()
@@ -240,6 +250,8 @@ def _reason(error: ValidationError) -> str:
         return "must be letters, digits, '_', '-' and '.', as it names a folder"
     if kind == "int_type":
         hint = f"; did you mean {round(given)}?" if isinstance(given, float) and math.isfinite(given) else ""
+        if isinstance(given, str) and ":" in given:
+            hint = ", or as an axis a range start:stop of those from 0 on"
         return f"must be a whole number{hint}"
     plain = {"float_type": "must be a number", "string_type": "must be text", "tuple_type": "must be a list"}
     message = detail["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")

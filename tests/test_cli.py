@@ -177,7 +177,21 @@ def test_a_folder_whose_sweep_was_changed(tmp_path, command, verb):
     resolved.write_text(resolved.read_text().replace("max_steps = 30", "max_steps = 40"))
     assert_refused(command(*arguments), f"{resolved}: was changed since the run")
     resolved.write_text("[network")
-    assert_refused(command(*arguments), f"{resolved}: not valid TOML")
+    assert_refused(command(*arguments), f"{resolved}: was changed since the run")
+    resolved.unlink()
+    assert_refused(command(*arguments), f"{resolved}: was removed since the run; restore it, or move the folder away")
+    resolved.mkdir()
+    where = tmp_path / "out: cannot hold results" if verb == "run" else f"{resolved}: cannot be read"
+    assert_refused(command(*arguments), f"{where}: Is a directory")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", ""), ("plan", ""), ("status", ""), ("plot", ""), ("run", "a.toml", "--out", ""), ("bench", "--json", "")],
+)
+def test_an_empty_path_is_no_folder_of_the_user(command, arguments):
+    """As a variable of the shell that is not set; it would be the folder one is in."""
+    assert_refused(command(*arguments), "the path is empty")
 
 
 def test_plan(tmp_path, command):

@@ -186,6 +186,12 @@ def test_bytes_are_those_of_the_arrays():
     assert planned.bytes == expected
 
 
+def test_what_is_no_sweep_is_refused():
+    for given in ("sweeps/line.toml", None):
+        with pytest.raises(UserError, match=r"is no Sweep; Sweep.from_toml reads one from a file"):
+            plan(given)  # pyright: ignore[reportArgumentType]
+
+
 def test_steps_are_summed_over_the_cells():
     assert plan(read("[axes]\nmax_steps = [10, 30]\nwidth = [3, 5]\nseed = [0, 1, 2]\n")).max_net_steps == 240
 

@@ -645,7 +645,7 @@ def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):
         for call in ((Store.open, folder), (Store.create, folder, planned)):
             assert refusal(*call).startswith(f"{path}: ")
     path.unlink()
-    assert refusal(Store.open, folder).startswith(f"{path}: no such file")
+    assert refusal(Store.open, folder).startswith(f"{path}: was removed")
 
 
 def test_indices_are_packed_without_loss():

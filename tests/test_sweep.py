@@ -74,6 +74,8 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "bool for a number": ("[network]\ninit_scale = true\n", (), ("FILE: network.init_scale = True: must be a number",)),
     "date for a number": ("", ("init_scale=2020-01-01",), ("command line: network.init_scale = ", "must be a number")),
+    "range with a step": ("", ("seed=0:4:2",), ("command line: ", "'0:4:2': must be a whole number", "start:stop")),
+    "range from below 0": ("", ("seed=-1:3",), ("command line: ", "'-1:3': must be a whole number", "from 0 on")),
     "list for a scalar": ("[network]\nwidth = [5]\n", (), ("FILE: network.width = [5]: must be a whole number",)),
     "list for a scalar on an axis": (
         "[axes]\nwidth = [[5]]\n",
@@ -361,6 +363,16 @@ def test_overrides():
     assert read(text, "learning_rate=1e-3").training.learning_rate == 1e-3
     assert read(text, "learning_rate=1").training.learning_rate == 1.0
     assert axes("init_scale=.5,1.")["init_scale"] == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("overrides", [None, 5, [5], ["seed=1", None], {"seed": "0:5"}])
+def test_overrides_are_texts(tmp_path, overrides):
+    with pytest.raises(UserError, match=r'overrides: write texts such as \["seed=0:20"\], not '):
+        Sweep.from_toml(write(tmp_path, ""), overrides)
+
+
+def test_overrides_of_any_iterable_are_read(tmp_path):
+    assert Sweep.from_toml(write(tmp_path, ""), (f"seed=0:{stop}" for stop in [3])).axes["seed"] == (0, 1, 2)
 
 
 @pytest.mark.parametrize("path", READY_MADE, ids=lambda path: path.stem)
