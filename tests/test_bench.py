@@ -27,6 +27,7 @@ def no_cache_changes():
     jax.config.update("jax_enable_compilation_cache", before)
 
 
+@pytest.mark.slow
 def test_a_run_reports_every_pair(no_cache_changes, capsys):
     paths = [path for path in TINY.steps if path in bench.paths()]
     done = bench.run([(TINY, path) for path in paths], rounds=1)

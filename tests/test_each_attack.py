@@ -163,9 +163,8 @@ def _well(rng: np.random.Generator, x: np.ndarray, goal: np.ndarray) -> Network:
     return Network(np.tile(across, (3, 1)), biases, heads, 0.6 * ridges)
 
 
-@pytest.mark.parametrize(
-    "attack", [pytest.param(attacks.fmn_attack, marks=pytest.mark.slow), attacks.minimal_norm_attack]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [attacks.fmn_attack, attacks.minimal_norm_attack])
 def test_a_flip_that_no_other_start_finds_is_found_toward_a_point(attack, x64):
     rng = np.random.default_rng(1)
     x, goals = rng.standard_normal((2, 12, 6))

@@ -50,7 +50,7 @@ CASES = [
     pytest.param(("fused", "gd"), marks=pytest.mark.slow),
     ("fused", "momentum"),
     pytest.param(("xla", "momentum"), marks=pytest.mark.slow),
-    ("xla", "sgd"),
+    pytest.param(("xla", "sgd"), marks=pytest.mark.slow),
     ("xla", "adam"),
 ]
 # What is trained of a network, and the settings that say so.

@@ -375,6 +375,7 @@ def test_a_boundary_out_of_sight_is_not_drawn() -> None:
     assert len([c for c in ax.collections if isinstance(c, ContourSet)]) == 1  # the shares
 
 
+@pytest.mark.slow
 def test_a_results_folder_is_drawn_into_its_figures(tmp_path: Path) -> None:
     small = {"network": {"width": WIDTH}, "training": {"max_steps": 20}, "measure": {"regions": ("off",)}}
     run(Sweep.model_validate({"name": "small", **small, "axes": {"seed": (0, 1), "init_scale": (1.0, 0.5)}}), tmp_path)

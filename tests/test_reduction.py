@@ -100,6 +100,7 @@ def test_training_in_coordinates_of_the_span_is_training_in_all(optimizer, stand
     assert apart(start, ambient) > 0.1  # they did learn
 
 
+@pytest.mark.slow
 def test_training_in_coordinates_of_the_span_is_another_where_adam_is_refused(standard_promotion):
     """Were the comparison above blind, it would not see this."""
     axes = 'seed = [0, 1]\nweight_decay = [0]\noptimizer = ["adam"]\ninit = ["paper-code"]\nbasis = ["random"]\n'
@@ -179,7 +180,7 @@ CASES = [
     pytest.param("paper-code", 8, 4, marks=pytest.mark.slow),
     pytest.param("theory", 5, 12, marks=pytest.mark.slow),
     pytest.param("torch", 5, 3, marks=pytest.mark.slow),
-    ("torch", 4, 600),
+    pytest.param("torch", 4, 600, marks=pytest.mark.slow),
 ]
 
 

@@ -111,7 +111,8 @@ def test_a_run_killed_again_and_again_gets_there(tmp_path, whole):
     assert_resumes(tmp_path / "out", whole)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_tells_how_to_go_on(tmp_path, whole, signal_number):
     write(tmp_path, MANY)
     out = "it's my  results"

@@ -82,6 +82,7 @@ def test_networks_stop_where_float64_does_by_either_trainer():
     assert_alike(kernel, xla)
 
 
+@pytest.mark.slow
 def test_a_few_networks_stop_where_float64_does():
     exact = steps_in_float64(12, 0.02, 0.0)
     for trainer in ("xla",) if fused.unavailable() else ("xla", "fused"):
