@@ -172,7 +172,7 @@ def _families(basis: Basis) -> tuple[Family, ...]:
         Family(data(20, 4, 0), "paper-code", 40),
         Family(data(20, 4, 1), "paper-code", 32, init_scale=0.5, weight_decay=0.003),
         Family(data(20, 4, 2), "theory", 20),
-        Family(data(20, 4, 3), "paper-code", 25, init_scale=0.5),
+        Family(data(8, 3, 3), "paper-code", 25, init_scale=0.5),
         Family(data(4, 2, 4, "clusters"), "torch", 40),
     )
 
