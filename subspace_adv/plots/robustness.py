@@ -49,7 +49,7 @@ def robust_accuracies(dataset: xr.Dataset) -> Figure:
     for ax in grid[:, 0]:
         ax.set_ylabel("robust accuracy (%)")
     _legend(figure, grid[0, 0], len(shown) if len(regions) > 2 else 2)
-    note = f"solid: against the attack; dashed: certified; {_mean_over(dataset)}"
+    note = f"solid: attacked; dashed: certified; {_mean_over(dataset)}"
     headline(figure, dataset, "Training points that no perturbation up to ε flips", note)
     return figure
 
