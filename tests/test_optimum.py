@@ -359,7 +359,8 @@ def test_attack_is_near_the_optimum(name, compared):
     assert group.over_optimum("attack").min() >= 1 - 1e-7
     assert group.quantile("attack", 0.5) <= 1.001
     assert group.quantile("attack", 0.95) <= 1.02
-    assert group.quantile("attack", 1) <= 1.2  # a flip in a narrow cone may be missed, by processor
+    assert group.quantile("attack", 0.98) <= 1.05  # one flip in a narrow cone may be missed, by processor
+    assert group.quantile("attack", 1) <= 1.2
 
 
 @pytest.mark.slow
