@@ -17,7 +17,6 @@ from subspace_adv import attacks
 from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.network import Network
 
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 NORMS = ("l2", "linf", "l1")
 PAIRS, D, EACH = 8, 4, 60
 
@@ -155,7 +154,7 @@ def _certified(certificate: str, norm: str) -> np.ndarray:
     networks, x = _networks()
     uppers = np.array([1.5 * exact.distance(norm) for exact in _exact()])
     with jax.enable_x64(True):
-        return np.asarray(jax.jit(jax.vmap(one), compiler_options=QUICK)(reference.stacked(networks), x, uppers))
+        return np.asarray(jax.jit(jax.vmap(one))(reference.stacked(networks), x, uppers))
 
 
 @functools.cache

@@ -16,7 +16,6 @@ from subspace_adv.network import Network
 from subspace_adv.subspace import from_directions
 
 DTYPES = [np.float64, np.float32]
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 # What the bounds may give away: over the rounding allowance at the widths below, relative to the terms' sizes.
 SLACK = {np.float64: 4e-11, np.float32: 2e-5}
 PADDED = 64
@@ -164,7 +163,7 @@ def _attack_once(region: str, dtype: type, restarts: int) -> attacks.AttackResul
 def _attack(region: str, dtype: type, restarts: int) -> Callable[[Network, np.ndarray], attacks.AttackResult]:
     """The attack on a batch of networks and points, compiled once."""
     attack = functools.partial(attacks.minimal_norm_attack, region=_basis(region).astype(dtype), restarts=restarts)
-    compiled = jax.jit(jax.vmap(lambda network, x, key: attack(network, x, key=key)), compiler_options=QUICK)
+    compiled = jax.jit(jax.vmap(lambda network, x, key: attack(network, x, key=key)))
 
     def run(networks: Network, x: np.ndarray) -> attacks.AttackResult:
         networks, x = jax.tree.map(lambda a: a.astype(dtype), (networks, x))
@@ -263,7 +262,7 @@ def test_attack_finds_a_narrow_cone_far_beyond_all_kinks(norm):
         return attacks.minimal_norm_attack(network, jnp.zeros(3), jnp.eye(3), norm=norm, key=key)
 
     with jax.enable_x64(True):
-        found = jax.jit(jax.vmap(attack), compiler_options=QUICK)(networks, jax.random.split(jax.random.key(0), 24))
+        found = jax.jit(jax.vmap(attack))(networks, jax.random.split(jax.random.key(0), 24))
     along_the_cone = 159.5 * np.array([np.linalg.norm(weight[0], ORDER[norm]) for weight in turned])
     assert (np.asarray(found.distance) <= 1.01 * along_the_cone).all()
 

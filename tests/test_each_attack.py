@@ -14,7 +14,6 @@ from subspace_adv import attacks, measures
 from subspace_adv.attacks import fmn
 from subspace_adv.network import Network
 
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 RANDOM, TRAINED, WIDTH = 16, 8, 12
 DIMS = {"l2": 5, "linf": 3, "l1": 4}
 QUICK_AND_SLOW = ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]
@@ -73,7 +72,7 @@ def _attacked(name: str, norm: str) -> attacks.AttackResult:
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), len(x))
         attack = functools.partial(getattr(attacks, f"{name}_attack"), region=jnp.eye(DIMS[norm]), norm=norm)
-        run = jax.jit(jax.vmap(lambda network, point, key: attack(network, point, key=key)), compiler_options=QUICK)
+        run = jax.jit(jax.vmap(lambda network, point, key: attack(network, point, key=key)))
         return jax.tree.map(np.asarray, run(networks, x, keys))
 
 
@@ -111,7 +110,7 @@ def test_the_shortest_flip_of_both_attacks_is_taken(x64):
         of_fmn = attacks.fmn_attack(network, point, steps=10, **effort)
         return [best.distance, of_fmn.distance, attacks.fab_attack(network, point, steps=5, **effort).distance]
 
-    run, keys = jax.jit(jax.vmap(three), compiler_options=QUICK), jax.random.split(jax.random.key(0), RANDOM + TRAINED)
+    run, keys = jax.jit(jax.vmap(three)), jax.random.split(jax.random.key(0), RANDOM + TRAINED)
     best, of_fmn, of_fab = map(np.asarray, run(*_victims("l1"), keys))
     np.testing.assert_allclose(best, np.minimum(of_fmn, of_fab), rtol=1e-12)
     assert (of_fmn < 0.999 * of_fab).any() and (of_fab < 0.999 * of_fmn).any()
@@ -174,7 +173,7 @@ def test_a_flip_that_no_other_start_finds_is_found_toward_a_point(attack, x64):
     def run(network: Network, point: jax.Array, toward: jax.Array, key: jax.Array) -> attacks.AttackResult:
         return attack(network, point, region, steps=12, restarts=8, key=key, toward=toward)
 
-    run = jax.jit(jax.vmap(run), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(run))
     keys = jax.random.split(jax.random.key(0), len(goals))
     found = run(networks, x, goals, keys)
     assert np.mean(found.distance < np.linalg.norm(goals - x, axis=1)) > 0.75

@@ -21,7 +21,6 @@ from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_bas
 from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Hyper, Recipe, trained_fields
 
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 RANDOM, TRAINED, WIDTH = 8, 8, 30
 ALL = ("off", "on", "full")
 
@@ -78,17 +77,17 @@ def measured(data: Data, networks: Network, regions: tuple = ALL) -> Measured:
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), data)
     with jax.enable_x64(True):
         one = functools.partial(measures.measure, recording=recording)
-        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)), compiler_options=QUICK)
+        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)))
         record = batched(networks, *wide, jax.random.split(jax.random.key(1), len(networks.head)))
         return Measured(data, networks, jax.tree.map(np.asarray, record))
 
 
 @functools.cache
-def _case(name: str) -> Measured:
-    return measured(DATA[name], networks_on(DATA[name]))
+def _case(name: str, regions: tuple = ALL) -> Measured:
+    return measured(DATA[name], networks_on(DATA[name]), regions)
 
 
-@pytest.fixture(params=["line", "codimension 0", pytest.param("subspace", marks=pytest.mark.slow)])
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "codimension 0")) for name in DATA])
 def case(request: pytest.FixtureRequest) -> Measured:
     return _case(request.param)
 
@@ -174,7 +173,7 @@ def test_codimension_0_has_no_perturbation_off_the_subspace():
 
 @pytest.mark.parametrize(("region", "basis"), [("off", "complement"), ("on", "basis")])
 def test_one_dimensional_regions_are_crossed_exactly(region, basis):
-    case = _case("line")
+    case = _case("line", ("off", "on"))
     direction = getattr(case.data.subspace, basis)[:, 0]
     lower, upper = (case.record[f"distance_{region}_l2_{side}"] for side in ("lower", "upper"))
     for at, network, x in case.each():
@@ -200,13 +199,8 @@ def drawn(case: Measured, i: int, network: Network, x: np.ndarray) -> np.ndarray
     return -np.sign(float(reference.output(network, x)) * reference.gradient(network, x) @ direction) * direction
 
 
-@functools.cache
-def _without_regions() -> Measured:
-    return measured(DATA["subspace"], networks_on(DATA["subspace"]), regions=())
-
-
 def test_distances_along_a_direction_are_the_crossings_at_training_points():
-    case = _without_regions()
+    case = _case("subspace", ())
     for (i, j), network, x in case.each():
         right = case.data.y[j] * reference.output(network, x) > 0
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
@@ -215,7 +209,7 @@ def test_distances_along_a_direction_are_the_crossings_at_training_points():
 
 
 def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whatever_their_label():
-    case = _without_regions()
+    case = _case("subspace", ())
     for i, j in np.ndindex(len(case.networks.head), HELDOUT):
         network, x = Network(*(field[i] for field in case.networks)), case.data.heldout[j].astype(float)
         for name, direction in (("universal", universal(case, network, x)), ("random", drawn(case, i, network, x))):
@@ -225,7 +219,7 @@ def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whateve
 
 def test_off_a_line_both_directions_are_the_one_there_is():
     """A crossing along either is one of the two rays; the shorter of both rays is the distance off the line."""
-    record = _case("line").record
+    record = _case("line", ("off", "on")).record
     assert (record["distance_off_l2_upper"] <= record["distance_random"] * (1 + 1e-9)).all()
     found = np.isfinite(record["distance_random"]) & (record["distance_random"] > 0)
     alike = np.isclose(record["distance_random"], record["distance_off_l2_upper"], rtol=1e-9)

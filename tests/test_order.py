@@ -23,7 +23,6 @@ from subspace_adv.measures import Recording
 from subspace_adv.network import Network
 from subspace_adv.subspace import axis_aligned, region_basis
 
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 BATCH, POINTS = 16, 3
 REGIONS = ("off", "on", "full")
 NORMS = ("linf", "l2", "l1")  # the shortest first
@@ -241,7 +240,7 @@ def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array)
 @functools.cache
 def _program(shape: Shape) -> Callable:
     subspace = axis_aligned(shape.d, shape.k)
-    return jax.jit(jax.vmap(functools.partial(_one, subspace)), compiler_options=QUICK)
+    return jax.jit(jax.vmap(functools.partial(_one, subspace)))
 
 
 class Batch(NamedTuple):

@@ -21,7 +21,6 @@ from subspace_adv.planning import plan, reduction
 from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import DataSettings, Sweep
 
-QUICK = {"xla_backend_optimization_level": 1}  # as the engine compiles what runs once a network
 LAWS = [*(pytest.param(law, marks=pytest.mark.slow) for law in ("paper-code", "theory")), "torch"]
 
 # On a line, the distances within the subspace are exact crossings, which compile fastest.
@@ -152,7 +151,7 @@ def test_where_the_reduction_is_exact_and_why():
     assert decided("adam", 0.1, **flat) == (False, "adam lets every weight off the span decay in its own way")
 
 
-@functools.partial(jax.jit, static_argnames="law", compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames="law")
 def drawn(seeds: jax.Array, width: jax.Array, basis: jax.Array, *, law: Law) -> tuple[Network, jax.Array, jax.Array]:
     """Fresh networks of a sweep in coordinates of the span, and their weights off it: canonical and ambient."""
 
@@ -255,7 +254,7 @@ def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
         subspace = Subspace(*map(np.asarray, in_ambient(data.subspace, span)))
         points = [a.astype(np.float64) @ span.basis.T for a in (data.x, data.heldout)]
         one = functools.partial(measures.measure, recording=program.recording)
-        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)), compiler_options=QUICK)
+        batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)))
         keys = jax.random.split(jax.random.key(1), 8)
         ambient = batched(networks, points[0], data.y.astype(np.float64), subspace, points[1], keys)
     assert set(ambient) == set(canonical) - {*Network._fields, "status", "steps"}
@@ -384,6 +383,7 @@ def test_no_array_of_a_compiled_l2_program_grows_with_the_ambient_dimension(regi
     assert largest(compiled) >= 10**6  # uniform weights do read the basis
 
 
+@pytest.mark.slow
 def test_a_million_ambient_dimensions_run_at_once(tmp_path):
     sweep = sized("paper-code", 3, 10**6, 2, BASE.replace("max_steps = 0", "max_steps = 5"))
     dataset = run(sweep, tmp_path)
