@@ -178,6 +178,18 @@ def test_steps_agree_with_float64(loss, momentum, has_bias, train_head):
             np.testing.assert_array_equal(found.params[i][untrained], given.params[i][untrained])
 
 
+@needs_kernel
+@pytest.mark.parametrize("momentum", [False, True])
+def test_rounding_errors_of_many_small_steps_do_not_add_up(momentum, instruction_set):
+    """Each step is a few units in the last place: plain sums would lose some 10⁻⁵ of what moves."""
+    given = networks(2, 5, 7, 2, momentum=momentum, learning_rate=3e-6, weight_decay=0.5, max_steps=10**6)
+    expected, _ = after(10_000, descend(given, 0, loss="logistic"))
+    found = advance(given, steps=10_000)
+    assert distance(flatten(expected), given.params[0]) > 0.01
+    error = distance(found.params[0], flatten(expected))
+    assert error < 1e-7, error
+
+
 SIZES = [(1, 1, 1), (1, 5, 2), (7, 7, 1), (100, 7, 1), (4, 25, 3), (5, 33, 4), (6, 40, 5), (3, 100, 10), (2, 3, 64)]
 
 

@@ -160,6 +160,25 @@ def test_programs_are_counted(trainer):
     assert planned.programs == len(distinct) == expected
 
 
+@pytest.mark.parametrize("optimizers", [("gd", "adam"), ("adam", "gd")])
+def test_adam_with_decay_trains_in_all_coordinates_wherever_it_stands_on_the_axis(optimizers):
+    text = """
+[data]
+kind = "subspace"
+ambient_dim = 5
+basis = "axis-aligned"
+[axes]
+weight_decay = [0.0, 0.1]
+"""
+    planned = plan(read(f"{text}optimizer = {list(optimizers)}"))
+    reduced = {}
+    for group in planned.groups:
+        for cell in group.cells:
+            decay, optimizer = (planned.sweep.column(leaf, cell) for leaf in ("weight_decay", "optimizer"))
+            reduced[str(optimizer), float(decay) > 0] = group.program.reduced
+    assert reduced == {("gd", False): True, ("gd", True): True, ("adam", False): True, ("adam", True): False}
+
+
 def test_data_depend_on_the_axes_of_their_table_alone():
     sweep = read('[data]\nsamples = 4\n[axes]\nseed = [0, 1]\nkind = ["subspace", "line"]\ndata_seed = [5, 6]\n')
     assert data_leaves(sweep) == ("kind", "data_seed")
