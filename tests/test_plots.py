@@ -194,7 +194,10 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
         networks = distance.median("point").sel(init_scale=scale).transpose("weight_decay", "seed").values
         ends = [segment[:, 1] for segment in bars[0].get_segments() if len(segment)]
         np.testing.assert_allclose(ends, [median_interval(arm)[1:] for arm in networks if np.isfinite(arm).any()])
-    np.testing.assert_array_equal(by_scale.containers[0].lines[0].get_xdata(), [0.5, 1.0])
+    for container, decay in zip(by_scale.containers, REMEDIES["weight_decay"], strict=True):
+        expected = medians.sel(weight_decay=decay, init_scale=[0.5, 1.0]).values  # in the order of x
+        np.testing.assert_array_equal(container.lines[0].get_xdata(), [0.5, 1.0])
+        np.testing.assert_allclose(container.lines[0].get_ydata(), np.where(np.isinf(expected), np.nan, expected))
 
 
 def test_a_sweep_without_seeds_has_no_intervals_and_names_what_it_holds_fixed() -> None:
