@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks import Norm, Slice, around, dual_length, prepared, rounding_allowance, steepest
+from subspace_adv.attacks import Slice, around, prepared, rounding_allowance
 from subspace_adv.network import Network
+from subspace_adv.norms import NORMS, dual_length, steepest
 
 _NEWTON_STEPS = 16
 _CROWN_STEPS = 24  # what is certified is sound wherever they end
@@ -16,7 +17,7 @@ _TIGHTENED = 16  # neurons, and an eighth of all; the others' chords lose little
 _LEAST_Q = 2.0**-20
 
 
-def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2") -> jax.Array:
+def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm: str = "l2") -> jax.Array:
     """Largest radius that the kink bound certifies (F7 in docs/theory.md).
 
     With s = sign N(x), no perturbation in the region of norm up to r flips x if
@@ -73,7 +74,7 @@ class _Search(NamedTuple):
 
 
 def crown_certificate(
-    network: Network, x: jax.Array, region: jax.Array, *, norm: Norm = "l2", upper: jax.Array
+    network: Network, x: jax.Array, region: jax.Array, *, norm: str = "l2", upper: jax.Array
 ) -> jax.Array:
     """Radius certified by linear bounds on every ReLU, tightened where flips can be (F8 in docs/theory.md).
 
@@ -156,7 +157,7 @@ def _line(rays: Slice, low: jax.Array, high: jax.Array, slopes: jax.Array) -> tu
 
 
 def _within_cap(
-    rates: jax.Array, reach: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: Norm
+    rates: jax.Array, reach: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: str
 ) -> tuple[jax.Array, jax.Array]:
     """How far linear functions can fall and rise over a cap of a ball, {‖c‖ ≤ r, toward·c ≤ −height}.
 
@@ -176,7 +177,7 @@ def _within_cap(
     Returns:
         Both (k,), not below the true ones by more than some ulps of r·reach.
     """
-    if norm == "l2":
+    if NORMS[norm].is_euclidean:
         # The root of a difference of squares magnifies rounding, so the allowance is made before it.
         beside = jnp.maximum(reach**2 + rounding_allowance(reach**2, len(reach)) - falls**2, 0)
         rim = jnp.sqrt((r - height) * (r + height)) * jnp.sqrt(beside)

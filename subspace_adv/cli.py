@@ -18,7 +18,8 @@ from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.progress import Display, count
-from subspace_adv.sweep import Sweep, UserError, brief, nearest
+from subspace_adv.rows import nearest
+from subspace_adv.sweep import Sweep, UserError, brief
 
 app = App(
     name="subspace-adv",

@@ -10,9 +10,7 @@ from jax import random
 
 from subspace_adv.attacks import (
     AttackResult,
-    Norm,
     descent_distance,
-    length,
     line_distance,
     minimal_norm_attack,
     random_direction,
@@ -21,6 +19,7 @@ from subspace_adv.attacks import (
 from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.data import HELDOUT
 from subspace_adv.network import Network, input_gradient, output, preactivations
+from subspace_adv.norms import NORMS, length
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
 
@@ -31,7 +30,7 @@ class Recording(NamedTuple):
     """What to record: static under jit."""
 
     regions: tuple[Region, ...]
-    norms: tuple[Norm, ...]
+    norms: tuple[str, ...]
     attack_steps: int
     restarts: int
     loss: Loss
@@ -57,7 +56,7 @@ _REGION_WORDS = {
 }
 
 
-def variables(regions: tuple[Region, ...], norms: tuple[Norm, ...]) -> dict[str, Variable]:
+def variables(regions: tuple[Region, ...], norms: tuple[str, ...]) -> dict[str, Variable]:
     """Registry of what `measure` returns, by name."""
     table = {
         "loss": Variable(False, "nat", "training loss, averaged over the points, without the weight penalty"),
@@ -176,16 +175,15 @@ def measure(
 
 def _brackets(
     network: Network, x: jax.Array, subspace: Subspace, universal: AttackResult, key: jax.Array, recording: Recording
-) -> dict[tuple[Region, Norm], tuple[jax.Array, jax.Array]]:
+) -> dict[tuple[Region, str], tuple[jax.Array, jax.Array]]:
     """Lower and upper distances (n,) of every point by region and norm.
 
     A perturbation found in one norm is one in the others too, at its length there; one off or on the subspace is
     one in the full space; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
     distances.
     """
-    shortest_first = {"linf": 0, "l2": 1, "l1": 2}
-    norms = sorted(recording.norms, key=lambda norm: shortest_first[norm])
-    brackets: dict[tuple[Region, Norm], tuple[jax.Array, jax.Array]] = {}
+    norms = sorted(recording.norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
+    brackets: dict[tuple[Region, str], tuple[jax.Array, jax.Array]] = {}
     for region in sorted(recording.regions, key=("off", "on", "full").index):
         basis = region_basis(subspace, region)
         found = {norm: bracket(network, x, basis, key, recording, norm) for norm in norms}
@@ -196,7 +194,7 @@ def _brackets(
             # The universal direction is a direction off the subspace, for the full space as well.
             others += [universal] if region != "on" else []
             uppers[norm] += [_length(other, norm) for other in others]
-            if norm == "l2" and region != "on":
+            if NORMS[norm].is_euclidean and region != "on":
                 uppers[norm].append(universal.distance)
             if region == "full":
                 uppers[norm] += [brackets[part, norm][1] for part in ("off", "on") if (part, norm) in brackets]
@@ -208,13 +206,13 @@ def _brackets(
     return brackets
 
 
-def _length(attack: AttackResult, norm: Norm) -> jax.Array:
+def _length(attack: AttackResult, norm: str) -> jax.Array:
     """Length of perturbations (n, d) in a norm, rounded up; inf where the attack failed."""
     return jnp.where(attack.is_adv, length(attack.delta, norm) * (1 + 2.0**-40), jnp.inf)
 
 
 def bracket(
-    network: Network, x: jax.Array, region: jax.Array, key: jax.Array, recording: Recording, norm: Norm
+    network: Network, x: jax.Array, region: jax.Array, key: jax.Array, recording: Recording, norm: str
 ) -> tuple[jax.Array, AttackResult]:
     """Distances to a flip of every point within a region, from below and above.
 

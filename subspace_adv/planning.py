@@ -12,10 +12,12 @@ from subspace_adv.datasets import DATA_LEAVES, data_settings, data_shape
 from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
+from subspace_adv.norms import NORMS
 from subspace_adv.pitfalls import warn_of_pitfalls
+from subspace_adv.rows import nearest
 from subspace_adv.settings import resolved_trainable
 from subspace_adv.subspace import region_dim
-from subspace_adv.sweep import DataSettings, Sweep, UserError, nearest
+from subspace_adv.sweep import DataSettings, Sweep, UserError
 from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
 
 _PROGRAM_LEAVES = (*DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
@@ -48,7 +50,7 @@ class Program(NamedTuple):
     @property
     def canonical(self) -> bool:
         """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
-        return self.recording.norms == ("l2",)
+        return all(NORMS[norm].is_euclidean for norm in self.recording.norms)
 
     @property
     def measured_coordinates(self) -> int:

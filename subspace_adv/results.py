@@ -15,9 +15,10 @@ from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
+from subspace_adv.rows import nearest
 from subspace_adv.settings import LISTS, TABLE_OF, resolved_trainable
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import DataSettings, Sweep, UserError, brief, nearest
+from subspace_adv.sweep import DataSettings, Sweep, UserError, brief
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator
 
 from subspace_adv import data, network, training
-from subspace_adv.attacks import Norm
+from subspace_adv.norms import NORMS
 from subspace_adv.subspace import Region
 
 
@@ -56,7 +56,9 @@ _BelowOne = Annotated[
 _Count = Annotated[int, Field(ge=1, le=2**24)]
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _Regions = Annotated[tuple[Region, ...], _as_tuple, Field(min_length=1), AfterValidator(distinct)]
-_Norms = Annotated[tuple[Norm, ...], _as_tuple, Field(min_length=1), AfterValidator(distinct)]
+_Norms = Annotated[
+    tuple[Annotated[str, PlainValidator(NORMS.name)], ...], _as_tuple, Field(min_length=1), AfterValidator(distinct)
+]
 
 
 class Table(BaseModel, frozen=True, extra="forbid", strict=True):

@@ -27,7 +27,8 @@ from subspace_adv.manifest import (
     unpack,
 )
 from subspace_adv.planning import Plan
-from subspace_adv.sweep import Sweep, UserError, nearest
+from subspace_adv.rows import nearest
+from subspace_adv.sweep import Sweep, UserError
 
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
 _ARRAYS, _SEAL, _PARTIAL = "arrays", "seal.json", ".partial"  # in a chunk's folder; its name until it is whole

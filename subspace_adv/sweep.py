@@ -1,6 +1,5 @@
 """The sweep file: tables, axes, overrides, and messages a user can act on."""
 
-import difflib
 import itertools
 import math
 import re
@@ -15,6 +14,8 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from subspace_adv import data
+from subspace_adv.norms import NORMS
+from subspace_adv.rows import near, nearest
 from subspace_adv.settings import (
     LISTS,
     READ_WHERE,
@@ -140,8 +141,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _near_files(path: Path) -> str:
     """A hint naming the sweep files that a missing one may be mistaken for, or some that are there."""
     stems = sorted(file.stem for file in path.parent.glob("*.toml"))
-    if near := _near(path.stem, stems):
-        return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in near)}?"
+    if close := near(path.stem, stems):
+        return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in close)}?"
     return f"; there: {', '.join(f'{stem}.toml' for stem in stems[:10])}{', …' * (len(stems) > 10)}" if stems else ""
 
 
@@ -336,7 +337,7 @@ def _check_combinations(sweep: Sweep, source: Any) -> None:
 
 def _check_norms(sweep: Sweep, source: Any) -> None:
     """Norms other than L2 need regions whose coordinates have the norm of the perturbation."""
-    rotated = [norm for norm in sweep.measure.norms if norm != "l2"]
+    rotated = [norm for norm in sweep.measure.norms if not NORMS[norm].is_euclidean]
     if not rotated or "subspace" not in sweep.values("kind") or "random" not in sweep.values("basis"):
         return
     leaves = ("subspace_dim", "ambient_dim")
@@ -361,25 +362,3 @@ def brief(value: Any) -> str:
     """A value as messages show it: its first characters where there are many."""
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 60 else f"{text[:40]} …"
-
-
-def nearest(name: str, known: Iterable[str], *, otherwise_all: bool = True) -> str:
-    """A hint naming the known names nearest to a mistyped one, or all of them where none is near."""
-    known = sorted(known)
-    if near := _near(name, known):
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; known: {', '.join(known)}" if known and otherwise_all else ""
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    """The names most like a mistyped one, as a whole or in a part such as the scale of init_scale."""
-
-    def likeness(text: str) -> float:
-        return difflib.SequenceMatcher(None, text.casefold(), name.casefold()).ratio()
-
-    wholes = {whole: likeness(whole) for whole in known}
-    parts = {whole: max(map(likeness, re.split("[_-]", whole))) for whole in known}
-    best_whole, best_part = max(wholes.values(), default=0), max(parts.values(), default=0)
-    if best_whole >= max(best_part, 0.6):
-        return [next(whole for whole in known if wholes[whole] == best_whole)]
-    return [whole for whole in known if parts[whole] == best_part >= 0.75]

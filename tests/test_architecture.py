@@ -10,6 +10,7 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
+    ["rows", "norms"],
     ["fused", "subspace", "data", "network", "training"],
     ["attacks", "certificates", "theory", "measures"],
     ["settings", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
@@ -19,7 +20,7 @@ LINES = [
 ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
-    "attacks": ["norms", "crossing", "universal", "fmn", "fab", "minimal_norm"],
+    "attacks": ["crossing", "universal", "fmn", "fab", "minimal_norm"],
     "engine": ["pinned", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],
 }

@@ -10,7 +10,7 @@ import pytest
 import reference
 from optimum import DUAL_ORDER, ORDER
 
-from subspace_adv import attacks, measures
+from subspace_adv import attacks, measures, norms
 from subspace_adv.attacks import fmn
 from subspace_adv.network import Network
 
@@ -137,7 +137,7 @@ def test_a_run_goes_on_where_the_linear_output_is_zero(norm):
     rays = attacks.Slice(np.full(12, 9, np.float32), weight, head[:, 0], np.float32(1 - 9 * head[:, 0].sum()))
     gradient = head[:, 0] @ weight
     distance = 1 / np.linalg.norm(gradient, DUAL_ORDER[norm])
-    start = -0.5 * distance * np.asarray(attacks.steepest(gradient, norm))[None]
+    start = -0.5 * distance * np.asarray(norms.steepest(gradient, norm))[None]
     none = fmn._Flips(jnp.zeros((1, 6)), jnp.full(1, jnp.inf))
     found = fmn._search(rays, start, none, jnp.ones(1), norm, 4, (1.0, 0.2), (0.1, 0.02))
     assert found.sizes[0] == pytest.approx(distance, rel=0.03)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from optimum import DUAL_ORDER, ORDER
 
-from subspace_adv.attacks import norms
+from subspace_adv import norms
 
 NORMS = ("l2", "linf", "l1")
 

@@ -10,7 +10,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import reference
 from optimum import ORDER, Optimum, least_flip
 from reference import Ray
 
-from subspace_adv import attacks, training
+from subspace_adv import training
 from subspace_adv.data import Basis, Labels
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, bracket
@@ -147,7 +147,6 @@ GROUPS = {
     f"{norm} {region}": Group(norm, region, "random" if norm == "l2" else "axis-aligned", pairs)
     for (norm, each), region in itertools.product([("l2", 64), ("linf", 60), ("l1", 60)], [*REGIONS, "line"])
     for pairs in [16 if region == "line" else each]
-    if norm in get_args(attacks.Norm)
 }
 
 

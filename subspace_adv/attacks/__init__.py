@@ -19,27 +19,22 @@ from subspace_adv.attacks.crossing import (
 from subspace_adv.attacks.fab import fab_attack
 from subspace_adv.attacks.fmn import fmn_attack
 from subspace_adv.attacks.minimal_norm import minimal_norm_attack
-from subspace_adv.attacks.norms import Norm, dual_length, length, steepest
 from subspace_adv.attacks.universal import descent_distance, random_direction, universal_attack, universal_direction
 
 __all__ = [
     "AttackResult",
     "Crossing",
-    "Norm",
     "Slice",
     "around",
     "descent_distance",
-    "dual_length",
     "fab_attack",
     "first_crossing",
     "fmn_attack",
-    "length",
     "line_distance",
     "minimal_norm_attack",
     "prepared",
     "random_direction",
     "rounding_allowance",
-    "steepest",
     "universal_attack",
     "universal_direction",
 ]

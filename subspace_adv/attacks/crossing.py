@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks.norms import Norm, check_norm, dual_length, length, unit
 from subspace_adv.network import Network, output, preactivations
+from subspace_adv.norms import NORMS, dual_length, length, unit
 
 _TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
 # With a few inputs, XLA on CPU runs products written out as one pass of vector code.
@@ -107,7 +107,7 @@ class Slice(NamedTuple):
         hidden = self.preactivations(c)
         return self.value_of(hidden), self.gradient_of((hidden > 0).astype(c.dtype))
 
-    def farthest_kink(self, norm: Norm) -> jax.Array:
+    def farthest_kink(self, norm: str) -> jax.Array:
         """Least radius within which every ReLU that varies can change its state."""
         speed = dual_length(self.rates, norm)
         return jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0))
@@ -118,7 +118,7 @@ class Slice(NamedTuple):
 
 
 def prepared(
-    network: Network, x: jax.Array, region: jax.Array, norm: Norm = "l2"
+    network: Network, x: jax.Array, region: jax.Array, norm: str = "l2"
 ) -> tuple[Network, jax.Array, jax.Array]:
     """A network, a point and a basis, of NumPy or JAX, as JAX arrays of one type.
 
@@ -131,7 +131,7 @@ def prepared(
     Raises:
         ValueError: if the norm is unknown, or the region is no basis of directions at x.
     """
-    check_norm(norm)
+    NORMS[norm]  # an unknown one is refused
     if isinstance(region, str):
         raise ValueError(f"region {region!r}: give a basis (d, r), which subspace.region_basis makes of this word")
     if region.ndim != 2 or (len(region),) != x.shape:
@@ -157,7 +157,7 @@ class AttackResult(NamedTuple):
     is_adv: jax.Array  # (), bool
 
 
-def crossings(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) -> tuple[jax.Array, Crossing]:
+def crossings(rays: Slice, region: jax.Array, directions: jax.Array, norm: str) -> tuple[jax.Array, Crossing]:
     """First zeros along several rays.
 
     Args:
@@ -175,7 +175,7 @@ def crossings(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm)
     return coordinates, jax.vmap(rays.crossing)(coordinates)
 
 
-def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) -> tuple[jax.Array, AttackResult]:
+def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: str) -> tuple[jax.Array, AttackResult]:
     """The least perturbation that flips along any of some rays; arguments as in `crossings`.
 
     Returns:
@@ -193,7 +193,7 @@ def shortest(rays: Slice, region: jax.Array, directions: jax.Array, norm: Norm) 
 
 
 def line_distance(
-    network: Network, x: jax.Array, direction: jax.Array, norm: Norm = "l2"
+    network: Network, x: jax.Array, direction: jax.Array, norm: str = "l2"
 ) -> tuple[jax.Array, AttackResult]:
     """Exact distance to a flip of x along the line spanned by a vector, both ways.
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
-from subspace_adv.attacks.norms import Norm, dual_length, length, steepest
 from subspace_adv.network import Network
+from subspace_adv.norms import dual_length, length, steepest
 
 _OVERSHOOT = 1.05
 _BACKWARD = 0.9
@@ -17,7 +17,7 @@ def fab_attack(
     x: jax.Array,
     region: jax.Array,
     *,
-    norm: Norm = "l2",
+    norm: str = "l2",
     steps: int = 40,
     restarts: int = 1,
     key: jax.Array | None = None,
@@ -34,7 +34,7 @@ def fab_attack(
     return result
 
 
-def fab_directions(rays: Slice, *, norm: Norm, steps: int) -> jax.Array:
+def fab_directions(rays: Slice, *, norm: str, steps: int) -> jax.Array:
     """The best flip that `fab_attack` meets around a point, or where it ends without, (1, r)."""
     dtype = rays.z.dtype
     rays = jax.tree.map(lambda a: a.astype(jnp.float32), rays)

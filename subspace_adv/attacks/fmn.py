@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import random
 
 from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
-from subspace_adv.attacks.norms import Norm, dual_length, length, project, steepest, unit
 from subspace_adv.network import Network, key_of
+from subspace_adv.norms import NORMS, dual_length, length, project, steepest, unit
 
 _RADII = 6  # at which a ray is evaluated to see where it crosses, about
 _LEAST_RADIUS = 1e-6  # of the largest
@@ -16,7 +16,7 @@ _START = 2.0  # times the nearest crossing of all rays, at most, is where runs b
 _FAR_RAYS, _FAR_KEPT, _FAR_STEPS = 64, 4, 8  # of the search beyond all kinks
 _FAR = 8.0  # times the farthest kink
 # Gradient steps of the two rounds, first and last, relative to the start; and the most that the radius changes in one.
-_FIRST: dict[Norm, tuple[float, float]] = {"l2": (1.0, 0.2), "linf": (0.7, 0.2), "l1": (1.0, 0.2)}
+_FIRST, _FIRST_IN_A_CUBE = (1.0, 0.2), (0.7, 0.2)
 _FIRST_RATE, _SECOND, _SECOND_RATE = (0.1, 0.02), (0.4, 0.01), (0.1, 0.001)
 _BLUR = 0.2  # of a step: within this distance of its kink, a ReLU counts as partly on in L∞
 _FINALISTS = 2  # the shortest flips met, whose rays are crossed exactly
@@ -27,7 +27,7 @@ def fmn_attack(
     x: jax.Array,
     region: jax.Array,
     *,
-    norm: Norm = "l2",
+    norm: str = "l2",
     steps: int = 56,
     restarts: int = 32,
     key: jax.Array,
@@ -65,7 +65,7 @@ def fmn_attack(
 
 
 def fmn_directions(
-    rays: Slice, *, norm: Norm, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
+    rays: Slice, *, norm: str, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
 ) -> jax.Array:
     """The best flips that `fmn_attack` meets around a point, and its nearest start, (k, r)."""
     dtype = rays.z.dtype
@@ -74,7 +74,8 @@ def fmn_directions(
     starts = _starts(rays, norm, restarts, ray_key, goal)
     none = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
     first_steps = -(-2 * steps // 5)
-    first = _search(rays, starts, none, jnp.ones_like(none.sizes), norm, first_steps, _FIRST[norm], _FIRST_RATE)
+    first_sizes = _FIRST_IN_A_CUBE if NORMS[norm].is_cubic else _FIRST
+    first = _search(rays, starts, none, jnp.ones_like(none.sizes), norm, first_steps, first_sizes, _FIRST_RATE)
 
     going_on, anew = -(-restarts // 6), -(-restarts // 12)
     best = _least(first.sizes, going_on)
@@ -105,7 +106,7 @@ def _least(values: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(-values, count)[1]
 
 
-def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
+def _starts(rays: Slice, norm: str, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
     """Where the runs begin, (restarts, r): where rays cross zero, but not much farther than the nearest does."""
     r = rays.rates.shape[1]
     margin, gradient = rays.value_and_gradient(jnp.zeros(r, jnp.float32))
@@ -113,10 +114,10 @@ def _starts(rays: Slice, norm: Norm, restarts: int, key: jax.Array, goal: jax.Ar
     informed = [-steepest(gradient, norm), -gradient, -rays.head @ rays.rates, far[0]]
     if goal is not None:
         informed.append(goal)
-    drawn = random.normal(key, (restarts if norm == "l1" else 2 * restarts, r), jnp.float32)
-    if norm == "linf":
+    drawn = random.normal(key, (restarts if NORMS[norm].is_taxicab else 2 * restarts, r), jnp.float32)
+    if NORMS[norm].is_cubic:
         drawn = jnp.where(jnp.arange(len(drawn))[:, None] % 2 == 0, jnp.sign(drawn), drawn)
-    if norm == "l1":
+    if NORMS[norm].is_taxicab:
         drawn = jnp.concatenate([drawn, _steepest_axes(rays, gradient, 4 * restarts)])
     directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
     speed, kink = dual_length(gradient, norm), rays.farthest_kink(norm)
@@ -191,7 +192,7 @@ def _search(
     starts: jax.Array,
     known: _Flips,
     scales: jax.Array,
-    norm: Norm,
+    norm: str,
     steps: int,
     step_sizes: tuple[float, float],
     rates: tuple[float, float],
@@ -205,14 +206,14 @@ def _search(
     """
     descent = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)))
     schedule = tuple(last + (first - last) * descent for first, last in (step_sizes, rates))
-    unit_step = scales * length(starts, "linf" if norm == "linf" else "l2")
+    unit_step = scales * length(starts, norm if NORMS[norm].is_cubic else "l2")
     reach = dual_length(rays.rates, norm)
 
     def move(carry: tuple, now: tuple) -> tuple[tuple, None]:
         c, bound, best = carry
         step, rate = now[0] * unit_step, now[1]
         hidden = rays.preactivations(c)
-        blurred = _blurred(hidden, _BLUR * step[:, None] * reach[None]) if norm == "linf" else (hidden > 0)
+        blurred = _blurred(hidden, _BLUR * step[:, None] * reach[None]) if NORMS[norm].is_cubic else (hidden > 0)
         margin, gradient = rays.value_of(hidden), rays.gradient_of(blurred.astype(hidden.dtype))
         size, slope = length(c, norm), dual_length(gradient, norm)
         better = (margin <= 0) & (size < best.sizes)
@@ -233,9 +234,9 @@ def _blurred(hidden: jax.Array, change: jax.Array) -> jax.Array:
     return jnp.clip(0.5 + hidden / (2 * width), 0, 1)
 
 
-def _downhill(gradient: jax.Array, norm: Norm) -> jax.Array:
+def _downhill(gradient: jax.Array, norm: str) -> jax.Array:
     """Along the gradients (k, r), as long as 1 in L2; in L∞ with every coordinate above the average as long as 1."""
-    if norm != "linf":
+    if not NORMS[norm].is_cubic:
         return unit(gradient, "l2")
     average = jnp.mean(jnp.abs(gradient), axis=-1, keepdims=True)
     return jnp.clip(gradient / jnp.where(average > 0, average, 1), -1, 1)

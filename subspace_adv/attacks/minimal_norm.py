@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from subspace_adv.attacks.crossing import AttackResult, around, prepared, shortest
 from subspace_adv.attacks.fab import fab_directions
 from subspace_adv.attacks.fmn import fmn_directions
-from subspace_adv.attacks.norms import Norm
 from subspace_adv.network import Network
 
 
@@ -15,7 +14,7 @@ def minimal_norm_attack(
     x: jax.Array,
     region: jax.Array,
     *,
-    norm: Norm = "l2",
+    norm: str = "l2",
     steps: int = 56,
     restarts: int = 32,
     key: jax.Array,

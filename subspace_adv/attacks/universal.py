@@ -6,8 +6,8 @@ import numpy as np
 from jax import random
 
 from subspace_adv.attacks.crossing import AttackResult, around, prepared, shortest
-from subspace_adv.attacks.norms import Norm, unit
 from subspace_adv.network import Network, chi_of_normal, output
+from subspace_adv.norms import unit
 
 
 def universal_direction(network: Network, region: jax.Array) -> jax.Array:
@@ -31,7 +31,7 @@ def universal_attack(
     x: jax.Array,
     region: jax.Array,
     *,
-    norm: Norm = "l2",
+    norm: str = "l2",
     steps: int = 0,
     restarts: int = 1,
     key: jax.Array | None = None,

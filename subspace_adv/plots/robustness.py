@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from subspace_adv.norms import NORMS
 from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, Panel, headline, panel_label, panels
 from subspace_adv.tables import (
     DIRECTIONS,
@@ -21,7 +22,6 @@ from subspace_adv.tables import (
 
 _SIZES = 101  # at which curves are drawn
 _REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
-_NORM_NAMES = {"l2": "$L_2$", "linf": r"$L_\infty$", "l1": "$L_1$"}
 _DIRECTION_COLOURS = {"universal": ORANGE, "random": BLUE}
 
 
@@ -44,7 +44,7 @@ def robust_accuracies(dataset: xr.Dataset) -> Figure:
             ax.fill_between(sizes, 100 * certified.mean, 100 * attacked.mean, color=colour, alpha=0.15, linewidth=0)
             ax.plot(sizes, 100 * certified.mean, color=colour, linewidth=1, linestyle="--")
             ax.plot(sizes, 100 * attacked.mean, color=colour, linewidth=1.6, label=panel_label(panel))
-        _finish(ax, sizes, f"size ε of the perturbation\n({_NORM_NAMES.get(norm, norm)} norm, input length)")
+        _finish(ax, sizes, f"size ε of the perturbation\n({NORMS[norm].symbol} norm, input length)")
         ax.set_title(_REGION_WORDS[region])
     for ax in grid[:, 0]:
         ax.set_ylabel("robust accuracy (%)")
