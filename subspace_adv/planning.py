@@ -13,12 +13,13 @@ from subspace_adv.devices import Device
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
 from subspace_adv.norms import NORMS
+from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.rows import nearest
 from subspace_adv.settings import resolved_trainable
 from subspace_adv.subspace import region_dim
 from subspace_adv.sweep import DataSettings, Sweep, UserError
-from subspace_adv.training import FUSED_OPTIMIZERS, SETTLING_STEPS, Recipe, Trainer, trained_fields
+from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer, trained_fields
 
 _PROGRAM_LEAVES = (*DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
 
@@ -202,15 +203,18 @@ def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tu
     shape = data_shape(settings)
     axis_aligned = settings.kind == "chessboard" or (settings.kind == "subspace" and settings.basis == "axis-aligned")
     whole = shape.span_dim == shape.ambient_dim
-    if optimizer != "adam":
+    off = OPTIMIZERS[optimizer].off
+    if off is OffPart.UNKNOWN:
+        return False, f"what {optimizer} does to weights off the span of the data is not known"
+    if off is OffPart.SCALED:
         return True, f"{optimizer} moves weights off the span of the data by decay alone"
     if not axis_aligned:
-        return False, "adam steps by coordinates, and the span of the data is not one of coordinate axes"
+        return False, f"{optimizer} steps by coordinates, and the span of the data is not one of coordinate axes"
     if whole:
         return True, "the data span the whole space"
     if weight_decay:
-        return False, "adam lets every weight off the span decay in its own way"
-    return True, "adam without decay leaves weights off the span of the data alone"
+        return False, f"{optimizer} lets every weight off the span decay in its own way"
+    return True, f"{optimizer} without decay leaves weights off the span of the data alone"
 
 
 def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:
@@ -224,7 +228,7 @@ def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) ->
         raise UserError(f"trainer {requested!r}: there is none of this name{nearest(str(requested), known)}")
     if requested == "xla":
         return "xla", "as requested"
-    why_not = None if optimizer in FUSED_OPTIMIZERS else f"the kernel does not know {optimizer}"
+    why_not = None if OPTIMIZERS[optimizer].in_kernel else f"the kernel does not know {optimizer}"
     why_not = fused.unavailable(device.platform) or why_not
     if why_not and requested:
         raise UserError(f"trainer {requested!r} cannot serve: {why_not}; leave the trainer out, or request 'xla'")
@@ -254,7 +258,9 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
 def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
     """As `plan`, without its warnings."""
     device = device or devices.local()
-    leaves = {*_PROGRAM_LEAVES, "weight_decay"} if "adam" in sweep.values("optimizer") else _PROGRAM_LEAVES
+    # Whether weights decay decides on the reduction of an optimizer that steps by coordinates.
+    by_coordinates = any(OPTIMIZERS[name].off is OffPart.COORDINATEWISE for name in sweep.values("optimizer"))
+    leaves = {*_PROGRAM_LEAVES, "weight_decay"} if by_coordinates else _PROGRAM_LEAVES
     varying = [leaf for leaf in sweep.axes if leaf in leaves]
     grid = np.arange(sweep.cells).reshape(sweep.shape)
     members: dict[Program, list[np.ndarray]] = {}
@@ -328,8 +334,7 @@ def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
         lanes = devices.lanes_in_cache(4 * n * m)
         tail = max(lanes // 4, 2)
     else:
-        moments = {"gd": 0, "sgd": 0, "momentum": 1, "adam": 2}[program.recipe.optimizer]
-        size = costs.training_bytes(n, m, program.inputs, moments)
+        size = costs.training_bytes(n, m, program.inputs, OPTIMIZERS[program.recipe.optimizer].moments)
         if not program.reduced:  # drawn in float64, with a basis of all dimensions
             size += costs.drawing_bytes(m, program.law.ambient_dim, program.law.off_dim)
         lanes = min(devices.filling(device, n * m, size), -(-cells // count))

@@ -9,6 +9,7 @@ from subspace_adv import theory
 from subspace_adv.datasets import data_shape
 from subspace_adv.measures import Variable
 from subspace_adv.network import GAUSSIAN
+from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.planning import reduction
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
@@ -119,14 +120,21 @@ def predict(
 def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSettings]) -> np.ndarray:
     """Where training does to the off part what `theory.decay` says, and there is an off part."""
     shapes = [data_shape(settings) for settings in datasets]
-    by_any = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
-    by_adam = of_data([reduction(settings, "adam", 0)[0] for settings in datasets])
-    return by_any & ((setting("optimizer", None) != "adam") | (by_adam & (setting("weight_decay") == 0)))
+    optimizers = setting("optimizer", None)
+    there = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
+    untrained = np.zeros((), bool)
+    for name in np.unique(optimizers):
+        by_decay_alone = of_data([reduction(settings, name, 0)[0] for settings in datasets])
+        if OPTIMIZERS[name].off is not OffPart.SCALED:
+            by_decay_alone = by_decay_alone & (setting("weight_decay") == 0)
+        untrained = untrained | ((optimizers == name) & by_decay_alone)
+    return there & untrained
 
 
 def _decay(sweep: Sweep, setting: Setting, recorded: dict[str, np.ndarray]) -> np.ndarray:
     trained = np.isin(recorded["status"], (CONVERGED, STEP_LIMIT))
-    momentum = np.where(setting("optimizer", None) == "momentum", setting("momentum"), 0)
+    readers = [name for name, row in OPTIMIZERS.items() if "momentum" in row.reads]
+    momentum = np.where(np.isin(setting("optimizer", None), readers), setting("momentum"), 0)
     return theory.decay(
         np.where(trained, recorded["steps"], np.nan).reshape(sweep.shape),
         setting("learning_rate"),

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from subspace_adv import data, network, training
 from subspace_adv.norms import NORMS
+from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.subspace import Region
 
 
@@ -92,7 +93,7 @@ class TrainingSettings(Table, frozen=True):
     """`[training]`: loss, optimizer and stop rule."""
 
     loss: training.Loss = "logistic"
-    optimizer: training.Optimizer = "gd"
+    optimizer: Annotated[str, PlainValidator(OPTIMIZERS.name)] = "gd"
     learning_rate: _Positive = 0.02
     weight_decay: _NotNegative = 0.0
     momentum: _BelowOne = 0.9
@@ -122,8 +123,7 @@ LISTS = ("regions", "norms")
 
 READ_WHERE: Mapping[str, tuple[str, str]] = {
     **{leaf: ("kind", "subspace") for leaf in DataSettings.model_fields if leaf != "kind"},
-    "momentum": ("optimizer", "momentum"),
-    "batch_size": ("optimizer", "sgd"),
+    **{leaf: ("optimizer", name) for name, row in OPTIMIZERS.items() for leaf in row.reads},
 }
 """Leaves that only some cells read: the leaf that decides, and its value there."""
 

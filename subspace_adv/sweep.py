@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from subspace_adv import data
 from subspace_adv.norms import NORMS
+from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.rows import near, nearest
 from subspace_adv.settings import (
     LISTS,
@@ -327,7 +328,7 @@ def _check_combinations(sweep: Sweep, source: Any) -> None:
         dims, d = sweep.values("subspace_dim"), min(sweep.values("ambient_dim"))
         if max(dims) > d:
             raise UserError(f"{named('subspace_dim', max(dims))}: over ambient_dim = {d}; at most {d} is possible")
-    if "sgd" in sweep.values("optimizer"):
+    if any(not OPTIMIZERS[name].full_batch for name in sweep.values("optimizer")):
         sizes = {"subspace": min(sweep.values("samples"))} | {k: shape[0] for k, shape in data.FIXED_SHAPES.items()}
         n, batch = min(sizes[kind] for kind in kinds), max(sweep.values("batch_size"))
         if batch > n:

@@ -15,14 +15,11 @@ from jax import random
 
 from subspace_adv import fused
 from subspace_adv.network import KEY_IMPLEMENTATION, Init, Network
+from subspace_adv.optimizers import OPTIMIZERS, Hyper
 
 Loss = Literal["logistic", "exponential"]
-Optimizer = Literal["gd", "momentum", "sgd", "adam"]
 Trainable = Literal["all", "hidden"]
 Trainer = Literal["fused", "xla"]
-FUSED_OPTIMIZERS: tuple[Optimizer, ...] = ("gd", "momentum")
-"""What the kernel of `fused` knows."""
-
 SETTLING_STEPS = 256
 """Steps after which XLA's program adds the changes to the parameters."""
 
@@ -34,20 +31,9 @@ class Recipe(NamedTuple):
     """What shapes the training program: static under jit."""
 
     loss: Loss
-    optimizer: Optimizer
+    optimizer: str  # a row of `OPTIMIZERS`
     trained: tuple[str, ...]  # names of the `Network` fields that are trained
     trainer: Trainer = "xla"  # what advances a batch: the kernel of `fused`, or the program that XLA compiles
-
-
-class Hyper(NamedTuple):
-    """What may differ from network to network in one program; scalars."""
-
-    learning_rate: jax.Array  # float32
-    weight_decay: jax.Array  # float32, λ: adds λθ to the gradient of every trained θ
-    momentum: jax.Array  # float32, read by "momentum"
-    batch_size: jax.Array  # int32, read by "sgd"
-    stop_margin: jax.Array  # float32
-    max_steps: jax.Array  # int32
 
 
 class TrainState(NamedTuple):
@@ -77,15 +63,9 @@ def loss_slope(margins: jax.Array, loss: Loss) -> jax.Array:
     return -jax.nn.sigmoid(-margins) if loss == "logistic" else -jnp.exp(-margins)
 
 
-def transformation(hyper: Hyper, optimizer: Optimizer) -> optax.GradientTransformation:
+def transformation(hyper: Hyper, optimizer: str) -> optax.GradientTransformation:
     """The optimizer as an optax transformation; weight decay enters before momentum or Adam's moments."""
-    base = {
-        "gd": lambda: optax.sgd(hyper.learning_rate),
-        "sgd": lambda: optax.sgd(hyper.learning_rate),
-        "momentum": lambda: optax.sgd(hyper.learning_rate, momentum=hyper.momentum),
-        "adam": lambda: optax.adam(hyper.learning_rate),
-    }[optimizer]()
-    return optax.chain(optax.add_decayed_weights(hyper.weight_decay), base)
+    return optax.chain(optax.add_decayed_weights(hyper.weight_decay), OPTIMIZERS[optimizer].make(hyper))
 
 
 def train(
@@ -269,7 +249,7 @@ def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:
 
 def _point_weights(state: TrainState, hyper: Hyper, n: int, recipe: Recipe) -> jax.Array | float:
     """Weight of each point in the loss: 1/n, or the mean over this step's minibatch of a shuffled epoch."""
-    if recipe.optimizer != "sgd":
+    if OPTIMIZERS[recipe.optimizer].full_batch:
         return 1 / n
     batches = -(-n // hyper.batch_size)
     epoch, batch = jnp.divmod(state.step, batches)

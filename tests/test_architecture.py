@@ -11,7 +11,7 @@ import subspace_adv
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
     ["rows", "norms"],
-    ["fused", "subspace", "data", "network", "training"],
+    ["fused", "subspace", "data", "network", "optimizers", "training"],
     ["attacks", "certificates", "theory", "measures"],
     ["settings", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],

@@ -19,6 +19,7 @@ from subspace_adv.data import line
 from subspace_adv.engine import chunks, programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.network import Network, init_network
+from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program, plan
 from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
@@ -235,7 +236,7 @@ def test_the_engine_yields_what_training_one_network_yields():
     program = chunk.group.program
     for cell, values in zip(run(whole), cells_of(whole.axes), strict=True):
         rates, stop = (np.float32(v) for v in (0.005, 0, 0.9)), (np.float32(50), np.int32(values["max_steps"]))
-        hyper = training.Hyper(*rates, np.int32(1), *stop)
+        hyper = Hyper(*rates, np.int32(1), *stop)
         trained, status, steps = _train_alone(values["seed"], hyper, program)
         assert (cell["status"], cell["steps"]) == (status, steps)
         for name, expected in trained._asdict().items():
@@ -252,7 +253,7 @@ def test_measurements_are_the_same_to_the_bit_by_any_number_of_threads():
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _train_alone(seed: jax.Array, hyper: training.Hyper, program: Program) -> tuple[Network, jax.Array, jax.Array]:
+def _train_alone(seed: jax.Array, hyper: Hyper, program: Program) -> tuple[Network, jax.Array, jax.Array]:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     start = init_network(init_key, np.int32(BASE["width"]), np.float32(1), law=program.law)
     return training.train(start, line().x, line().y, hyper, order_key, recipe=program.recipe)

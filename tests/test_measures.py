@@ -17,9 +17,10 @@ from subspace_adv.data import HELDOUT, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, Network, init_network
+from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
 from subspace_adv.sweep import DataSettings
-from subspace_adv.training import Hyper, Recipe, trained_fields
+from subspace_adv.training import Recipe, trained_fields
 
 RANDOM, TRAINED, WIDTH = 8, 8, 30
 ALL = ("off", "on", "full")

@@ -25,9 +25,10 @@ from subspace_adv.data import Basis, Labels
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, bracket
 from subspace_adv.network import Init, Law, Network, init_network
+from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import REGIONS, Subspace, region_basis
 from subspace_adv.sweep import DataSettings, MeasureSettings
-from subspace_adv.training import Hyper, Recipe, trained_fields
+from subspace_adv.training import Recipe, trained_fields
 
 TIGHT = 5e-6  # from the proven lower bound to the flip: HiGHS takes binaries for whole within 1e-6
 needs_scip = pytest.mark.skipif(importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed")

@@ -16,9 +16,10 @@ from subspace_adv.datasets import cell_data, data_leaves, grid_data, load_data, 
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
+from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan, reduction
 from subspace_adv.sweep import DataSettings
-from subspace_adv.training import SETTLING_STEPS, Hyper, Trainer, transformation
+from subspace_adv.training import SETTLING_STEPS, Trainer, transformation
 
 AXES = {
     "seed": range(5),

@@ -16,6 +16,7 @@ import pytest
 from subspace_adv import engine, fused, planning, training
 from subspace_adv.data import line
 from subspace_adv.network import Law, Network, init_network
+from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep, UserError
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
 
@@ -122,7 +123,7 @@ def ended(
     }
     columns = np.broadcast_arrays(*(defaults | settings).values())
     whole = ("batch_size", "max_steps")
-    hyper = training.Hyper(
+    hyper = Hyper(
         **{
             name: np.atleast_1d(np.asarray(column, np.int32 if name in whole else np.float32))
             for name, column in zip(defaults, columns, strict=True)
@@ -135,8 +136,8 @@ def ended(
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
-def _end(network: Network, x: jax.Array, y: jax.Array, hyper: training.Hyper, recipe: training.Recipe):
-    def train(hyper: training.Hyper) -> training.TrainState:
+def _end(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, recipe: training.Recipe):
+    def train(hyper: Hyper) -> training.TrainState:
         state = training.start(network, hyper, jax.random.key(0), recipe=recipe)
         return training.advance(state, x, y, hyper, recipe=recipe, steps=20)
 

@@ -14,7 +14,8 @@ import pytest
 from subspace_adv import training
 from subspace_adv.data import Basis, line, random_subspace, span_basis
 from subspace_adv.network import Law, Network, init_network
-from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Hyper, Recipe, trained_fields
+from subspace_adv.optimizers import Hyper
+from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Recipe, trained_fields
 
 WIDTH, PADDED, RATE = 20, 25, 0.05
 COUNTS = np.array([0, 1, 2, 3, 10, 100, 300, 1000])

@@ -13,10 +13,11 @@ from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, span_of
 from subspace_adv.network import Network
+from subspace_adv.optimizers import OPTIMIZERS, Hyper
 from subspace_adv.planning import Chunk, Group, Program
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
-from subspace_adv.training import DIVERGED, PENDING, Hyper, TrainState
+from subspace_adv.training import DIVERGED, PENDING, TrainState
 
 Progress = Callable[[int, int], None]
 """Called with (networks done, gradient steps done) since the last call."""
@@ -304,7 +305,7 @@ def _in_batches(
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
     hyper: Any = settings.hyper
-    momentum = hyper.momentum if program.recipe.optimizer == "momentum" else 0.0
+    momentum = hyper.momentum if "momentum" in OPTIMIZERS[program.recipe.optimizer].reads else 0.0
     decay = theory.decay(trained["steps"], hyper.learning_rate, hyper.weight_decay, momentum)
 
     def arguments_of(rows: np.ndarray) -> tuple:

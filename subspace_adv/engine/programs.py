@@ -22,10 +22,11 @@ from subspace_adv.data import HELDOUT, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine.pinned import compiler_options, pinned
 from subspace_adv.network import Network, key_of
+from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program
 from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.sweep import DataSettings
-from subspace_adv.training import Hyper, TrainState
+from subspace_adv.training import TrainState
 
 
 class Lane(NamedTuple):
