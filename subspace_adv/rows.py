@@ -8,8 +8,12 @@ from typing import TypeVar
 Row = TypeVar("Row")
 
 
-class UnknownName(ValueError):
+class UnknownName(ValueError, KeyError):
     """A table has no row of a name."""
+
+    def __str__(self) -> str:
+        """The message as it is; a KeyError's would be quoted."""
+        return str(self.args[0])
 
 
 class Rows(MutableMapping[str, Row]):

@@ -158,7 +158,7 @@ def test_arrays_of_numpy_serve_as_those_of_jax(name):
 @pytest.mark.parametrize("name", OF_A_REGION)
 def test_what_is_no_norm_or_no_region_is_refused(name):
     attack = OF_A_REGION[name]
-    for norm, hint in (("L2", "did you mean 'l2'"), ("l3", "known: l2, linf, l1"), ("Linf", "did you mean 'linf'")):
+    for norm, hint in (("L2", "did you mean 'l2'"), ("l3", "known: l1, l2, linf"), ("Linf", "did you mean 'linf'")):
         with pytest.raises(ValueError, match=f"norm '{norm}': there is none of this name; {hint}"):
             attack(a_network(), POINTS[0], BASIS, norm=norm)
     with pytest.raises(ValueError, match=r"region 'full': give a basis \(d, r\)"):
