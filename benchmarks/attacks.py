@@ -41,7 +41,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from subspace_adv import attacks, datasets, engine, planning, runner
 from subspace_adv.network import Network
-from subspace_adv.norms import NORMS
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED
 
@@ -284,7 +283,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.torch_threads)
     looped = min(arguments.networks, arguments.cells)
-    norms = [norm for norm in arguments.norms if norm in NORMS]
+    norms = arguments.norms
     each = 1 + len(norms) + sum(peer.norm in norms for peer in peers())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows = []
