@@ -121,11 +121,13 @@ TABLE_OF = {leaf: table for table, model in TABLES.items() for leaf in model.mod
 LISTS = ("regions", "norms")
 """Leaves that are lists already, and so no axes."""
 
-READ_WHERE: Mapping[str, tuple[str, str]] = {
-    **{leaf: ("kind", "subspace") for leaf in DataSettings.model_fields if leaf != "kind"},
-    **{leaf: ("optimizer", name) for name, row in OPTIMIZERS.items() for leaf in row.reads},
-}
-"""Leaves that only some cells read: the leaf that decides, and its value there."""
+
+def readers(leaf: str) -> tuple[str, tuple[str, ...]] | None:
+    """Of a leaf that only some cells read: the leaf that decides, and its values there; None if all cells read it."""
+    if leaf in DataSettings.model_fields and leaf != "kind":
+        return "kind", ("subspace",)
+    some = tuple(name for name, row in OPTIMIZERS.items() if leaf in row.reads)
+    return ("optimizer", some) if some else None
 
 
 def resolved_trainable(init: network.Init, trainable: training.Trainable | None) -> training.Trainable:

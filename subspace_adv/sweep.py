@@ -19,7 +19,6 @@ from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.rows import near, nearest
 from subspace_adv.settings import (
     LISTS,
-    READ_WHERE,
     TABLE_OF,
     TABLES,
     DataSettings,
@@ -28,6 +27,7 @@ from subspace_adv.settings import (
     Table,
     TrainingSettings,
     distinct,
+    readers,
 )
 from subspace_adv.subspace import region_dim
 
@@ -105,8 +105,8 @@ class Sweep(Table, frozen=True):
 
     def reads(self, leaf: str) -> bool:
         """Whether some cell reads a leaf."""
-        decider, value = READ_WHERE.get(leaf, ("kind", None))
-        return value is None or value in self.values(decider)
+        some = readers(leaf)
+        return some is None or not set(some[1]).isdisjoint(self.values(some[0]))
 
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
         """Value of a leaf in the given cells (flat indices into the grid, last axis fastest)."""
@@ -296,20 +296,21 @@ def _check_distinct_in_float32(values: tuple[float, ...]) -> None:
 
 def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Any) -> None:
     """Refuse what is written and read by no cell; warn of it where the command line, not the file, made it so."""
-    dropped: dict[tuple[str, str], list[str]] = {}
+    dropped: dict[str, list[str]] = {}
     for table in (*TABLES, "axes"):
         for leaf, written in document.get(table, {}).items():
-            if sweep.reads(leaf):
+            some = readers(leaf)
+            if sweep.reads(leaf) or some is None:
                 continue
-            decider, value = READ_WHERE[leaf]
+            decider, values = some
+            where = f"{decider} = {' or '.join(map(repr, values))}"
             if leaf in overridden or decider not in overridden:
                 raise UserError(
                     f"{source(leaf)}: {table}.{leaf} = {brief(written)}: changes nothing; "
-                    f"it is read where {decider} = {value!r}; leave it out"
+                    f"it is read where {where}; leave it out"
                 )
-            dropped.setdefault((decider, value), []).append(f"{table}.{leaf}")
-    for (decider, value), leaves in dropped.items():
-        where = f"{decider} = {value!r}"
+            dropped.setdefault(where, []).append(f"{table}.{leaf}")
+    for where, leaves in dropped.items():
         warnings.warn(f"{source('')}: {', '.join(leaves)}: left out, as read only where {where}", stacklevel=3)
 
 

@@ -81,6 +81,15 @@ def test_an_optimizer_that_does_not_say_what_it_does_to_the_off_part_is_never_re
     assert (np.abs(load_networks(tmp_path).weight - fresh) > 1e-3).any()
 
 
+def test_a_setting_is_read_by_every_optimizer_that_says_so(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "heavier", OPTIMIZERS["momentum"])
+    for optimizer in ("momentum", "heavier"):
+        sweep = read(SMALL, f"optimizer={optimizer}", "momentum=0.5")
+        assert sweep.reads("momentum") and not sweep.reads("batch_size")
+    with pytest.raises(ValueError, match="it is read where optimizer = 'momentum' or 'heavier'; leave it out"):
+        read(SMALL, "momentum=0.5")
+
+
 def load_start(folder) -> np.ndarray:
     """Weights of the same networks before training."""
     run(read(SMALL, "init_scale=0.5", "max_steps=0"), folder)
