@@ -38,7 +38,7 @@ class Norm(NamedTuple):
         return self.exponent == 1
 
 
-def _scaled(v: jax.Array, size: jax.Array) -> jax.Array:
+def scaled(v: jax.Array, size: jax.Array) -> jax.Array:
     """Vectors over their sizes (...); zeros stay zeros, and vectors whose size is not finite become zeros."""
     size = size[..., None]
     usable = (size > 0) & jnp.isfinite(size)
@@ -86,7 +86,7 @@ NORMS: Rows[Norm] = Rows(
             dual="l2",
             symbol="$L_2$",
             length=_euclidean,
-            steepest=lambda v: _scaled(v, _euclidean(v)),
+            steepest=lambda v: scaled(v, _euclidean(v)),
             project=lambda v, radius: _into_ball(v, radius, _euclidean),
         ),
         "linf": Norm(
@@ -121,7 +121,7 @@ def dual_length(v: jax.Array, norm: str) -> jax.Array:
 
 def unit(v: jax.Array, norm: str) -> jax.Array:
     """The vectors (..., r) scaled to norm 1; zeros stay zeros, and so do vectors that are not finite."""
-    return _scaled(v, length(v, norm))
+    return scaled(v, length(v, norm))
 
 
 def steepest(v: jax.Array, norm: str) -> jax.Array:

@@ -44,6 +44,11 @@ class Optimizer(NamedTuple):
         return "batch_size" not in self.reads
 
 
+def readers(hyperparameter: str) -> tuple[str, ...]:
+    """Names of the optimizers that read a hyperparameter of which not all do."""
+    return tuple(name for name, row in OPTIMIZERS.items() if hyperparameter in row.reads)
+
+
 OPTIMIZERS: Rows[Optimizer] = Rows(
     "optimizer",
     {

@@ -9,7 +9,7 @@ from subspace_adv import theory
 from subspace_adv.datasets import data_shape
 from subspace_adv.measures import Variable
 from subspace_adv.network import GAUSSIAN
-from subspace_adv.optimizers import OPTIMIZERS, OffPart
+from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.planning import reduction
 from subspace_adv.sweep import DataSettings, Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
@@ -133,8 +133,7 @@ def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSet
 
 def _decay(sweep: Sweep, setting: Setting, recorded: dict[str, np.ndarray]) -> np.ndarray:
     trained = np.isin(recorded["status"], (CONVERGED, STEP_LIMIT))
-    readers = [name for name, row in OPTIMIZERS.items() if "momentum" in row.reads]
-    momentum = np.where(np.isin(setting("optimizer", None), readers), setting("momentum"), 0)
+    momentum = np.where(np.isin(setting("optimizer", None), readers("momentum")), setting("momentum"), 0)
     return theory.decay(
         np.where(trained, recorded["steps"], np.nan).reshape(sweep.shape),
         setting("learning_rate"),

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from subspace_adv import data, network, training
 from subspace_adv.norms import NORMS
-from subspace_adv.optimizers import OPTIMIZERS
+from subspace_adv.optimizers import OPTIMIZERS, readers
 from subspace_adv.subspace import Region
 
 
@@ -122,11 +122,11 @@ LISTS = ("regions", "norms")
 """Leaves that are lists already, and so no axes."""
 
 
-def readers(leaf: str) -> tuple[str, tuple[str, ...]] | None:
+def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
     """Of a leaf that only some cells read: the leaf that decides, and its values there; None if all cells read it."""
     if leaf in DataSettings.model_fields and leaf != "kind":
         return "kind", ("subspace",)
-    some = tuple(name for name, row in OPTIMIZERS.items() if leaf in row.reads)
+    some = readers(leaf)
     return ("optimizer", some) if some else None
 
 

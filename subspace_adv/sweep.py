@@ -27,7 +27,7 @@ from subspace_adv.settings import (
     Table,
     TrainingSettings,
     distinct,
-    readers,
+    read_where,
 )
 from subspace_adv.subspace import region_dim
 
@@ -105,7 +105,7 @@ class Sweep(Table, frozen=True):
 
     def reads(self, leaf: str) -> bool:
         """Whether some cell reads a leaf."""
-        some = readers(leaf)
+        some = read_where(leaf)
         return some is None or not set(some[1]).isdisjoint(self.values(some[0]))
 
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
@@ -299,7 +299,7 @@ def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], so
     dropped: dict[str, list[str]] = {}
     for table in (*TABLES, "axes"):
         for leaf, written in document.get(table, {}).items():
-            some = readers(leaf)
+            some = read_where(leaf)
             if sweep.reads(leaf) or some is None:
                 continue
             decider, values = some

@@ -80,7 +80,7 @@ def test_networks_stop_where_float64_does_by_either_trainer():
     trainers = ("xla",) if fused.unavailable() else ("xla", "fused")
     found = [steps_of(line_sweep(300, learning_rate=0.02), trainer) for trainer in trainers]
     for one, other in itertools.combinations([exact, *found], 2):
-        assert_alike(one, other)
+        assert_alike(other, one)
 
 
 def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.network import Network, output, preactivations
-from subspace_adv.norms import NORMS, dual_length, length, unit
+from subspace_adv.norms import NORMS, dual_length, length, scaled, unit
 
 _TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
 # With a few inputs, XLA on CPU runs products written out as one pass of vector code.
@@ -169,9 +169,7 @@ def crossings(rays: Slice, region: jax.Array, directions: jax.Array, norm: str) 
     Returns:
         The directions scaled to norm 1, and the crossings along them (k,).
     """
-    sizes = length(directions @ region.T, norm)[:, None]
-    usable = (sizes > 0) & jnp.isfinite(sizes)
-    coordinates = jnp.where(usable, directions / jnp.where(usable, sizes, 1), 0)
+    coordinates = scaled(directions, length(directions @ region.T, norm))
     return coordinates, jax.vmap(rays.crossing)(coordinates)
 
 
