@@ -1,6 +1,7 @@
 """Strict JAX for every test; and what one process of a test run compiles, the others load."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -23,6 +24,14 @@ import pytest
 # No silent broadcasting over ranks, no implicit promotion of types.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unloaded() -> Iterator[None]:
+    """What a file of tests compiled is unloaded after it: a process may map only so much code."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import functools
 import platform
 import shutil
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program, plan
 from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
+
+MAPPINGS = Path("/proc/self/maps")
 
 Cell = dict[str, np.ndarray]
 
@@ -297,6 +300,33 @@ def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(cou
         advances = sum(1 + (group.lanes != group.tail_lanes) for group in planned.groups)
         by_kernel = planned.groups[0].program.recipe.trainer == "fused"
         assert counts["step"] == advances * (1 if by_kernel else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="a limit of Linux")
+def test_the_programs_loaded_at_once_leave_a_process_mappings_to_spare():
+    """All as large as those that measure three norms in three regions, which take the most."""
+    everywhere = {"kind": "subspace", "basis": "axis-aligned", "samples": 3, "data_seed": 1}
+    measured = {"regions": ("off", "on", "full"), "norms": ("l2", "linf", "l1")}
+    [group] = plan(sweep(everywhere | measured)).groups
+    before = MAPPINGS.read_text().count("\n")
+    program = engine.compiled("measure", group.program, group.measured)
+    taken = MAPPINGS.read_text().count("\n") - before
+    assert program and 1000 < taken < 0.8 * 65_530 / programs._LOADED_PROGRAMS
+
+
+@pytest.mark.slow
+def test_programs_of_former_groups_are_unloaded(monkeypatch):
+    class Loaded:
+        """Stands for a compiled program."""
+
+    programs._compile.cache_clear()
+    monkeypatch.setattr(programs, "_compiled_or_kept", lambda *_: Loaded())
+    program = plan(sweep({})).groups[0].program
+    number = programs._LOADED_PROGRAMS + 3
+    loaded = [weakref.ref(engine.compiled("ambient", program, 1, steps)) for steps in range(number)]
+    assert [one() is None for one in loaded] == 3 * [True] + programs._LOADED_PROGRAMS * [False]
+    programs._compile.cache_clear()
 
 
 def test_widths_that_pad_alike_and_hyperparameters_share_programs():

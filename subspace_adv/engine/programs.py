@@ -98,9 +98,14 @@ _CANNOT_READ = "Error reading persistent compilation cache entry for "  # as JAX
 _CANNOT_WRITE = "Error writing persistent compilation cache entry for "
 
 
-@functools.lru_cache(maxsize=512)
+# Of several groups, which follow one another. XLA on CPU maps each kernel by itself: a program that measures takes some
+# thousand mappings, and a Linux process may have 65,530, beyond which it dies.
+_LOADED_PROGRAMS = 12
+
+
+@functools.lru_cache(maxsize=_LOADED_PROGRAMS)
 def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
-    """One of a group's compiled programs for so many lanes, over all local devices; traced once per process.
+    """One of a group's compiled programs for so many lanes, over all local devices; traced once a run.
 
     - "fill": (state, lane, span, replace) → state, with fresh networks where `replace`;
     - "advance": (state, x, y, hyper) → state, `steps` steps later at most;
