@@ -210,8 +210,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 def rows_of(experiment: str, cells: int, looped: int, norms: list[str], told: Callable[[str], None]) -> list[dict]:
     """All comparisons on one experiment; `told` hears of each thing done."""
-    settings = {"name": experiment, "axes": {"seed": tuple(range(cells))}, **EXPERIMENTS[experiment]}
-    sweep = Sweep.model_validate(settings)
+    sweep = Sweep(experiment, **EXPERIMENTS[experiment], axes={"seed": range(cells)})
     networks, x, converged = trained(sweep)
     told(f"{experiment}: trained {cells} networks, of which {converged:.0%} reached their margin")
     rows = []

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import bench
-from subspace_adv.datasets import data_settings, load_data, load_span
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.network import Law, init_network
 from subspace_adv.planning import Plan, plan
 from subspace_adv.sweep import Sweep
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 def task_of(problem: bench.Problem, seconds: float) -> Task:
     """A problem of `subspace-adv bench`, for its peers."""
     sweep = bench.plan_of(problem, "xla").sweep
-    settings = data_settings(sweep, {})
+    settings = sweep.dataset({})
     data, span = load_data(settings), load_span(settings)
     d, width = len(span.basis), sweep.network.width
     law = Law(sweep.network.init, width, d, d)
@@ -187,7 +187,7 @@ def useful_share(trainer: Trainer, rounds: int) -> float:
     """
     axes = {"seed": tuple(range(256)), "init_scale": (1.0, 2 / 3, 0.5, 1 / 3)}
     todos = [
-        plan(Sweep.model_validate({"name": "mixed", "training": training, "axes": axes}), trainer)
+        plan(Sweep("mixed", training=training, axes=axes), trainer)
         for training in ({"max_steps": 40_000}, {"max_steps": 8000, "stop_margin": 1e9})
     ]
     for todo in todos:

@@ -8,10 +8,11 @@ import sys
 if "jaxlib" not in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which is what JAX sets
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+from subspace_adv.errors import UserError
 from subspace_adv.network import Network
 from subspace_adv.planning import Plan, plan
 from subspace_adv.results import load_networks, open_results
 from subspace_adv.runner import run
-from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.sweep import Sweep
 
 __all__ = ["Network", "Plan", "Sweep", "UserError", "load_networks", "open_results", "plan", "run"]

@@ -130,7 +130,7 @@ def plan_of(problem: Problem, path: str) -> Plan:
 def _sweep(problem: Problem, steps: int) -> Sweep:
     training = problem.tables.get("training", {}) | {"max_steps": steps}
     tables = problem.tables | {"training": training, "axes": {"seed": tuple(range(problem.networks))}}
-    return Sweep.model_validate({"name": "bench", **tables})
+    return Sweep("bench", **tables)
 
 
 def throughput(todo: Plan) -> float:

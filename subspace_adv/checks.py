@@ -1,12 +1,13 @@
 """The predicted law of the off gradient (F3 in docs/theory.md) against what a sweep measured."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import FIXED_SHAPES
-from subspace_adv.sweep import UserError
+from subspace_adv.data import KINDS, Shape
+from subspace_adv.errors import UserError
 from subspace_adv.theory import bound_probability, chi_cdf, length_bounds
 from subspace_adv.training import DIVERGED, PENDING
 
@@ -140,11 +141,9 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     def column(values: xr.DataArray) -> np.ndarray:
         return values.values.reshape(1, -1, 1)
 
-    d, k = setting("ambient_dim"), setting("subspace_dim")
-    for kind, shape in FIXED_SHAPES.items():
-        of_kind = setting("kind") == kind
-        d, k = xr.where(of_kind, shape.ambient_dim, d), xr.where(of_kind, shape.subspace_dim, k)
-    codimension = column(d - k)
+    shapes = _shapes(setting("kind").values.ravel(), lambda leaf: setting(leaf).values.ravel())
+    d, k = (np.array([getattr(s, size) for s in shapes]).reshape(1, -1, 1) for size in ("ambient_dim", "subspace_dim"))
+    codimension = d - k
     gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
     scale = recorded("predicted_gradient_norm_off_upper_bound") / length_bounds(np.maximum(codimension, 1))[1]
     scale[scale == 0] = np.nan
@@ -157,11 +156,25 @@ def _measured(dataset: xr.Dataset) -> _Measured:
         recorded("head_norm_active"),
         recorded("head_sum_active"),
         codimension,
-        column(d),
+        d,
         column(setting("width")),
         column(setting("init_scale")),
         column((setting("init") == "theory") & (setting("trainable") != "all")),
     )
+
+
+def _shapes(kinds: np.ndarray, column: Callable[[str], np.ndarray]) -> list[Shape]:
+    """Sizes of the data that networks were trained on, given the kind of each and a column of each of its fields."""
+    shapes: list[Shape | None] = [None] * len(kinds)
+    for kind in set(kinds):
+        mine, row = np.flatnonzero(kinds == kind), KINDS[kind]
+        fields = [column(leaf)[mine].tolist() for leaf in row.model_fields]
+        known: dict[tuple, Shape] = {}
+        for place, values in zip(mine, zip(*fields, strict=True) if fields else len(mine) * [()], strict=True):
+            if values not in known:
+                known[values] = row(**dict(zip(row.model_fields, values, strict=True))).shape
+            shapes[place] = known[values]
+    return [shape for shape in shapes if shape]
 
 
 def _independent(valid: np.ndarray) -> tuple[np.ndarray, ...]:

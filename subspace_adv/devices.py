@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from subspace_adv.sweep import UserError
+from subspace_adv.errors import UserError
 
 _UNKNOWN_MEMORY = 2**33  # bytes, of a device that does not say
 _MEMORY_SHARE = 1 / 4  # for networks in training, or measured: programs need as much again, and JAX keeps some back

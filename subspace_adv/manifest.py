@@ -12,7 +12,9 @@ import numpy as np
 
 from subspace_adv import fused
 from subspace_adv.planning import Group, Plan
-from subspace_adv.sweep import Sweep, brief, compact
+from subspace_adv.settings import tables
+from subspace_adv.sweep import Sweep, compact
+from subspace_adv.sweepfile import brief
 
 FORMAT = 4
 """Of results folders; another one is refused."""
@@ -61,7 +63,7 @@ def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str
 
 def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
     """In what a folder's sweep is not ours, in words; what a sweep is called makes no difference."""
-    there, here = (sweep.model_dump(exclude={"name"}) for sweep in (theirs, ours))
+    there, here = map(_content, (theirs, ours))
     for table in there:
         for leaf in {**there[table], **here[table]}:
             was, now = there[table].get(leaf), here[table].get(leaf)
@@ -71,6 +73,10 @@ def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
         orders = [", ".join(sweep.axes) for sweep in (theirs, ours)]
         return f"holds the axes in another order, {orders[0]} and not {orders[1]}"
     return None
+
+
+def _content(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    return {table: getattr(sweep, table).model_dump() for table in tables()} | {"axes": sweep.axes}
 
 
 def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:

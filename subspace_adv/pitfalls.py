@@ -4,7 +4,8 @@ import itertools
 import math
 import warnings
 
-from subspace_adv.data import subspace_labels
+from subspace_adv.data import KINDS
+from subspace_adv.settings import leaves, replicates
 from subspace_adv.sweep import Sweep
 
 _MOST_DATASETS, _MOST_NUMBERS = 2_000, 10**7  # looked at and drawn, so that it takes no more than a second
@@ -20,33 +21,34 @@ def warn_of_pitfalls(sweep: Sweep) -> None:
 
 
 def _of_one_class(sweep: Sweep) -> str | None:
-    samples = [n for n in sweep.values("samples") if n < _MANY_POINTS]
-    dims, labels, seeds = (sweep.values(leaf) for leaf in ("subspace_dim", "labels", "data_seed"))
-    if "subspace" not in sweep.values("kind") or not samples:
+    datasets = dict.fromkeys(dataset.unplaced() for dataset in sweep.datasets_but_for_replicates())
+    small = [dataset for dataset in datasets if dataset.shape.samples < _MANY_POINTS]
+    if not small:
         return None
-    sizes = list(itertools.product(samples, dims, labels))
-    numbers = max(samples) * (max(dims) if "halfspace" in labels else 1)
-    most = min(_MOST_DATASETS, _MOST_NUMBERS // numbers)
-    looked_at = itertools.islice(itertools.product(seeds, sizes), most)
-    found = {
-        (seed, n): f"data_seed = {seed} and samples = {n}"
-        for seed, (n, k, kind) in looked_at
-        if abs(subspace_labels(subspace_dim=k, samples=n, labels=kind, data_seed=seed).sum()) == n
-    }
+    seeds = [leaf for leaf in replicates() if leaves()[leaf] == "data"]
+    most = min(_MOST_DATASETS, _MOST_NUMBERS // max(dataset.label_draws for dataset in small))
+    found: dict[str, None] = {}
+    for values in itertools.islice(itertools.product(*map(sweep.values, seeds), small), most):
+        *numbers, dataset = values
+        drawn_from = {leaf: n for leaf, n in zip(seeds, numbers, strict=True) if leaf in type(dataset).model_fields}
+        if drawn_from and abs(dataset.model_copy(update=drawn_from).draw_labels().sum()) == dataset.shape.samples:
+            told = drawn_from | {"samples": dataset.shape.samples}
+            found[" and ".join(f"{leaf} = {value}" for leaf, value in told.items())] = None
     if not found:
         return None
-    named = "; ".join(list(found.values())[:_NAMED])
+    named = "; ".join(list(found)[:_NAMED])
     more = f"; and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-    among = f" among the first {most:,} datasets" if len(seeds) * len(sizes) > most else ""
+    number = math.prod(len(sweep.values(leaf)) for leaf in seeds) * len(small)
+    among = f" among the first {most:,} datasets" if number > most else ""
     return f"all points have one label, which is no task, at {named}{more}{among}; take more samples or other seeds"
 
 
 def _at_the_origin(sweep: Sweep) -> str | None:
-    """Of the points, only one of the line is 0: the chessboard lies at height ½, and what is drawn is never 0."""
     margins = [margin for margin in sweep.values("stop_margin") if 0 <= margin < math.inf]
-    if "theory" not in sweep.values("init") or "line" not in sweep.values("kind") or not margins:
+    through = [kind for kind in sweep.values("kind") if KINDS[kind].has_origin]
+    if "theory" not in sweep.values("init") or not through or not margins:
         return None
     return (
-        "no network of init 'theory' converges on kind 'line': without biases its output is 0 at the point 0, and so "
-        f"no margin exceeds stop_margin = {margins[0]}; choose another init or kind"
+        f"no network of init 'theory' converges on kind {through[0]!r}: without biases its output is 0 at the point 0, "
+        f"and so no margin exceeds stop_margin = {margins[0]}; choose another init or kind"
     )

@@ -7,21 +7,19 @@ import numpy as np
 
 from subspace_adv import costs, devices, fused
 from subspace_adv.costs import Search, Seconds, step_flops
-from subspace_adv.data import HELDOUT, Shape
-from subspace_adv.datasets import DATA_LEAVES, data_settings, data_shape
+from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.devices import Device
+from subspace_adv.errors import UserError
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.rows import nearest
-from subspace_adv.settings import resolved_trainable
+from subspace_adv.settings import resolved_trainable, role
 from subspace_adv.subspace import region_dim
-from subspace_adv.sweep import DataSettings, Sweep, UserError
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer, trained_fields
-
-_PROGRAM_LEAVES = (*DATA_LEAVES, "init", "trainable", "width", "loss", "optimizer", "attack_steps", "restarts")
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 _MEASURED_POINTS = 32  # whose search a core's cache holds
@@ -200,15 +198,13 @@ def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tu
         optimizer: by name.
         weight_decay: λ.
     """
-    shape = data_shape(settings)
-    axis_aligned = settings.kind == "chessboard" or (settings.kind == "subspace" and settings.basis == "axis-aligned")
-    whole = shape.span_dim == shape.ambient_dim
+    whole = settings.shape.span_dim == settings.shape.ambient_dim
     off = OPTIMIZERS[optimizer].off
     if off is OffPart.UNKNOWN:
         return False, f"what {optimizer} does to weights off the span of the data is not known"
     if off is OffPart.SCALED:
         return True, f"{optimizer} moves weights off the span of the data by decay alone"
-    if not axis_aligned:
+    if not settings.is_axis_aligned:
         return False, f"{optimizer} steps by coordinates, and the span of the data is not one of coordinate axes"
     if whole:
         return True, "the data span the whole space"
@@ -258,10 +254,7 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
 def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
     """As `plan`, without its warnings."""
     device = device or devices.local()
-    # Whether weights decay decides on the reduction of an optimizer that steps by coordinates.
-    by_coordinates = any(OPTIMIZERS[name].off is OffPart.COORDINATEWISE for name in sweep.values("optimizer"))
-    leaves = {*_PROGRAM_LEAVES, "weight_decay"} if by_coordinates else _PROGRAM_LEAVES
-    varying = [leaf for leaf in sweep.axes if leaf in leaves]
+    varying = [leaf for leaf in sweep.axes if role(leaf).shapes]
     grid = np.arange(sweep.cells).reshape(sweep.shape)
     members: dict[Program, list[np.ndarray]] = {}
     datasets: dict[Program, set[DataSettings]] = {}
@@ -309,8 +302,8 @@ def _program(
     def value(leaf: str) -> Any:
         return values[leaf] if leaf in values else sweep.values(leaf)[0]
 
-    settings = data_settings(sweep, values)
-    shape = data_shape(settings)
+    settings = sweep.dataset(values)
+    shape = settings.shape
     init = value("init")
     trainable = resolved_trainable(init, value("trainable"))
     trainer, why_trainer = choose_trainer(value("optimizer"), requested, device)

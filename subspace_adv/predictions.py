@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from subspace_adv import theory
-from subspace_adv.datasets import data_shape
+from subspace_adv.data import DataSettings
 from subspace_adv.measures import Variable
 from subspace_adv.network import GAUSSIAN
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.planning import reduction
-from subspace_adv.sweep import DataSettings, Sweep
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
 
 _DECAY_HOLDS = (
@@ -68,7 +68,7 @@ def predict(
     Args:
         sweep: the sweep.
         recorded: what was recorded, (cells,) or (cells, points); NaN where pending.
-        datasets: the distinct `[data]` tables of the grid.
+        datasets: the distinct ones of the grid.
         which: the dataset of each cell, as from `datasets.grid_data`.
         labels: training labels (datasets, points); 0 where there is no such point.
 
@@ -88,7 +88,7 @@ def predict(
     def per_point(factor: np.ndarray) -> np.ndarray:
         return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
 
-    shapes = [data_shape(settings) for settings in datasets]
+    shapes = [settings.shape for settings in datasets]
     rho = np.where(_off_untrained(setting, of_data, datasets), _decay(sweep, setting, recorded), np.nan)
     beta = np.where(np.isin(setting("init", None), GAUSSIAN), setting("init_scale"), np.nan) / np.sqrt(
         of_data([shape.ambient_dim for shape in shapes])
@@ -119,7 +119,7 @@ def predict(
 
 def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSettings]) -> np.ndarray:
     """Where training does to the off part what `theory.decay` says, and there is an off part."""
-    shapes = [data_shape(settings) for settings in datasets]
+    shapes = [settings.shape for settings in datasets]
     optimizers = setting("optimizer", None)
     there = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
     untrained = np.zeros((), bool)

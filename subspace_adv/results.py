@@ -9,16 +9,18 @@ import jax
 import numpy as np
 
 from subspace_adv import devices, engine
-from subspace_adv.data import HELDOUT
-from subspace_adv.datasets import cell_data, data_leaves, data_settings, data_shape, grid_data, load_data, load_span
+from subspace_adv.data import HELDOUT, DataSettings, Shape
+from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
+from subspace_adv.errors import UserError
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.rows import nearest
-from subspace_adv.settings import LISTS, TABLE_OF, resolved_trainable
+from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import DataSettings, Sweep, UserError, brief
+from subspace_adv.sweep import Sweep
+from subspace_adv.sweepfile import brief
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 if TYPE_CHECKING:
@@ -65,8 +67,8 @@ def open_results(folder: str | Path) -> "xr.Dataset":
     axes = list(sweep.axes)
     shared, along = _settings(sweep)
     # Where a subspace lies changes neither labels nor coordinates within it.
-    data_axes = [axis for axis in data_leaves(sweep) if axis not in ("ambient_dim", "basis")]
-    which = which[tuple(slice(None) if axis in data_axes else 0 for axis in axes)]
+    along_data = [axis for axis in data_axes(sweep) if not role(axis).tells_place]
+    which = which[tuple(slice(None) if axis in along_data else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
             _shown(name, axes): (
@@ -78,9 +80,9 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         coords={
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
             **along,
-            "label": ((*data_axes, "point"), labels[which]),
-            "input": ((*data_axes, "point", "feature"), inputs[which]),
-            "heldout_input": ((*data_axes, "heldout", "feature"), heldout[which]),
+            "label": ((*along_data, "point"), labels[which]),
+            "input": ((*along_data, "point", "feature"), inputs[which]),
+            "heldout_input": ((*along_data, "heldout", "feature"), heldout[which]),
         },
         attrs={
             "name": sweep.name,
@@ -170,21 +172,17 @@ def _committed(store: Store, only: np.ndarray | None = None) -> Any:
             warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
 
 
-_DECIDED_BY = {"ambient_dim": "kind", "subspace_dim": "kind", "samples": "kind", "trainable": "init"}
-"""Leaves that may be other than they are set, and the leaf that decides it."""
-
-
 def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]:
     """What cells read, as it was for them: what they all share, and coordinates along the axis that decides it."""
     shared, along = {}, {}
-    for leaf, table in TABLE_OF.items():
+    for leaf, table in leaves().items():
         if leaf in sweep.axes or table == "measure":
             continue
         values = _as_read(sweep, leaf)
         if len(set(values)) == 1:
             shared[leaf] = values[0]
         elif values:
-            along[leaf] = (_DECIDED_BY[leaf], np.array(values))
+            along[leaf] = ("init" if leaf == "trainable" else "kind", np.array(values))
     return shared, along
 
 
@@ -193,16 +191,15 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
     [value] = sweep.values(leaf)
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
-    if leaf in _DECIDED_BY:
-        shapes = [data_shape(data_settings(sweep, {"kind": kind})) for kind in sweep.values("kind")]
-        return [getattr(shape, leaf) for shape in shapes]
+    if leaf in Shape._fields:
+        return [getattr(sweep.dataset({"kind": kind}).shape, leaf) for kind in sweep.values("kind")]
     return [value] if sweep.reads(leaf) else []
 
 
 def _measured(sweep: Sweep) -> dict[str, Any]:
     """`[measure]`, as the attrs of any file format can hold it."""
     settings = sweep.measure.model_dump()
-    return settings | {leaf: ", ".join(settings[leaf]) for leaf in LISTS}
+    return settings | {leaf: ", ".join(settings[leaf]) for leaf in settings if not role(leaf).axis}
 
 
 def _origin(store: Store) -> dict[str, str]:
@@ -225,7 +222,7 @@ def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Labels (datasets, n), inputs (datasets, n, d), padded with 0 and NaN, and held-out inputs (datasets, h, d)."""
     datasets = [load_data(settings) for settings in tables]
     frames = [
-        np.eye(data.x.shape[1]) if settings.kind == "subspace" else load_span(settings).basis.T
+        np.eye(data.x.shape[1]) if settings.told_in_span else load_span(settings).basis.T
         for settings, data in zip(tables, datasets, strict=True)
     ]
     n, d = max(len(data.x) for data in datasets), max(frame.shape[1] for frame in frames)
@@ -274,4 +271,4 @@ def _position(axis: str, values: tuple, wanted: Any) -> int:
 
 def _largest_dimension(sweep: Sweep, cells: np.ndarray) -> int:
     """Largest ambient dimension of some cells."""
-    return max(data_shape(settings).ambient_dim for settings in cell_data(sweep, cells)[0])
+    return max(settings.shape.ambient_dim for settings in cell_data(sweep, cells)[0])

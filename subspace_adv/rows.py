@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
 
 Row = TypeVar("Row")
@@ -19,10 +19,17 @@ class UnknownName(ValueError, KeyError):
 class Rows(MutableMapping[str, Row]):
     """A table of rows by name, in the order in which they are told; no lookup ends in a default."""
 
-    def __init__(self, what: str, rows: Mapping[str, Row]) -> None:
-        """A table of `what`, as messages call one row of it."""
-        self.what = what
-        self._rows = dict(rows)
+    def __init__(self, what: str, rows: Mapping[str, Row], check: Callable[[str, Row], None] | None = None) -> None:
+        """A table of `what`, as messages call one row of it.
+
+        Args:
+            what: the word.
+            rows: by name.
+            check: raises an error if a row leaves something out; called of each row before it is added.
+        """
+        self.what, self._check = what, check
+        self._rows: dict[str, Row] = {}
+        self.update(rows)
 
     def __getitem__(self, name: str) -> Row:
         """The row of a name.
@@ -38,10 +45,12 @@ class Rows(MutableMapping[str, Row]):
         """Add a row.
 
         Raises:
-            ValueError: if there is one of this name.
+            ValueError: if there is one of this name; and what the table's check raises.
         """
         if name in self:
             raise ValueError(f"{self.what} {name!r}: there is one of this name already")
+        if self._check:
+            self._check(name, row)
         self._rows[name] = row
 
     def __delitem__(self, name: str) -> None:

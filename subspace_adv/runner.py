@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, get_args
 import jax
 
 from subspace_adv import engine
+from subspace_adv.errors import UserError
 from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, cut, plan
 from subspace_adv.results import open_results
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
 
 if TYPE_CHECKING:

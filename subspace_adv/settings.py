@@ -1,131 +1,104 @@
-"""The tables of a sweep file as frozen models: every field, its type, its limits and its default."""
+"""The tables of a sweep file as frozen models: every field, its role, its type, its limits and its default."""
 
-import math
+import functools
 from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, create_model
 
-from subspace_adv import data, network, training
+from subspace_adv import network, training
+from subspace_adv.data import KINDS, DataSettings
+from subspace_adv.fields import (
+    AS_TUPLE,
+    DATA,
+    STATIC,
+    STATIC_LIST,
+    BelowOne,
+    Count,
+    Level,
+    NotNegative,
+    Positive,
+    Role,
+    Seed,
+    Table,
+    distinct,
+    role_in,
+    run_time,
+)
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, readers
 from subspace_adv.subspace import Region
 
-
-def distinct(values: tuple) -> tuple:
-    """The values, none of which may be listed twice."""
-    seen = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{value!r} is listed twice")
-        seen.add(value)
-    return values
-
-
-def _number(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("must be a number, not NaN")
-    return value
-
-
-_TINY, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-
-
-def _in_float32(value: float) -> float:
-    if 0 < abs(value) < _TINY:  # XLA takes subnormal numbers for 0
-        least = math.copysign(1.2e-38, value)
-        raise ValueError(f"is 0 in float32, in which networks train; the nearest to 0 is {least}")
-    if _LARGEST < abs(value) < math.inf:
-        largest = math.copysign(3.4e38, value)
-        raise ValueError(f"is infinite in float32, in which networks train; the farthest from 0 is {largest}")
-    return value
-
-
-def _below_one_in_float32(value: float) -> float:
-    if np.float32(value) == 1:
-        raise ValueError("is 1 in float32, in which networks train; at most 0.9999999 is possible")
-    return value
-
-
-_as_tuple = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
-_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)]
-_BelowOne = Annotated[
-    float, Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(_in_float32), AfterValidator(_below_one_in_float32)
-]
-_Count = Annotated[int, Field(ge=1, le=2**24)]
-_Seed = Annotated[int, Field(ge=0, lt=2**32)]
-_Regions = Annotated[tuple[Region, ...], _as_tuple, Field(min_length=1), AfterValidator(distinct)]
+_Regions = Annotated[tuple[Region, ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)]
 _Norms = Annotated[
-    tuple[Annotated[str, PlainValidator(NORMS.name)], ...], _as_tuple, Field(min_length=1), AfterValidator(distinct)
+    tuple[Annotated[str, PlainValidator(NORMS.name)], ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)
 ]
-
-
-class Table(BaseModel, frozen=True, extra="forbid", strict=True):
-    """A table of the sweep file."""
-
-
-class DataSettings(Table, frozen=True):
-    """`[data]`: the points, their labels and their subspace. All but `kind` describe kind "subspace"."""
-
-    kind: data.Kind = "line"
-    ambient_dim: _Count = 20
-    subspace_dim: _Count = 2
-    samples: _Count = 20
-    basis: data.Basis = "random"
-    distribution: data.Distribution = "sphere"
-    labels: data.Labels = "random"
-    data_seed: _Seed = 0
 
 
 class NetworkSettings(Table, frozen=True):
     """`[network]`: the initial law and what of it is trained ("hidden" for init "theory", else "all")."""
 
-    init: network.Init = "paper-code"
-    trainable: training.Trainable | None = None
-    width: _Count = 100
-    init_scale: _Positive = 1.0
-    seed: _Seed = 0
+    init: Annotated[network.Init, STATIC] = "paper-code"
+    trainable: Annotated[training.Trainable | None, STATIC] = None
+    width: Annotated[Count, run_time(np.int32, shapes=True)] = 100
+    init_scale: Annotated[Positive, run_time(np.float32)] = 1.0
+    seed: Annotated[Seed, run_time(np.uint32, replicate=True)] = 0
 
 
 class TrainingSettings(Table, frozen=True):
     """`[training]`: loss, optimizer and stop rule."""
 
-    loss: training.Loss = "logistic"
-    optimizer: Annotated[str, PlainValidator(OPTIMIZERS.name)] = "gd"
-    learning_rate: _Positive = 0.02
-    weight_decay: _NotNegative = 0.0
-    momentum: _BelowOne = 0.9
-    batch_size: _Count = 1
-    stop_margin: Annotated[float, AfterValidator(_number), AfterValidator(_in_float32)] = 0.3
-    max_steps: Annotated[int, Field(ge=0, lt=2**31 - 1)] = 40_000
+    loss: Annotated[training.Loss, STATIC] = "logistic"
+    optimizer: Annotated[str, PlainValidator(OPTIMIZERS.name), STATIC] = "gd"
+    learning_rate: Annotated[Positive, run_time(np.float32)] = 0.02
+    # Whether there is any decides on the reduction of optimizers that step by coordinates.
+    weight_decay: Annotated[NotNegative, run_time(np.float32, shapes=True)] = 0.0
+    momentum: Annotated[BelowOne, run_time(np.float32)] = 0.9
+    batch_size: Annotated[Count, run_time(np.int32)] = 1
+    stop_margin: Annotated[Level, run_time(np.float32)] = 0.3
+    max_steps: Annotated[int, Field(ge=0, lt=2**31 - 1), run_time(np.int32)] = 40_000
 
 
 class MeasureSettings(Table, frozen=True):
     """`[measure]`: regions and norms of the distances, and the effort of the attacks."""
 
-    regions: _Regions = ("off", "on", "full")
-    norms: _Norms = ("l2",)
-    attack_steps: Annotated[int, Field(ge=1, le=100_000)] = 56
-    restarts: Annotated[int, Field(ge=1, le=10_000)] = 32
+    regions: Annotated[_Regions, STATIC_LIST] = ("off", "on", "full")
+    norms: Annotated[_Norms, STATIC_LIST] = ("l2",)
+    attack_steps: Annotated[int, Field(ge=1, le=100_000), STATIC] = 56
+    restarts: Annotated[int, Field(ge=1, le=10_000), STATIC] = 32
 
 
-TABLES: Mapping[str, type[Table]] = {
-    "data": DataSettings,
-    "network": NetworkSettings,
-    "training": TrainingSettings,
-    "measure": MeasureSettings,
-}
-TABLE_OF = {leaf: table for table, model in TABLES.items() for leaf in model.model_fields}
-LISTS = ("regions", "norms")
-"""Leaves that are lists already, and so no axes."""
+def tables() -> Mapping[str, type[Table]]:
+    """The tables by name; `[data]` has the fields of all kinds of data that there are."""
+    return _tables(tuple(KINDS.items()))
+
+
+def leaves() -> Mapping[str, str]:
+    """The table of every field; their names differ, so that an axis needs no other."""
+    return _leaves(tuple(KINDS.items()))
+
+
+def role(leaf: str) -> Role:
+    """What a field is to the cells that have it."""
+    return role_in(tables()[leaves()[leaf]], leaf)
+
+
+def entries() -> Mapping[str, type]:
+    """The fields that are entries of a cell's arrays, and their NumPy types."""
+    return {leaf: entry for leaf in leaves() if (entry := role(leaf).entry)}
+
+
+def replicates() -> tuple[str, ...]:
+    """Axes whose values are repetitions of one experiment, seed first."""
+    return tuple(sorted((leaf for leaf in leaves() if role(leaf).replicate), key=lambda leaf: leaf != "seed"))
 
 
 def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
-    """Of a leaf that only some cells read: the leaf that decides, and its values there; None if all cells read it."""
-    if leaf in DataSettings.model_fields and leaf != "kind":
-        return "kind", ("subspace",)
+    """Of a field that only some cells read: the field that decides, and its values there; None if all cells read it."""
+    if leaves()[leaf] == "data" and leaf != "kind":
+        some = tuple(kind for kind, row in KINDS.items() if leaf in row.model_fields)
+        return ("kind", some) if len(some) < len(KINDS) else None
     some = readers(leaf)
     return ("optimizer", some) if some else None
 
@@ -133,3 +106,40 @@ def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
 def resolved_trainable(init: network.Init, trainable: training.Trainable | None) -> training.Trainable:
     """What is trained: as set, or by default of the initial law."""
     return trainable or ("hidden" if init == "theory" else "all")
+
+
+Kinds = tuple[tuple[str, type[DataSettings]], ...]
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(kinds: Kinds) -> Mapping[str, type[Table]]:
+    return {
+        "data": _data_table(kinds),
+        "network": NetworkSettings,
+        "training": TrainingSettings,
+        "measure": MeasureSettings,
+    }
+
+
+def _data_table(kinds: Kinds) -> type[Table]:
+    """`[data]`: the kind, and the fields of each; kinds may share a field, of one meaning, limits and default."""
+    fields = {"kind": (Annotated[str, PlainValidator(KINDS.name), DATA], "line")}
+    for kind, row in kinds:
+        for leaf, field in row.model_fields.items():
+            own = (field.rebuild_annotation(), field.default)
+            if repr(fields.setdefault(leaf, own)) != repr(own):
+                raise TypeError(f"kind {kind!r}: its field {leaf} is not that of another kind; give it another name")
+    return create_model("DataTable", __base__=Table, **fields)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+@functools.lru_cache(maxsize=16)
+def _leaves(kinds: Kinds) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for table, model in _tables(kinds).items():
+        for leaf in model.model_fields:
+            if leaf in found:
+                raise TypeError(
+                    f"{table}.{leaf}: there is a field of this name in [{found[leaf]}]; give it another name"
+                )
+            found[leaf] = table
+    return found

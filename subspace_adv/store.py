@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import filelock
 import numpy as np
 
+from subspace_adv.errors import UserError
 from subspace_adv.manifest import (
     FORMAT,
     describe,
@@ -28,7 +29,7 @@ from subspace_adv.manifest import (
 )
 from subspace_adv.planning import Plan
 from subspace_adv.rows import nearest
-from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.sweep import Sweep
 
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
 _ARRAYS, _SEAL, _PARTIAL = "arrays", "seal.json", ".partial"  # in a chunk's folder; its name until it is whole

@@ -10,10 +10,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import bdtrc, stdtrit  # scipy.stats takes long to import
 
+from subspace_adv.settings import replicates
 from subspace_adv.training import CONVERGED, PENDING
 
-REPLICATES = ("seed", "data_seed")
-"""Axes whose values are repetitions of one experiment."""
 REMEDIES = ("init_scale", "weight_decay")
 """Axes whose first value is the standard setting that the others are compared with."""
 DIRECTIONS = ("universal", "random")
@@ -66,7 +65,7 @@ class FoolingRate(NamedTuple):
 
 def arms(dataset: xr.Dataset) -> Iterator[Arm]:
     """Every combination of values of the axes that are no replicates."""
-    axes = [axis for axis in dataset["status"].dims if axis not in REPLICATES]
+    axes = [axis for axis in dataset["status"].dims if axis not in replicates()]
     for values in itertools.product(*(dataset[axis].values.tolist() for axis in axes)):
         yield dict(zip(axes, values, strict=True))
 

@@ -10,16 +10,17 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["rows", "norms"],
-    ["fused", "subspace", "data", "network", "optimizers", "training"],
+    ["errors", "rows", "fields", "norms", "subspace"],
+    ["fused", "data", "network", "optimizers", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["settings", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
+    ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
+    "data": ["kind", "line", "chessboard", "subspace"],
     "attacks": ["crossing", "universal", "fmn", "fab", "minimal_norm"],
     "engine": ["pinned", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],

@@ -16,13 +16,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from subspace_adv import engine, fused, measures, training
-from subspace_adv.data import line
+from subspace_adv.data import LineData
 from subspace_adv.engine import chunks, programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.network import Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program, plan
-from subspace_adv.sweep import TABLE_OF, TABLES, Sweep
+from subspace_adv.settings import leaves
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
 
 MAPPINGS = Path("/proc/self/maps")
@@ -42,10 +43,10 @@ BASE = {
 
 
 def sweep(settings: dict, axes: dict | None = None) -> Sweep:
-    tables = {table: {} for table in TABLES}
+    tables: dict[str, dict] = {}
     for leaf, value in (BASE | settings).items():
-        tables[TABLE_OF[leaf]][leaf] = value
-    return Sweep.model_validate({"name": "batching", **tables, "axes": axes or {}})
+        tables.setdefault(leaves()[leaf], {})[leaf] = value
+    return Sweep("batching", **tables, axes=axes)
 
 
 def run(whole: Sweep, trainer: Trainer | None = None) -> list[Cell]:
@@ -255,11 +256,14 @@ def test_measurements_are_the_same_to_the_bit_by_any_number_of_threads():
     assert len(np.unique(one["margin"])) == 100
 
 
+LINE = LineData().draw()
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _train_alone(seed: jax.Array, hyper: Hyper, program: Program) -> tuple[Network, jax.Array, jax.Array]:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     start = init_network(init_key, np.int32(BASE["width"]), np.float32(1), law=program.law)
-    return training.train(start, line().x, line().y, hyper, order_key, recipe=program.recipe)
+    return training.train(start, LINE.x, LINE.y, hyper, order_key, recipe=program.recipe)
 
 
 @pytest.fixture

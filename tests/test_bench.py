@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from subspace_adv import bench, engine, fused, reports
-from subspace_adv.sweep import UserError
+from subspace_adv.errors import UserError
 
 TINY = bench.Problem(
     "tiny",

@@ -9,7 +9,7 @@ from test_predictions import predicted
 
 from subspace_adv import UserError, checks, theory
 from subspace_adv.checks import check
-from subspace_adv.datasets import data_shape, grid_data
+from subspace_adv.datasets import grid_data
 from subspace_adv.results import _settings
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
@@ -45,7 +45,7 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
     them is an independent draw.
     """
     datasets, which = grid_data(sweep)
-    shapes = [data_shape(settings) for settings in datasets]
+    shapes = [settings.shape for settings in datasets]
     n = max(shape.samples for shape in shapes)
     cells = np.arange(sweep.cells)
     width = sweep.column("width", cells).astype(int)

@@ -17,7 +17,7 @@ from shell import COMMAND, read
 import subspace_adv
 from subspace_adv import attacks, certificates, cli, measures, norms
 from subspace_adv.network import key_of
-from subspace_adv.sweep import TABLES
+from subspace_adv.settings import tables
 
 PACKAGE = Path(subspace_adv.__file__).parent
 
@@ -50,7 +50,7 @@ def test_signatures():
 
 
 def test_tables_and_fields_of_the_sweep_file():
-    fields = {table: set(model.model_fields) for table, model in TABLES.items()}
+    fields = {table: set(model.model_fields) for table, model in tables().items()}
     assert fields == {
         "data": {
             "kind",

@@ -10,37 +10,23 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import chisquare
 
-from subspace_adv.data import (
-    FIXED_SHAPES,
-    HELDOUT,
-    Data,
-    chessboard,
-    line,
-    random_subspace,
-    span_basis,
-    subspace_labels,
-)
-from subspace_adv.datasets import data_shape, load_data, load_span
+from subspace_adv.data import HELDOUT, ChessboardData, Data, DataSettings, LineData, SubspaceData
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.subspace import Subspace, in_ambient
-from subspace_adv.sweep import DataSettings
 
-SETTINGS = dict(subspace_dim=3, samples=50, distribution="gaussian", labels="random", data_seed=0)
-SPACE = dict(ambient_dim=9, subspace_dim=3, basis="random", data_seed=0)
 KINDS = {
-    "line": DataSettings(kind="line"),
-    "chessboard": DataSettings(kind="chessboard"),
-    "subspace": DataSettings(
-        kind="subspace", ambient_dim=9, subspace_dim=3, samples=50, distribution="gaussian", labels="random"
-    ),
+    "line": LineData(),
+    "chessboard": ChessboardData(),
+    "subspace": SubspaceData(ambient_dim=9, subspace_dim=3, samples=50, distribution="gaussian", labels="random"),
 }
 
 
 def draw(**changes) -> Data:
-    return random_subspace(**(SETTINGS | changes))
+    return KINDS["subspace"].model_copy(update=changes).draw()
 
 
-def span(kind: str = "subspace", **changes) -> np.ndarray:
-    return span_basis(kind, **(SPACE | changes))
+def span(**changes) -> np.ndarray:
+    return KINDS["subspace"].model_copy(update=changes).span()
 
 
 def in_space(settings: DataSettings) -> tuple[Data, np.ndarray, Subspace]:
@@ -69,8 +55,7 @@ def test_chessboard_is_the_grid_at_half_height_labelled_by_parity(x64):
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_shapes_are_those_of_the_data(settings):
     """Without the points having been drawn; and the span is the least that holds them all."""
-    data, place, shape = load_data(settings), load_span(settings, complete=True), data_shape(settings)
-    assert FIXED_SHAPES.get(settings.kind, shape) == shape
+    data, place, shape = load_data(settings), load_span(settings, complete=True), settings.shape
     assert shape == (len(data.x), len(place.basis), data.subspace.basis.shape[1], data.x.shape[1])
     assert place.basis.shape[1] == np.linalg.matrix_rank(data.x, tol=1e-4) == shape.span_dim
     assert place.complement.shape == (shape.ambient_dim, shape.ambient_dim - shape.span_dim)
@@ -89,7 +74,7 @@ def test_points_and_labels_are_float32_and_bases_float64(settings):
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_points_lie_in_the_subspace_and_lengths_are_those_of_the_ambient_space(settings, x64):
     data, basis, subspace = in_space(settings)
-    (_, d, k, _), rotation = data_shape(settings), np.concatenate(subspace, axis=1)
+    (_, d, k, _), rotation = settings.shape, np.concatenate(subspace, axis=1)
     assert subspace.basis.shape == (d, k)
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(d), atol=1e-12)
     for points in (data.x, data.heldout):
@@ -113,9 +98,7 @@ def test_points_of_a_subspace_span_all_coordinates_there_are(subspace_dim):
 @pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
 @pytest.mark.parametrize("distribution", ["gaussian", "sphere"])
 def test_coordinates_and_labels_do_not_depend_on_the_ambient_space(labels, distribution):
-    base = DataSettings(
-        kind="subspace", ambient_dim=4, subspace_dim=3, samples=50, labels=labels, distribution=distribution
-    )
+    base = SubspaceData(ambient_dim=4, subspace_dim=3, samples=50, labels=labels, distribution=distribution)
     low, *others = (
         load_data(base.model_copy(update=space)) for space in ({}, {"ambient_dim": 60}, {"basis": "axis-aligned"})
     )
@@ -129,15 +112,15 @@ def test_heldout_points_are_no_training_points_and_the_same_every_time(settings)
     data = load_data(settings)
     assert data.heldout.shape == (HELDOUT, data.x.shape[1])
     assert np.linalg.norm(data.heldout[:, None] - data.x, axis=2).min() > 1e-3
-    again = {"line": line, "chessboard": chessboard, "subspace": draw}[settings.kind]()
+    again = settings.draw()
     np.testing.assert_array_equal(again.heldout, data.heldout)
 
 
 def test_heldout_points_of_the_fixed_datasets_lie_between_the_training_points():
-    t, other = (line().heldout @ span("line").T).T
+    t, other = (LineData().draw().heldout @ LineData().span().T).T
     np.testing.assert_array_equal(t, other)
     assert -1 <= t.min() < -0.5 and 0.5 < t.max() <= 1
-    *square, height = (chessboard().heldout @ span("chessboard").T).T
+    *square, height = (ChessboardData().draw().heldout @ ChessboardData().span().T).T
     np.testing.assert_array_equal(height, 0.5)
     for side in square:
         assert 0 <= side.min() < 0.25 and 0.75 < side.max() <= 1
@@ -276,7 +259,7 @@ def test_fewer_points_are_the_first_of_more_with_the_same_labels(labels, distrib
 def test_labels_alone_are_those_of_the_points(labels):
     for data_seed, distribution in itertools.product(range(20), ("gaussian", "sphere")):
         data = draw(labels=labels, distribution=distribution, data_seed=data_seed)
-        alone = subspace_labels(subspace_dim=3, samples=50, labels=labels, data_seed=data_seed)
+        alone = KINDS["subspace"].model_copy(update={"labels": labels, "data_seed": data_seed}).draw_labels()
         np.testing.assert_array_equal(data.y, alone)
 
 

@@ -12,12 +12,13 @@ from reference import Ray
 from test_batching import cells_of, sweep
 
 from subspace_adv import engine, fused
+from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine import chunks
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, plan
 from subspace_adv.subspace import Subspace
-from subspace_adv.sweep import DataSettings, Sweep
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT, Trainer
 
 LANES, TAIL, CHUNK, STEPS = 5, 2, 7, 20
@@ -114,9 +115,9 @@ def ran(request) -> Ran:
     return found
 
 
-def settings_of(values: dict) -> DataSettings:
+def settings_of(values: dict) -> SubspaceData:
     """The data of a cell."""
-    return DataSettings(kind="subspace", ambient_dim=2, subspace_dim=1, samples=4, data_seed=values["data_seed"])
+    return SubspaceData(ambient_dim=2, subspace_dim=1, samples=4, data_seed=values["data_seed"])
 
 
 def points_of(values: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from reference import Ray
 from shell import read
 
 from subspace_adv import engine
-from subspace_adv.datasets import data_settings, load_data, load_span
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.planning import plan
@@ -69,7 +69,7 @@ def measured(*overrides: str) -> Measured:
     sweep = read(TEXT, *overrides)
     [chunk] = plan(sweep).chunks
     [(_, trained)] = engine.train(sweep, chunk.group, [chunk])
-    settings = data_settings(sweep, {})
+    settings = sweep.dataset({})
     data, span = load_data(settings), load_span(settings, complete=True)
     everywhere = {"off": span.complement, "on": span.basis, "full": np.eye(len(span.basis))}
     bases = {region: everywhere[region] for region in sweep.measure.regions}
@@ -141,7 +141,7 @@ def test_brackets_of_a_sweep_hold_the_optimum_in_ambient_coordinates(overrides, 
     if importlib.util.find_spec("pyscipopt") is None:
         norms = tuple(norm for norm in norms if norm != "l2")
     assert_brackets_hold_the_optimum(found, norms)
-    assert_measured_in_ambient_coordinates(found, load_span(data_settings(read(TEXT, *overrides), {}), complete=True))
+    assert_measured_in_ambient_coordinates(found, load_span(read(TEXT, *overrides).dataset({}), complete=True))
 
 
 @pytest.mark.slow

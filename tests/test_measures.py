@@ -13,22 +13,21 @@ from reference import Ray
 
 from subspace_adv import attacks, measures, training
 from subspace_adv.attacks import AttackResult
-from subspace_adv.data import HELDOUT, Data
+from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
-from subspace_adv.sweep import DataSettings
 from subspace_adv.training import Recipe, trained_fields
 
 RANDOM, TRAINED, WIDTH = 8, 8, 30
 ALL = ("off", "on", "full")
 
 
-def ambient(**settings) -> Data:
+def ambient(kind: str, **fields) -> Data:
     """A dataset in ambient coordinates."""
-    table = DataSettings(**settings)
+    table = KINDS[kind](**fields)
     data, span = load_data(table), load_span(table, complete=True)
     with jax.enable_x64(True):
         subspace = Subspace(*map(np.asarray, in_ambient(data.subspace, span)))

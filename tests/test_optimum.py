@@ -21,13 +21,13 @@ from optimum import ORDER, Optimum, least_flip
 from reference import Ray
 
 from subspace_adv import training
-from subspace_adv.data import Basis, Labels
+from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, bracket
 from subspace_adv.network import Init, Law, Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import REGIONS, Subspace, region_basis
-from subspace_adv.sweep import DataSettings, MeasureSettings
+from subspace_adv.sweep import MeasureSettings
 from subspace_adv.training import Recipe, trained_fields
 
 TIGHT = 5e-6  # from the proven lower bound to the flip: HiGHS takes binaries for whole within 1e-6
@@ -152,10 +152,9 @@ GROUPS = {
 
 
 @functools.cache
-def _families(basis: Basis) -> tuple[Family, ...]:
-    def data(ambient_dim: int, subspace_dim: int, data_seed: int, labels: Labels = "random") -> Points:
-        settings = DataSettings(
-            kind="subspace",
+def _families(basis: str) -> tuple[Family, ...]:
+    def data(ambient_dim: int, subspace_dim: int, data_seed: int, labels: str = "random") -> Points:
+        settings = SubspaceData(
             ambient_dim=ambient_dim,
             subspace_dim=subspace_dim,
             samples=12,

@@ -7,7 +7,7 @@ import pytest
 from shell import COMMAND, call, read, write
 
 from subspace_adv import UserError, plan, run
-from subspace_adv.datasets import data_settings, load_data
+from subspace_adv.datasets import load_data
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.sweep import Sweep
 
@@ -20,7 +20,7 @@ def told(sweep: Sweep) -> list[str]:
 
 
 def one_class(sweep: Sweep, **at: object) -> bool:
-    return len(set(load_data(data_settings(sweep, at)).y)) == 1
+    return len(set(load_data(sweep.dataset(at)).y)) == 1
 
 
 @pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
@@ -77,9 +77,7 @@ def test_networks_that_cannot_converge_are_told_of(overrides, stop):
     """Without biases, N(0) = 0: a margin over 0 is out of reach where a point is 0."""
     sweep = read("", *overrides)
     without_biases = "theory" in sweep.values("init")
-    zeros = [
-        kind for kind in sweep.values("kind") if not load_data(data_settings(sweep, {"kind": kind})).x.any(1).all()
-    ]
+    zeros = [kind for kind in sweep.values("kind") if not load_data(sweep.dataset({"kind": kind})).x.any(1).all()]
     assert bool(stop) == (without_biases and bool(zeros) and any(0 <= m < 1e9 for m in sweep.values("stop_margin")))
     texts = told(sweep)
     assert [text[:56] for text in texts] == ["no network of init 'theory' converges on kind 'line': wi"] * bool(stop)

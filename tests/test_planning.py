@@ -12,13 +12,13 @@ from shell import TINY, read
 
 from subspace_adv import Sweep, UserError, engine, fused, plan
 from subspace_adv.costs import step_flops
-from subspace_adv.datasets import cell_data, data_leaves, grid_data, load_data, load_span
+from subspace_adv.data import KINDS, SubspaceData
+from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan, reduction
-from subspace_adv.sweep import DataSettings
 from subspace_adv.training import SETTLING_STEPS, Trainer, transformation
 
 AXES = {
@@ -182,7 +182,7 @@ weight_decay = [0.0, 0.1]
 
 def test_data_depend_on_the_axes_of_their_table_alone():
     sweep = read('[data]\nsamples = 4\n[axes]\nseed = [0, 1]\nkind = ["subspace", "line"]\ndata_seed = [5, 6]\n')
-    assert data_leaves(sweep) == ("kind", "data_seed")
+    assert data_axes(sweep) == ("kind", "data_seed")
     datasets, which = cell_data(sweep, np.arange(sweep.cells))
     assert which.tolist() == [0, 1, 2, 2, 0, 1, 2, 2]  # a line has no data seed
     points = [load_data(settings).x for settings in datasets]
@@ -396,13 +396,13 @@ def test_a_trainer_that_does_not_exist_is_refused():
         plan(read(""), "fusd")  # pyright: ignore[reportArgumentType]
 
 
-SPANS = {  # [data] tables, by where the span lies in R^d
-    "diagonal": {"kind": "line"},
-    "all axes of the chessboard": {"kind": "chessboard"},
-    "rotated": {"kind": "subspace", "basis": "random", "ambient_dim": 5},
-    "all, rotated": {"kind": "subspace", "basis": "random", "ambient_dim": 2},
-    "axes": {"kind": "subspace", "basis": "axis-aligned", "ambient_dim": 5},
-    "all axes": {"kind": "subspace", "basis": "axis-aligned", "ambient_dim": 2},
+SPANS = {  # datasets, by where the span lies in R^d
+    "diagonal": KINDS["line"](),
+    "all axes of the chessboard": KINDS["chessboard"](),
+    "rotated": SubspaceData(basis="random", ambient_dim=5),
+    "all, rotated": SubspaceData(basis="random", ambient_dim=2),
+    "axes": SubspaceData(basis="axis-aligned", ambient_dim=5),
+    "all axes": SubspaceData(basis="axis-aligned", ambient_dim=2),
 }
 
 
@@ -411,7 +411,7 @@ SPANS = {  # [data] tables, by where the span lies in R^d
 @pytest.mark.parametrize("span", SPANS)
 def test_training_is_reduced_exactly_where_that_is_exact(span, optimizer, weight_decay, x64):
     """Gradients within the span, in its coordinates and in all: the part within agrees, and the rest only shrinks."""
-    settings = DataSettings(**SPANS[span])
+    settings = SPANS[span]
     basis = load_span(settings).basis
     rng = np.random.default_rng(0)
     hyper = Hyper(*(np.float64(value) for value in (0.1, weight_decay, 0.9, 1, 0, 0)))
@@ -439,7 +439,7 @@ def test_every_cell_has_its_own_data():
     text += 'data_seed = [3, 4]\nlabels = ["random", "halfspace", "clusters"]\nwidth = [3, 5]\nambient_dim = [4, 3]\n'
     sweep = read(text)
     axes = ("samples", "data_seed", "labels", "ambient_dim")
-    assert data_leaves(sweep) == axes
+    assert data_axes(sweep) == axes
     cells = np.random.default_rng(0).permutation(sweep.cells)[:100]
     datasets, which = cell_data(sweep, cells)
     assert len(set(datasets)) == len(datasets)
@@ -448,9 +448,7 @@ def test_every_cell_has_its_own_data():
     assert len(grid) == 2 * 2 * 3 * 2 and first.shape == (2, 1, 2, 3, 1, 2)
     of_cell = np.broadcast_to(first, sweep.shape).ravel()
     for cell, dataset in zip(cells, which, strict=True):
-        expected = DataSettings(
-            kind="subspace", **{k: v for k, v in zip(sweep.axes, values[cell], strict=True) if k in axes}
-        )
+        expected = SubspaceData(**{k: v for k, v in zip(sweep.axes, values[cell], strict=True) if k in axes})
         assert datasets[dataset] == grid[of_cell[cell]] == expected
 
 

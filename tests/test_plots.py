@@ -13,12 +13,13 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from subspace_adv import plots
+from subspace_adv.errors import UserError
 from subspace_adv.network import Network
 from subspace_adv.plots.chessboard import flip_heights
 from subspace_adv.plots.panels import panels
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.runner import run
-from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.sweep import Sweep
 from subspace_adv.tables import median_interval
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
 
@@ -381,7 +382,7 @@ def test_a_boundary_out_of_sight_is_not_drawn() -> None:
 @pytest.mark.slow
 def test_a_results_folder_is_drawn_into_its_figures(tmp_path: Path) -> None:
     small = {"network": {"width": WIDTH}, "training": {"max_steps": 20}, "measure": {"regions": ("off",)}}
-    run(Sweep.model_validate({"name": "small", **small, "axes": {"seed": (0, 1), "init_scale": (1.0, 0.5)}}), tmp_path)
+    run(Sweep("small", **small, axes={"seed": (0, 1), "init_scale": (1.0, 0.5)}), tmp_path)
     paths = plots.plot(tmp_path, formats=("png",))
     names = ["boundaries", "remedies", "robust_accuracy", "fooling_rate"]
     assert paths == [tmp_path / "figures" / f"{name}.png" for name in names]

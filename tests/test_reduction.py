@@ -15,11 +15,12 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import engine, load_networks, measures, run
-from subspace_adv.datasets import data_settings, load_data, load_span
+from subspace_adv.data import KINDS, SubspaceData
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.network import Law, Network, ambient_off_weights, chi_of_normal, init_network, off_weights
 from subspace_adv.planning import plan, reduction
 from subspace_adv.subspace import Subspace, in_ambient
-from subspace_adv.sweep import DataSettings, Sweep
+from subspace_adv.sweep import Sweep
 
 LAWS = [*(pytest.param(law, marks=pytest.mark.slow) for law in ("paper-code", "theory")), "torch"]
 
@@ -116,7 +117,7 @@ def test_adam_with_decay_or_without_is_adam_in_all_coordinates(decay, coordinate
     own, found = trained(read(f"{TRAINED}{axes}"))
     assert own["weight"].shape[2] == coordinates
     start = trained(read(f"{TRAINED}{axes}max_steps = [0]\n"))[1]
-    data = load_data(DataSettings(kind="subspace", ambient_dim=5, samples=5))
+    data = load_data(SubspaceData(ambient_dim=5, samples=5))
     x, y = (np.stack([points] * 2) for points in (np.pad(data.x, ((0, 0), (0, 3))), data.y))
     columns = (np.full(2, value, np.float32) for value in (0.002, decay, 0, 0.3, 200))
     exact = descend(start, x, y, Settings(*columns), optimizer="adam")
@@ -128,8 +129,8 @@ def test_adam_with_decay_or_without_is_adam_in_all_coordinates(decay, coordinate
 
 
 def test_where_the_reduction_is_exact_and_why():
-    def decided(optimizer: str, weight_decay: float = 0.0, **settings: object) -> tuple[bool, str]:
-        return reduction(DataSettings(**settings), optimizer, weight_decay)
+    def decided(optimizer: str, weight_decay: float = 0.0, *, kind: str, **fields: object) -> tuple[bool, str]:
+        return reduction(KINDS[kind](**fields), optimizer, weight_decay)
 
     flat = {"kind": "subspace", "ambient_dim": 5, "subspace_dim": 2, "basis": "axis-aligned"}
     tilted = flat | {"basis": "random"}
@@ -190,7 +191,7 @@ def test_a_network_measured_in_canonical_coordinates_is_as_in_ambient_ones(init,
     [chunk] = plan(sweep).chunks
     assert chunk.group.program.canonical
     record = engine.train_and_measure(sweep, chunk)
-    settings = data_settings(sweep, {"ambient_dim": ambient_dim})
+    settings = sweep.dataset({"ambient_dim": ambient_dim})
     data, span = load_data(settings), load_span(settings, complete=True)
     within, _, off = fresh(chunk.group.program.law, span.basis, 6, width)
     networks = within._replace(weight=within.weight @ span.basis.T + off)
@@ -246,7 +247,7 @@ def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
     sweep = sized("paper-code", 8, 14, 8, text)
     [chunk] = plan(sweep).chunks
     canonical = engine.train_and_measure(sweep, chunk)
-    settings, program = data_settings(sweep, {}), chunk.group.program
+    settings, program = sweep.dataset({}), chunk.group.program
     data, span = load_data(settings), load_span(settings, complete=True)
     within, _, off = fresh(program.law, span.basis, 8)
     networks = within._replace(weight=within.weight @ span.basis.T + off)
@@ -287,7 +288,7 @@ def test_canonical_networks_have_the_law_of_plain_ones(width, ambient_dim):
     names = ("gradient_norm_off", "distance_universal_heldout", "distance_random_heldout")
     # Held-out points have distances whatever their label.
     found = {name: np.concatenate([part[name] for part in parts])[:, 0] for name in names}
-    data, rng = load_data(data_settings(sweep, {})), np.random.default_rng(5)
+    data, rng = load_data(sweep.dataset({})), np.random.default_rng(5)
     expected = np.empty((3, 2000))
     for i in range(2000):
         network, off = plain(rng, width, ambient_dim), np.arange(ambient_dim) > 0
@@ -327,7 +328,7 @@ def test_canonical_weights_are_a_bartlett_factor(width, off):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_canonical_weights_of_a_narrow_network_are_the_first_of_a_wide_one(law):
-    basis = load_span(DataSettings(kind="subspace", ambient_dim=9, subspace_dim=2)).basis
+    basis = load_span(SubspaceData(ambient_dim=9, subspace_dim=2)).basis
     narrow, wide = (fresh(Law(law, padded, 9, 2), basis, 3, 3) for padded in (3, 5))
     _, off, ambient = narrow
     _, padded, padded_ambient = wide
@@ -340,7 +341,7 @@ def test_canonical_weights_of_a_narrow_network_are_the_first_of_a_wide_one(law):
 @pytest.mark.parametrize(("width", "d", "k"), [(6, 9, 2), (6, 5, 2), (3, 300, 2)])
 def test_ambient_weights_off_the_span_belong_to_the_canonical_ones(law, width, d, k):
     """Orthogonal to the span, of equal Gram matrix, and of the law of plain weights projected off it."""
-    settings = DataSettings(kind="subspace", ambient_dim=d, subspace_dim=k)
+    settings = SubspaceData(ambient_dim=d, subspace_dim=k)
     span = load_span(settings, complete=True)
     within, canonical, off = fresh(Law(law, width, d, k), span.basis, 400)
     assert canonical.shape == (400, width, min(width, d - k)) and off.shape == (400, width, d)
@@ -392,7 +393,7 @@ def test_a_million_ambient_dimensions_run_at_once(tmp_path):
     assert dataset["input"].shape == (4, 1)
     network = load_networks(tmp_path, seed=1)
     assert network.weight.shape == (3, 10**6)
-    settings = data_settings(sweep, {})
+    settings = sweep.dataset({})
     x, basis = load_data(settings).x, load_span(settings).basis
     for j, value in enumerate(dataset["output"].sel(seed=1).values.reshape(-1)):
         assert float(reference.output(network, basis @ x[j])) == pytest.approx(value, rel=1e-4, abs=1e-5)

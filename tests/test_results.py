@@ -12,7 +12,7 @@ import xarray as xr
 from shell import MANY, TINY, environment, read
 
 from subspace_adv import Network, UserError, load_networks, open_results, plan, planning, run
-from subspace_adv.datasets import data_settings, load_data, load_span
+from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import variables
 from subspace_adv.results import _settings
 from subspace_adv.store import Store
@@ -95,7 +95,7 @@ def test_coordinates_carry_the_values_of_the_axes_and_the_points(tiny):
     assert dataset["init_scale"].values.tolist() == [1.0, 0.5]
     assert dataset["label"].dims == ("point",)
     assert dataset["input"].dims == ("point", "feature")
-    settings = data_settings(read(TINY), {})
+    settings = read(TINY).dataset({})
     data, basis = load_data(settings), load_span(settings).basis
     assert np.array_equal(dataset["label"], data.y)
     assert np.array_equal(dataset["input"], (data.x @ basis.T).astype(np.float32))
@@ -191,7 +191,7 @@ def test_attributes_tell_the_sizes_of_the_data(overrides, sizes):
     assert tuple(shared[leaf] for leaf in SIZES) == sizes
     assert along == {}
     sweep = read("", *overrides)
-    settings = data_settings(sweep, {"kind": sweep.values("kind")[0]})
+    settings = sweep.dataset({"kind": sweep.values("kind")[0]})
     data, basis = load_data(settings), load_span(settings).basis
     assert sizes == (len(basis), data.subspace.basis.shape[1], len(data.x))
 
@@ -294,7 +294,7 @@ def test_points_have_the_axes_of_the_data(mixed):
         for ambient_dim in (3, 2):
             for data_seed in (2, 1, 4):
                 at = {"kind": kind, "ambient_dim": ambient_dim, "data_seed": data_seed}
-                data, of_data = load_data(data_settings(sweep, at)), {"kind": kind, "data_seed": data_seed}
+                data, of_data = load_data(sweep.dataset(at)), {"kind": kind, "data_seed": data_seed}
                 label, points = dataset["label"].sel(of_data).values, dataset["input"].sel(of_data).values
                 frame = np.full((1, 2), 0.5**0.5) if kind == "line" else np.eye(1)
                 n, d = len(data.x), frame.shape[1]
@@ -327,7 +327,7 @@ def assert_networks_reproduce_outputs(folder, sweep) -> None:
     dataset, networks = open_results(folder), load_networks(folder)
     for place in np.ndindex(sweep.shape):
         at = dict(zip(sweep.axes, place, strict=True))
-        settings = data_settings(sweep, {axis: values[at[axis]] for axis, values in sweep.axes.items()})
+        settings = sweep.dataset({axis: values[at[axis]] for axis, values in sweep.axes.items()})
         here = Network(*(field[place] for field in networks))
         data, span = load_data(settings), load_span(settings, complete=True)
         points = data.x @ span.basis.T

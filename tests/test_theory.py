@@ -6,7 +6,7 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import load_networks, open_results, run, theory
-from subspace_adv.datasets import data_settings, load_span
+from subspace_adv.datasets import load_span
 
 TRAINED = """
 name = "trained"
@@ -65,7 +65,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "trained"
     sweep = read(TRAINED)
     run(sweep, folder)
-    return open_results(folder), load_networks(folder), load_span(data_settings(sweep, {}), complete=True)
+    return open_results(folder), load_networks(folder), load_span(sweep.dataset({}), complete=True)
 
 
 def test_the_decay_predicted_is_that_of_networks_trained(trained):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from subspace_adv import engine, fused, planning, training
-from subspace_adv.data import line
+from subspace_adv.data import LineData
+from subspace_adv.errors import UserError
 from subspace_adv.network import Law, Network, init_network
 from subspace_adv.optimizers import Hyper
-from subspace_adv.sweep import Sweep, UserError
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
 
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
@@ -25,9 +26,7 @@ needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fu
 
 def line_sweep(seeds: int, **leaves: float) -> Sweep:
     network = {"init_scale": leaves.pop("init_scale", 1.0)}
-    return Sweep.model_validate(
-        {"name": "trainers", "network": network, "training": leaves, "axes": {"seed": tuple(range(seeds))}}
-    )
+    return Sweep("trainers", network=network, training=leaves, axes={"seed": range(seeds)})
 
 
 def steps_of(sweep: Sweep, trainer: training.Trainer) -> np.ndarray:
@@ -39,7 +38,7 @@ def steps_of(sweep: Sweep, trainer: training.Trainer) -> np.ndarray:
 
 def steps_in_float64(seeds: int, learning_rate: float, weight_decay: float) -> np.ndarray:
     """The same by plain gradient descent on all networks at once in float64 NumPy."""
-    law, data = Law("paper-code", 100, 2, 1), line()
+    law, data = Law("paper-code", 100, 2, 1), LineData().draw()
 
     def draw(seed: jax.Array) -> tuple:
         return init_network(jax.random.split(jax.random.key(seed))[0], jnp.int32(100), jnp.float32(1), law=law)
@@ -84,7 +83,7 @@ def test_networks_stop_where_float64_does_by_either_trainer():
 
 
 def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
-    sweep = Sweep.model_validate({"name": "a", "training": {"optimizer": "adam"}})
+    sweep = Sweep("a", training={"optimizer": "adam"})
     with pytest.raises(UserError, match=r"trainer 'fused' cannot serve: .*; leave the trainer out, or request 'xla'"):
         planning.plan(sweep, "fused")
     monkeypatch.setattr(fused, "unavailable", lambda platform: "there is no compiler")
@@ -201,8 +200,8 @@ if sys.argv[1] == "cores":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])
 from subspace_adv import Sweep, engine, plan, runner
 import jax, numpy as np
-sweep = Sweep.model_validate({"name": "a", "network": {"width": 20}, "measure": {"regions": ["off"]},
-    "training": {"max_steps": 300}, "axes": {"seed": tuple(range(90))}})
+sweep = Sweep("a", network={"width": 20}, measure={"regions": ["off"]}, training={"max_steps": 300},
+    axes={"seed": range(90)})
 trainer = "fused" if sys.argv[1] == "cores" else "xla"
 todo = plan(sweep, trainer)
 [group] = todo.groups

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from subspace_adv import training
-from subspace_adv.data import Basis, line, random_subspace, span_basis
+from subspace_adv.data import LineData, SubspaceData
 from subspace_adv.network import Law, Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Recipe, trained_fields
@@ -28,14 +28,14 @@ class Points(NamedTuple):
     y: np.ndarray
 
 
-def points(ambient_dim: int, basis: Basis = "random", **settings) -> Points:
+def points(ambient_dim: int, basis: str = "random", **settings) -> Points:
     """Points of a subspace of dimension 3."""
-    data = random_subspace(subspace_dim=3, labels="random", **settings)
-    span = span_basis("subspace", ambient_dim=ambient_dim, subspace_dim=3, basis=basis, data_seed=settings["data_seed"])
-    return Points((data.x @ span.T).astype(np.float32), data.y)
+    settings = SubspaceData(ambient_dim=ambient_dim, subspace_dim=3, basis=basis, **settings)
+    data = settings.draw()
+    return Points((data.x @ settings.span().T).astype(np.float32), data.y)
 
 
-LINE = Points(np.repeat(np.linspace(-1, 1, 7, dtype=np.float32)[:, None], 2, axis=1), line().y)
+LINE = Points(np.repeat(np.linspace(-1, 1, 7, dtype=np.float32)[:, None], 2, axis=1), LineData().draw().y)
 OPTIMIZERS = ["gd", "momentum", "sgd", "adam"]
 
 
@@ -366,7 +366,7 @@ def test_a_stopped_network_is_never_touched_again():
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True))
 
 
-def plane(basis: Basis = "random") -> Points:
+def plane(basis: str = "random") -> Points:
     return points(12, basis, samples=6, distribution="gaussian", data_seed=1)
 
 

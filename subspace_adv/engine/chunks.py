@@ -11,10 +11,11 @@ import numpy as np
 from subspace_adv import theory, training
 from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.pinned import pinned
-from subspace_adv.engine.programs import Lane, arguments, compiled, points_of, span_of
+from subspace_adv.engine.programs import Lane, arguments, compiled, hyper_of, points_of, span_of
 from subspace_adv.network import Network
-from subspace_adv.optimizers import OPTIMIZERS, Hyper
+from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.planning import Chunk, Group, Program
+from subspace_adv.settings import entries
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, TrainState
@@ -55,22 +56,8 @@ def train_and_measure(
 
 
 def _cell_settings(sweep: Sweep, cells: np.ndarray) -> Lane:
-    def column(leaf: str, dtype: type) -> Any:
-        return np.ascontiguousarray(sweep.column(leaf, cells), dtype)
-
-    return Lane(
-        column("seed", np.uint32),
-        column("width", np.int32),
-        column("init_scale", np.float32),
-        Hyper(
-            learning_rate=column("learning_rate", np.float32),
-            weight_decay=column("weight_decay", np.float32),
-            momentum=column("momentum", np.float32),
-            batch_size=column("batch_size", np.int32),
-            stop_margin=column("stop_margin", np.float32),
-            max_steps=column("max_steps", np.int32),
-        ),
-    )
+    """The settings of cells that are entries of arrays."""
+    return {leaf: np.ascontiguousarray(sweep.column(leaf, cells), entry) for leaf, entry in entries().items()}
 
 
 def _take(tree: Any, index: np.ndarray | slice) -> Any:
@@ -116,7 +103,7 @@ class _Lanes:
     def __init__(self, program: Program, count: int) -> None:
         self.empty, settings, *_ = arguments("fill", program, count)
         state, self.settings = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (self.empty, settings))
-        self.settings.hyper.batch_size[:] = 1  # by which idle lanes divide
+        self.settings["batch_size"][:] = 1  # by which idle lanes divide
         self.program, self.state = program, state._replace(status=np.full(count, DIVERGED, np.int8))
         self.inputs: _Inputs | None = None
         self.jobs: list[_Job | None] = [None] * count  # idle where None
@@ -136,7 +123,7 @@ class _Lanes:
         """Begin the next cells in idle lanes, as long as there are any."""
         idle = filled = self.idle()
         while len(idle) and (job := next(jobs, None)):
-            taken, idle = np.split(idle, [len(job.cells.seed) - job.begun])
+            taken, idle = np.split(idle, [len(job.chunk.cells) - job.begun])
             rows = job.begun + np.arange(len(taken))
             job.begun += len(taken)
             self._move_in(taken, job, rows)
@@ -178,7 +165,7 @@ class _Lanes:
         """Take steps; networks that have stopped, steps taken by all, and jobs of which no cell is left."""
         assert self.inputs
         advance = compiled("advance", self.program, self.count, steps)
-        self.state = advance(self.state, self.inputs.x, self.inputs.y, self.settings.hyper)
+        self.state = advance(self.state, self.inputs.x, self.inputs.y, hyper_of(self.settings))
         busy, status, counted = self.busy(), np.asarray(self.state.status), np.asarray(self.state.step, np.int64)
         taken, self.counted = int((counted - self.counted)[busy].sum()), counted
         stopped = busy[status[busy] != PENDING]
@@ -304,9 +291,8 @@ def _in_batches(
     """Rows of all cells in batches, in the last some again; and what yields a compiled program's arguments for rows."""
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
-    hyper: Any = settings.hyper
-    momentum = hyper.momentum if "momentum" in OPTIMIZERS[program.recipe.optimizer].reads else 0.0
-    decay = theory.decay(trained["steps"], hyper.learning_rate, hyper.weight_decay, momentum)
+    momentum = settings["momentum"] if "momentum" in OPTIMIZERS[program.recipe.optimizer].reads else 0.0
+    decay = theory.decay(trained["steps"], settings["learning_rate"], settings["weight_decay"], momentum)
 
     def arguments_of(rows: np.ndarray) -> tuple:
         networks = Network._make(trained[field][rows] for field in Network._fields)

@@ -7,7 +7,7 @@ import platform
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,30 +18,30 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
 from subspace_adv import measures, network, training
-from subspace_adv.data import HELDOUT, Data
+from subspace_adv.data import HELDOUT, Data, DataSettings
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine.pinned import compiler_options, pinned
 from subspace_adv.network import Network, key_of
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program
+from subspace_adv.settings import entries
 from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, in_ambient
-from subspace_adv.sweep import DataSettings
 from subspace_adv.training import TrainState
 
+Lane = dict[str, Any]
+"""Settings of the cell that a lane trains, by name: those of a run-time role; leading axis: lanes."""
 
-class Lane(NamedTuple):
-    """Settings of the cell that a lane trains; leading axis: lanes."""
 
-    seed: Any  # uint32
-    width: Any  # int32
-    init_scale: Any  # float32
-    hyper: Hyper
+def hyper_of(lane: Lane) -> Hyper:
+    """What training reads of a lane's settings."""
+    return Hyper(**{name: lane[name] for name in Hyper._fields})
 
 
 def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
     """Arguments that draw the cell's network, and the key of its minibatch order."""
-    init_key, order_key = random.split(key_of(lane.seed))
-    return {"key": init_key, "width": lane.width, "init_scale": lane.init_scale, "law": program.law}, order_key
+    init_key, order_key = random.split(key_of(lane["seed"]))
+    draw = {"key": init_key, "width": lane["width"], "init_scale": lane["init_scale"], "law": program.law}
+    return draw, order_key
 
 
 def _fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
@@ -53,7 +53,7 @@ def _fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
         weight = drawn.weight.astype(jnp.float64) @ span.basis.T + network.ambient_off_weights(**draw, basis=span.basis)
         drawn = drawn._replace(weight=weight)
     drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
-    return training.start(drawn, lane.hyper, order_key, recipe=program.recipe)
+    return training.start(drawn, hyper_of(lane), order_key, recipe=program.recipe)
 
 
 def _in_ambient(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
@@ -79,7 +79,7 @@ def _measured(
     program: Program, trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace
 ) -> dict[str, jax.Array]:
     """All that is recorded of a trained network, in float64."""
-    key = random.fold_in(key_of(lane.seed), 1)
+    key = random.fold_in(key_of(lane["seed"]), 1)
     trained, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (trained, data))
     law = program.law
     if program.canonical:
@@ -240,8 +240,8 @@ def arguments(name: str, program: Program, lanes: int) -> tuple:
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    f32, i32, f64 = (array(t, lanes) for t in (jnp.float32, jnp.int32, jnp.float64))
-    lane = Lane(array(jnp.uint32, lanes), i32, f32, Hyper(f32, f32, f32, i32, f32, i32))
+    f64 = array(jnp.float64, lanes)
+    lane = {leaf: array(entry, lanes) for leaf, entry in entries().items()}
     own = () if program.shared_data else (lanes,)
     (n, d, k, r), inputs = program.shape, program.inputs
     basis, complement = _span_shapes(name, program)
@@ -259,7 +259,7 @@ def arguments(name: str, program: Program, lanes: int) -> tuple:
     points = (array(jnp.float32, *own, n, inputs), array(jnp.float32, *own, n))
     return {
         "fill": (state, lane, span, array(jnp.bool_, lanes)),
-        "advance": (state, *points, lane.hyper),
+        "advance": (state, *points, hyper_of(lane)),
         "measure": (trained, lane, f64, data, span),
         "ambient": (trained, lane, f64, span),
     }[name]

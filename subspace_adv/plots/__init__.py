@@ -11,18 +11,26 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from xarray import Dataset
 
+from subspace_adv.data import KINDS
+from subspace_adv.errors import UserError
 from subspace_adv.plots.chessboard import surfaces
 from subspace_adv.plots.line import boundaries
 from subspace_adv.plots.medians import codimension, drawn_against, remedies
-from subspace_adv.plots.panels import first_values, is_trained, panels, varies
+from subspace_adv.plots.panels import Load, first_values, is_trained, panels, varies
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.results import load_networks, open_results
-from subspace_adv.sweep import UserError
 from subspace_adv.tables import regions_and_norms
 from subspace_adv.training import PENDING
 
 Format = Literal["png", "svg"]
+
+# Figures that show the input space of one kind of data.
+_OF_A_KIND: dict[str, tuple[str, Callable[[Dataset, Load], Figure]]] = {
+    "line": ("boundaries", boundaries),
+    "chessboard": ("surfaces", surfaces),
+}
 
 _STYLE: dict[Any, Any] = {"axes.titlesize": 10, "figure.titlesize": 11, "legend.frameon": False}
 _STYLE |= {"legend.columnspacing": 1.4, "svg.hashsalt": "subspace_adv"}
@@ -50,9 +58,13 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
     kind = first_values(dataset).get("kind", dataset.attrs.get("kind"))
     some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {  # name → whether it fits, how to draw it
-        "boundaries": (some and kind == "line", lambda: boundaries(dataset, load)),
-        "surfaces": (some and kind == "chessboard", lambda: surfaces(dataset, load)),
-        "codimension": (kind == "subspace" and varies(dataset, "ambient_dim"), lambda: codimension(dataset)),
+        name: (some and kind == shown, partial(draw, dataset, load)) for shown, (name, draw) in _OF_A_KIND.items()
+    }
+    figures |= {
+        "codimension": (
+            "ambient_dim" in KINDS[kind].model_fields and varies(dataset, "ambient_dim"),
+            lambda: codimension(dataset),
+        ),
         "remedies": (bool(drawn_against(dataset)), lambda: remedies(dataset)),
         "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
         "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from subspace_adv.plots.panels import COLOURS, first_values, headline, panel_label, panels, varies
-from subspace_adv.tables import REMEDIES, REPLICATES, Arm, median_interval, per_network
+from subspace_adv.settings import replicates
+from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 
 _LINES = tuple(zip(COLOURS, "osD^vPX", strict=True))
 _QUANTITIES = {
@@ -85,7 +86,7 @@ def _against(dataset: xr.Dataset, columns: list[Column], title: str) -> Figure:
     for ax, variable in zip(grid[:, 0], quantities, strict=True):
         ax.set_ylim(bottom=0)
         ax.set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
-    count = math.prod(dataset.sizes.get(axis, 1) for axis in REPLICATES)
+    count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
     note = f"medians over {count} networks, with 95 % intervals" if count > 1 else "one network each"
     headline(figure, dataset, title, note, [column.along for column in columns])
     return figure

@@ -9,7 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from subspace_adv.network import Network
-from subspace_adv.tables import REMEDIES, REPLICATES, Arm, median_interval, per_network
+from subspace_adv.settings import replicates
+from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
 
 Load = Callable[..., Network]
@@ -44,7 +45,7 @@ def panels(dataset: xr.Dataset) -> list[Panel]:
 
 def first_values(dataset: xr.Dataset) -> Arm:
     """The first value of every axis but the replicates."""
-    axes = [axis for axis in dataset["status"].dims if axis not in REPLICATES]
+    axes = [axis for axis in dataset["status"].dims if axis not in replicates()]
     return {axis: dataset[axis].values.tolist()[0] for axis in axes}
 
 

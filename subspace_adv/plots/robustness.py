@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from subspace_adv.norms import NORMS
 from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, Panel, headline, panel_label, panels
+from subspace_adv.settings import replicates
 from subspace_adv.tables import (
     DIRECTIONS,
-    REPLICATES,
     Curve,
     fooling_rate,
     point_values,
@@ -101,7 +101,7 @@ def _legend(figure: Figure, ax: Axes, columns: int) -> None:
 
 
 def _networks(dataset: xr.Dataset) -> int:
-    return math.prod(dataset.sizes.get(axis, 1) for axis in REPLICATES)
+    return math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
 
 
 def _mean_over(dataset: xr.Dataset) -> str:

@@ -1,0 +1,30 @@
+"""The kinds of data, a file and a row each: labelled points on a low-dimensional subspace, from settings alone."""
+
+from subspace_adv.data.chessboard import ChessboardData
+from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape
+from subspace_adv.data.line import LineData
+from subspace_adv.data.subspace import CLUSTER_SPREAD, SubspaceData
+from subspace_adv.rows import Rows
+
+
+def _check(kind: str, row: type[DataSettings]) -> None:
+    if missing := sorted(row.__abstractmethods__):
+        raise TypeError(f"kind {kind!r}: {row.__name__} leaves out {', '.join(missing)}")
+
+
+KINDS: Rows[type[DataSettings]] = Rows(
+    "kind", {"line": LineData, "chessboard": ChessboardData, "subspace": SubspaceData}, _check
+)
+
+__all__ = [
+    "CLUSTER_SPREAD",
+    "HELDOUT",
+    "KINDS",
+    "ChessboardData",
+    "Data",
+    "DataSettings",
+    "Impossible",
+    "LineData",
+    "Shape",
+    "SubspaceData",
+]

@@ -1,0 +1,99 @@
+"""What every kind of data provides: the contract of a row of `KINDS`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from subspace_adv.fields import Table, role_in
+from subspace_adv.subspace import Subspace
+
+HELDOUT = 16
+"""Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""
+
+
+class Shape(NamedTuple):
+    """Sizes of a dataset; static and hashable."""
+
+    samples: int  # n
+    ambient_dim: int  # d
+    subspace_dim: int  # k
+    span_dim: int  # r, of the linear span of the subspace: k, or k + 1 where it is affine
+
+
+class Data(NamedTuple):
+    """Training points, the subspace they lie in, and further points of it, in coordinates of its linear span."""
+
+    x: np.ndarray  # (n, r) float32
+    y: np.ndarray  # (n,) float32, −1 or +1
+    subspace: Subspace  # float64 bases, (r, k) and (r, r − k)
+    heldout: np.ndarray  # (HELDOUT, r) float32
+
+
+class Impossible(NamedTuple):
+    """A value of a field that the values of others rule out."""
+
+    leaf: str
+    value: object
+    why: str
+
+
+class DataSettings(Table, ABC, frozen=True):
+    """One dataset: what `[data]` says of it beside its kind, a field each, and what follows from that.
+
+    A kind of data is a subclass, in a file of its own, and a row of `KINDS`. Points are held by their coordinates in
+    the linear span of their subspace, so that nothing but `span` grows with the ambient dimension.
+    """
+
+    has_origin: ClassVar[bool] = False  # whether one of the training points is 0
+    told_in_span: ClassVar[bool] = False  # whether results tell points in coordinates of the span, or of R^d
+    to_align: ClassVar[str] = ""  # what a user can do for the subspace to be one of coordinate axes, if anything
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Its sizes, known without drawing it."""
+
+    @abstractmethod
+    def draw(self) -> Data:
+        """Points and labels on the host, in float64 until the end; none of it depends on fields of role PLACE."""
+
+    @abstractmethod
+    def span(self) -> np.ndarray:
+        """Orthonormal basis Q (d, r) of the span that coordinates refer to: points are x Qᵀ in R^d; float64."""
+
+    @property
+    @abstractmethod
+    def is_axis_aligned(self) -> bool:
+        """Whether the subspace is one of coordinate axes of R^d, moved or not."""
+
+    def draw_labels(self) -> np.ndarray:
+        """The labels alone, (n,), −1 or +1."""
+        return self.draw().y
+
+    @property
+    def label_draws(self) -> int:
+        """Random numbers that `draw_labels` takes, about."""
+        return self.shape.samples * self.shape.subspace_dim
+
+    def unplaced(self) -> Self:
+        """The same points wherever their span lies: fields of role PLACE are as by default."""
+        kind = type(self)
+        told = {leaf: getattr(self, leaf) for leaf in kind.model_fields if role_in(kind, leaf).tells_points}
+        return kind(**told)
+
+    @classmethod
+    def impossible(cls, values: Mapping[str, tuple]) -> Impossible | None:
+        """What values of a grid cannot go together, if any.
+
+        Args:
+            values: all values over the grid of each field.
+        """
+        del values
+        return None
+
+
+def as_data(x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray) -> Data:
+    """Points and labels in the types that data have."""
+    return Data(np.asarray(x, np.float32), np.asarray(y, np.float32), subspace, np.asarray(heldout, np.float32))

@@ -1,0 +1,102 @@
+"""The fields of a sweep file: what they are to a cell, their role, and which numbers they admit."""
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+
+
+class Role(NamedTuple):
+    """What a setting is to the cells that have it; all that a sweep makes of the setting follows from this."""
+
+    shapes: bool = False  # cells that differ in it may need different compiled programs
+    tells_points: bool = False  # the data are drawn from it
+    tells_place: bool = False  # it tells where in R^d the span of the data lies, and changes nothing within the span
+    entry: type | None = None  # of NumPy, of its entry in a cell's arrays; None where it has none
+    replicate: bool = False  # cells that differ in it alone are repetitions of one experiment
+    axis: bool = True  # it may be an axis; a list may not
+
+
+DATA = Role(shapes=True, tells_points=True)
+DATA_REPLICATE = DATA._replace(replicate=True)
+PLACE = Role(shapes=True, tells_place=True)
+STATIC = Role(shapes=True)
+STATIC_LIST = STATIC._replace(axis=False)
+
+
+def run_time(entry: type, *, shapes: bool = False, replicate: bool = False) -> Role:
+    """The role of a setting whose values are entries of arrays, so that cells of one program may differ in it."""
+    return Role(shapes=shapes, entry=entry, replicate=replicate)
+
+
+class Table(BaseModel, frozen=True, extra="forbid", strict=True):
+    """A table of a sweep file, or a part of one; each of its fields has a role."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a field without a role: nobody would know whether cells that differ in it share a program."""
+        super().__pydantic_init_subclass__(**arguments)
+        for leaf in cls.model_fields:
+            role_in(cls, leaf)
+
+
+def role_in(table: type[Table], leaf: str) -> Role:
+    """The role of a field of a table.
+
+    Raises:
+        TypeError: if it is not annotated with exactly one.
+    """
+    roles = [mark for mark in table.model_fields[leaf].metadata if isinstance(mark, Role)]
+    if len(roles) != 1:
+        raise TypeError(
+            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_REPLICATE, PLACE, "
+            "STATIC, STATIC_LIST or run_time(dtype)"
+        )
+    return roles[0]
+
+
+def distinct(values: tuple) -> tuple:
+    """The values, none of which may be listed twice."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value!r} is listed twice")
+        seen.add(value)
+    return values
+
+
+def _no_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("must be a number, not NaN")
+    return value
+
+
+_TINY, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+def _in_float32(value: float) -> float:
+    if 0 < abs(value) < _TINY:  # XLA takes subnormal numbers for 0
+        least = math.copysign(1.2e-38, value)
+        raise ValueError(f"is 0 in float32, in which networks train; the nearest to 0 is {least}")
+    if _LARGEST < abs(value) < math.inf:
+        largest = math.copysign(3.4e38, value)
+        raise ValueError(f"is infinite in float32, in which networks train; the farthest from 0 is {largest}")
+    return value
+
+
+def _below_one_in_float32(value: float) -> float:
+    if np.float32(value) == 1:
+        raise ValueError("is 1 in float32, in which networks train; at most 0.9999999 is possible")
+    return value
+
+
+AS_TUPLE = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)]
+BelowOne = Annotated[
+    float, Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(_in_float32), AfterValidator(_below_one_in_float32)
+]
+Level = Annotated[float, AfterValidator(_no_nan), AfterValidator(_in_float32)]
+Count = Annotated[int, Field(ge=1, le=2**24)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
