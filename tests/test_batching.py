@@ -22,7 +22,7 @@ from subspace_adv.engine.pinned import pinned
 from subspace_adv.network import Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import Program, plan
-from subspace_adv.settings import leaves
+from subspace_adv.settings import leaves, role
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
 
@@ -102,21 +102,14 @@ MIXED = {
     "weight_decay": (0.0, 0.01),
     "learning_rate": (0.02, 1e6),  # the second diverges
 }
-SUBSPACE = {"kind": "subspace", "ambient_dim": 4, "subspace_dim": 3, "samples": 5}
 BITWISE = {
     "mixed": ({"max_steps": 300}, MIXED),
     "seed and init_scale": ({}, {"seed": (0, 7, 2**32 - 1), "init_scale": (1.0, 0.1, 3.0)}),
     "weight_decay and learning_rate": ({}, {"weight_decay": (0.0, 0.003, 1.0), "learning_rate": (0.1, 1e-4, 2.0)}),
     "padded width": ({"seed": 1}, {"width": (41, 50, 3)}),
     "stop rule": ({}, {"stop_margin": (50.0, -2.0, -0.1), "max_steps": (20, 0, 1, 700)}),
-    "momentum": ({"optimizer": "momentum"}, {"seed": (0, 1), "momentum": (0.9, 0.0, 0.5)}),
-    "batch_size": ({"optimizer": "sgd"}, {"seed": (0, 1), "batch_size": (1, 3, 7)}),
     "optimizer": ({}, {"optimizer": ("sgd", "gd", "momentum"), "seed": (0, 1)}),
     "init": ({"stop_margin": float("inf")}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
-    "trainable": ({}, {"trainable": ("hidden", "all"), "seed": (0, 1)}),
-    "loss": ({}, {"loss": ("logistic", "exponential"), "seed": (0, 1)}),
-    "ambient_dim": (SUBSPACE, {"ambient_dim": (4, 6), "seed": (0, 1)}),
-    "samples": (SUBSPACE, {"samples": (5, 6), "seed": (0, 1)}),
 }
 
 
@@ -136,35 +129,66 @@ def test_a_cell_equals_itself_alone_bit_by_bit(settings, axes):
     assert differ(together) or "stop_margin" in axes
 
 
+SUBSPACE = {"kind": "subspace", "ambient_dim": 4, "subspace_dim": 3, "samples": 5}
+SEARCHED = {"kind": "subspace", "ambient_dim": 3, "subspace_dim": 1, "samples": 8, "width": 6}
+FIELDS = {  # two values of each field that may be an axis, beside other settings
+    "kind": ({}, ("line", "chessboard")),
+    "ambient_dim": (SUBSPACE, (4, 3)),
+    "subspace_dim": (SUBSPACE, (3, 4)),
+    "samples": (SUBSPACE, (5, 6)),
+    "basis": (SUBSPACE | {"init": "torch"}, ("random", "axis-aligned")),
+    "distribution": (SUBSPACE, ("sphere", "gaussian")),
+    "labels": (SUBSPACE, ("random", "clusters")),
+    "data_seed": (SUBSPACE, (0, 1)),
+    "init": ({"stop_margin": float("inf")}, ("theory", "torch")),
+    "trainable": ({}, ("hidden", "all")),
+    "width": ({}, (3, 50)),
+    "init_scale": ({}, (1.0, 0.3)),
+    "seed": ({}, (3, 4)),
+    "loss": ({}, ("logistic", "exponential")),
+    "optimizer": ({}, ("sgd", "momentum")),
+    "learning_rate": ({}, (0.1, 1e-4)),
+    "weight_decay": ({}, (0.0, 0.01)),
+    "momentum": ({"optimizer": "momentum"}, (0.9, 0.5)),
+    "batch_size": ({"optimizer": "sgd"}, (1, 3)),
+    "stop_margin": ({}, (50.0, -0.1)),
+    "max_steps": ({}, (20, 700)),
+    "attack_steps": (SEARCHED, (1, 30)),
+    "restarts": (SEARCHED, (1, 30)),
+}
+OF_THE_BASE_PROGRAM = ("width", "init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")
+
+
+@pytest.mark.parametrize(
+    "leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf not in OF_THE_BASE_PROGRAM)) for leaf in FIELDS]
+)
+def test_cells_that_differ_in_one_field_each_equal_themselves_alone(leaf):
+    """To the bit by one program; up to the order of summation by the one that gives each network its own points."""
+    settings, values = FIELDS[leaf]
+    axes = {"seed": (0, 1), leaf: values} if leaf != "seed" else {"seed": values}
+    whole = sweep({name: value for name, value in settings.items() if name not in axes}, axes)
+    agree = assert_same if all(group.program.shared_data for group in plan(whole).groups) else assert_close
+    together = run(whole)
+    for cell, at in zip(together, cells_of(axes), strict=True):
+        agree(cell, alone(settings | at))
+    first, second = ([c for c, at in zip(together, cells_of(axes), strict=True) if at[leaf] == v] for v in values)
+    assert any(
+        one[name].tobytes() != other[name].tobytes()
+        for one, other in zip(first, second, strict=True)
+        for name in one.keys() & other.keys()
+    )
+
+
+def test_every_field_that_may_be_an_axis_is_tried():
+    assert set(FIELDS) == {leaf for leaf in leaves() if role(leaf).axis}
+
+
 @pytest.mark.slow
 def test_adam_cells_equal_themselves_alone_bit_by_bit(standard_promotion):
     axes = {"optimizer": ("adam",), "seed": (0, 1), "learning_rate": (0.02, 1e30)}
     together = run(sweep({}, axes))
     for cell, values in zip(together, cells_of(axes), strict=True):
         assert_same(cell, alone(values))
-    assert differ(together)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes",
-    [
-        {"data_seed": (0, 1, 2), "seed": (0, 1)},
-        {"labels": ("random", "halfspace", "clusters"), "seed": (0, 1)},
-        {
-            "init": ("torch",),
-            "distribution": ("sphere", "gaussian"),
-            "basis": ("random", "axis-aligned"),
-            "seed": (0, 1),
-        },
-    ],
-    ids=["data_seed", "labels", "distribution and basis"],
-)
-def test_a_cell_beside_other_data_equals_itself_alone(axes):
-    """The program that gives every network its own points is another than the one whose networks share them."""
-    together = run(sweep(SUBSPACE, axes))
-    for cell, values in zip(together, cells_of(axes), strict=True):
-        assert_close(cell, alone(SUBSPACE | values))
     assert differ(together)
 
 

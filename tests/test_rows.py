@@ -1,14 +1,22 @@
 """Tables: lookups fail closed, and a row that is added at run time serves a whole sweep without an edit elsewhere."""
 
+import itertools
+from typing import Annotated, Literal
+
 import numpy as np
 import optax
 import pytest
-from shell import TINY, read
+from shell import TINY, read, write
 
-from subspace_adv import Sweep, load_networks, open_results, plan, run
+from subspace_adv import Sweep, load_networks, open_results, plan, run, tables
+from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape
+from subspace_adv.data.kind import as_data
+from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, Optimizer
 from subspace_adv.rows import Rows, UnknownName
+from subspace_adv.settings import replicates
+from subspace_adv.subspace import axis_aligned
 
 
 def small(*overrides: str) -> Sweep:
@@ -32,7 +40,11 @@ def test_an_unknown_name_is_an_error_that_tells_the_nearest():
     assert "apple" not in table and ["banana"] not in table
 
 
-@pytest.mark.parametrize(("table", "field"), [(NORMS, "norms"), (OPTIMIZERS, "optimizer")], ids=["norms", "optimizers"])
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [(NORMS, "norms"), (OPTIMIZERS, "optimizer"), (KINDS, "kind")],
+    ids=["norms", "optimizers", "kinds"],
+)
 def test_a_field_of_a_sweep_takes_the_names_of_its_table(table, field):
     for name in table:
         assert np.ravel(small(f"{field}={name}").values(field)).tolist() == [name]
@@ -73,6 +85,90 @@ def test_a_setting_is_read_by_every_optimizer_that_says_so(monkeypatch):
         assert sweep.reads("momentum") and not sweep.reads("batch_size")
     with pytest.raises(ValueError, match="it is read where optimizer = 'momentum' or 'heavier'; leave it out"):
         small("momentum=0.5")
+
+
+class RingData(DataSettings, frozen=True):
+    """Points evenly on a circle around 0, in one of the planes of R³ that two axes span, labels in turn."""
+
+    points: Annotated[Count, DATA] = 4
+    radius: Annotated[Positive, DATA] = 1.0
+    turn: Annotated[Seed, DATA_REPLICATE] = 0
+    plane: Annotated[Literal["first", "last"], PLACE] = "first"
+
+    @property
+    def shape(self) -> Shape:
+        """Of the circle."""
+        return Shape(self.points, 3, 2, 2)
+
+    def draw(self) -> Data:
+        """Held out: the first point, again and again."""
+        angle = 2 * np.pi * np.arange(self.points) / self.points + self.turn
+        x = self.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return as_data(x, 1 - 2 * (np.arange(self.points) % 2), axis_aligned(2, 2), x[:1].repeat(HELDOUT, axis=0))
+
+    def span(self) -> np.ndarray:
+        """The plane."""
+        return np.eye(3, 2, -1 if self.plane == "last" else 0)
+
+    @property
+    def is_axis_aligned(self) -> bool:
+        """Always."""
+        return True
+
+
+def test_a_kind_of_data_with_settings_of_its_own_serves_a_whole_sweep(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "ring", RingData)
+    sweep = small("kind=ring,line", "radius=2.0,0.5", "turn=0,1", "plane=last", "seed=0,1", "norms=l2,linf")
+    assert sweep.dataset({"kind": "line"}).shape.samples == 7 and sweep.dataset({}).shape.samples == 4
+    assert Sweep.from_toml(write(tmp_path, sweep.to_toml())) == sweep
+    assert len(plan(sweep).groups) == 2 and replicates() == ("seed", "data_seed", "turn")
+    dataset = run(sweep, tmp_path / "ring")
+    assert dataset["input"].dims == ("kind", "radius", "turn", "point", "feature")
+    ring = dataset.sel(kind="ring")
+    for (i, radius), (j, turn) in itertools.product(enumerate((2.0, 0.5)), enumerate((0, 1))):
+        angle = np.pi / 2 * np.arange(4) + turn
+        points = np.stack([0 * angle, radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        np.testing.assert_allclose(ring["input"].values[i, j, :4], points, atol=1e-6)
+        for seed in (0, 1):
+            at = {"width": 3, "init_scale": 1.0, "kind": "ring", "radius": radius, "turn": turn, "seed": seed}
+            network = load_networks(tmp_path / "ring", **at)
+            outputs = np.maximum(points @ network.weight.T + network.bias, 0) @ network.head + network.head_bias
+            np.testing.assert_allclose(dataset["output"].sel(at)[:4], outputs, atol=1e-4)
+    off = dataset["distance_off_l2_upper"].sel(kind="ring").values
+    np.testing.assert_array_equal(off, dataset["distance_off_linf_upper"].sel(kind="ring").values)
+    assert [row.networks for row in tables.summarize(dataset)] == 4 * [4]
+
+
+def test_a_kind_that_leaves_something_out_is_refused(monkeypatch):
+    class Half(DataSettings, frozen=True):
+        def draw(self) -> Data:
+            """Never."""
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match="kind 'half': Half leaves out is_axis_aligned, shape, span"):
+        KINDS["half"] = Half
+    assert "half" not in KINDS
+
+
+def test_fields_of_kinds_have_roles_and_names_of_one_meaning(monkeypatch):
+    with pytest.raises(TypeError, match=r"Loose\.size: has 0 roles; annotate it with one: DATA, "):
+
+        class Loose(RingData, frozen=True):
+            size: Count = 3
+
+    class Other(RingData, frozen=True):
+        samples: Annotated[Count, DATA] = 3
+
+    class Network(RingData, frozen=True):
+        width: Annotated[Count, DATA] = 3
+
+    for row, message in (
+        (Other, "kind 'toy': its field samples is not that of another kind; give it another name"),
+        (Network, r"network\.width: there is a field of this name in \[data\]; give it another name"),
+    ):
+        with monkeypatch.context() as context, pytest.raises(TypeError, match=message):
+            context.setitem(KINDS, "toy", row)
+            read("")
 
 
 def load_start(folder) -> np.ndarray:

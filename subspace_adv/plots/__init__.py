@@ -55,7 +55,7 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
     if not is_trained(dataset["status"]).any():
         return []
     load = partial(load_networks, directory)
-    kind = first_values(dataset).get("kind", dataset.attrs.get("kind"))
+    kind: Any = first_values(dataset).get("kind", dataset.attrs.get("kind"))
     some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {  # name → whether it fits, how to draw it
         name: (some and kind == shown, partial(draw, dataset, load)) for shown, (name, draw) in _OF_A_KIND.items()
