@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
@@ -22,6 +22,9 @@ from subspace_adv.progress import Display, count
 from subspace_adv.rows import nearest
 from subspace_adv.sweep import Sweep
 from subspace_adv.sweepfile import brief
+
+if TYPE_CHECKING:
+    from xarray import Dataset
 
 app = App(
     name="subspace-adv",
@@ -80,7 +83,7 @@ def run(
 
     figures: list[Path] = []
     try:
-        figures = _draw(folder)  # before anything is printed, as whoever reads it may stop
+        figures = _draw(dataset, folder)  # before anything is printed, as whoever reads it may stop
     finally:
         reports.print_results(dataset)
     _print_figures(figures)
@@ -158,7 +161,7 @@ def check(folder: Folder, /) -> None:
 @app.command(help_epilogue="Example: subspace-adv plot results/line")
 def plot(folder: Folder, /) -> None:
     """Draw the figures of a results folder, as PNG and SVG."""
-    _print_figures(_draw(folder))
+    _print_figures(_draw(results.open_results(folder), folder))
 
 
 @app.command(help_epilogue="Example: subspace-adv bench --json bench.json")
@@ -273,11 +276,11 @@ def _explain(error: CycloptsError) -> str:
     return f"command line: {message}; see subspace-adv --help"
 
 
-def _draw(folder: Path) -> list[Path]:
+def _draw(dataset: "Dataset", folder: Path) -> list[Path]:
     os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses a backend that is not installed, such as a notebook's
     from subspace_adv import plots  # matplotlib takes long to import
 
-    return plots.plot(folder)
+    return plots.draw(dataset, folder)
 
 
 def _print_figures(paths: Sequence[Path]) -> None:

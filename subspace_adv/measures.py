@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import random
 
+from subspace_adv import streams
 from subspace_adv.attacks import (
     AttackResult,
     descent_distance,
@@ -22,8 +22,6 @@ from subspace_adv.network import Network, input_gradient, output, preactivations
 from subspace_adv.norms import NORMS, length
 from subspace_adv.subspace import Region, Subspace, region_basis
 from subspace_adv.training import Loss, loss_value
-
-_DIRECTION_STREAM = 2**32 - 1  # apart from the attacks' keys, which are split off one a point
 
 
 class Recording(NamedTuple):
@@ -147,7 +145,7 @@ def measure(
     def distance(values: jax.Array) -> jax.Array:
         return jnp.where(wrong, 0, values)
 
-    drawn = random_direction(random.fold_in(key, _DIRECTION_STREAM), subspace.complement, unseen)
+    drawn = random_direction(streams.direction_key(key), subspace.complement, unseen)
     points = jnp.concatenate([x, heldout])
     universal = jax.vmap(lambda point: universal_attack(network, point, subspace.complement))(points)
     along_drawn = jax.vmap(lambda point: descent_distance(network, point, drawn))(points)
@@ -246,7 +244,7 @@ def bracket(
         crown = crown_certificate(network, point, region, norm=norm, upper=attack.distance)
         return jnp.maximum(kink, crown), attack
 
-    return jax.vmap(one)(x, _nearest_of_other_sign(network, x), random.split(key, len(x)))
+    return jax.vmap(one)(x, _nearest_of_other_sign(network, x), streams.attack_keys(key, len(x)))
 
 
 def _nearest_of_other_sign(network: Network, x: jax.Array) -> jax.Array:

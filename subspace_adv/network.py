@@ -10,15 +10,13 @@ import numpy as np
 import scipy  # whose parts it imports when they are used
 from jax import random
 
+from subspace_adv import streams
+
 Init = Literal["theory", "paper-code", "torch"]
 GAUSSIAN: tuple[Init, ...] = ("theory", "paper-code")
 """Initial laws whose first-layer weights are N(0, β²), β = init_scale / √d."""
 
-KEY_IMPLEMENTATION = "threefry2x32"
-"""Of all keys: what is drawn again at another time must be drawn alike."""
-
 _ABOVE_MINUS_ONE = float(np.nextafter(np.float32(-1), np.float32(0)))  # keeps the quantile transform finite
-_PARAMETERS, _OFF, _CUBE = range(3)  # streams of a neuron; of the last, one a block
 _BLOCK = 256  # ambient coordinates drawn at once
 _CHI_RANGE, _CHI_DEGREE = 5.6, 40  # beyond the normal values that float32 draws can take
 
@@ -55,12 +53,6 @@ class Law(NamedTuple):
         return self.init in GAUSSIAN
 
 
-def key_of(seed: jax.Array | int) -> jax.Array:
-    """The typed threefry key of a seed (uint32 scalar), whatever default generator or seed offset JAX is given."""
-    words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
-    return random.wrap_key_data(words, impl=KEY_IMPLEMENTATION)
-
-
 def init_network(
     key: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law, basis: jax.Array | None = None
 ) -> Network:
@@ -83,8 +75,8 @@ def init_network(
         Float32 network with weight (padded_width, r), in coordinates of the span.
     """
     neurons = jnp.arange(law.padded_width + 1, dtype=jnp.int32)  # the last draw is the head bias's
-    keys = _neuron_keys(key, jnp.where(neurons == law.padded_width, 2**31 - 1, neurons))
-    draw = jax.vmap(lambda k: _uniform(random.fold_in(k, _PARAMETERS), 2 + law.span_dim))(keys)
+    keys = streams.neuron_keys(key, jnp.where(neurons == law.padded_width, streams.HEAD_BIAS, neurons))
+    draw = jax.vmap(lambda k: _uniform(random.fold_in(k, streams.PARAMETERS), 2 + law.span_dim))(keys)
     fan_in, fan_hidden = law.ambient_dim**-0.5, jax.lax.rsqrt(width.astype(jnp.float32))
     weight, bias, head, head_bias = draw[:-1, 2:], fan_in * draw[:-1, 0], draw[:-1, 1], draw[-1, 0]
     if law.is_gaussian:
@@ -128,12 +120,12 @@ def off_weights(
         (padded_width, off_dim): float32 where Gaussian, else of the widest type enabled.
     """
     size = (law.padded_width, law.off_dim)
-    keys = _neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
+    keys = streams.neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
     scale = init_scale * law.ambient_dim**-0.5
     if not law.off_dim:
         return jnp.zeros(size, jnp.float32)
     if law.is_gaussian:
-        normal = _normal(jax.vmap(lambda k: _uniform(random.fold_in(k, _OFF), law.off_dim))(keys))
+        normal = _normal(jax.vmap(lambda k: _uniform(random.fold_in(k, streams.OFF_WEIGHTS), law.off_dim))(keys))
         freedom = law.ambient_dim - law.span_dim - np.arange(law.off_dim)
         chi = chi_of_normal(jnp.diagonal(normal), freedom)
         weights = jnp.tril(normal, -1).at[jnp.arange(law.off_dim), jnp.arange(law.off_dim)].set(chi)
@@ -159,7 +151,7 @@ def ambient_off_weights(
     if law.is_gaussian:
         off = off_weights(key, width, init_scale, law=law).astype(basis.dtype)
         return off @ _random_frame(key, law, basis).T
-    keys = _neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
+    keys = streams.neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
     weight = _cube(keys, law).astype(basis.dtype)
     weight = weight - (weight @ basis) @ basis.T
     scale = (init_scale * law.ambient_dim**-0.5).astype(basis.dtype)
@@ -200,10 +192,6 @@ def _real(law: Law, width: jax.Array) -> jax.Array:
     return jnp.arange(law.padded_width, dtype=jnp.int32) < width
 
 
-def _neuron_keys(key: jax.Array, neurons: jax.Array) -> jax.Array:
-    return jax.vmap(lambda i: random.fold_in(key, i))(neurons)
-
-
 def _uniform(key: jax.Array, count: int) -> jax.Array:
     """Base draws, uniform on (−1, 1)."""
     return random.uniform(key, (count,), jnp.float32, _ABOVE_MINUS_ONE, 1.0)
@@ -216,7 +204,7 @@ def _normal(uniform: jax.Array) -> jax.Array:
 
 def _random_frame(key: jax.Array, law: Law, basis: jax.Array) -> jax.Array:
     """Uniformly random orthonormal vectors (d, off_dim) off the span; the first of them are those of fewer."""
-    keys = _neuron_keys(random.fold_in(key, 2**31 - 2), jnp.arange(law.off_dim, dtype=jnp.int32))
+    keys = streams.neuron_keys(random.fold_in(key, streams.OFF_FRAME), jnp.arange(law.off_dim, dtype=jnp.int32))
     normal = _normal(jax.vmap(lambda k: _uniform(k, law.ambient_dim))(keys)).T
     frame, triangle = jnp.linalg.qr(jnp.concatenate([basis, normal.astype(basis.dtype)], axis=1))
     sign = jnp.where(jnp.diagonal(triangle) < 0, -1, 1).astype(basis.dtype)
@@ -236,7 +224,7 @@ def _cube_blocks(law: Law) -> int:
 def _cube_block(keys: jax.Array, law: Law, block: jax.Array | int) -> jax.Array:
     """Uniform base draws of a block of ambient coordinates, (m, b); zeros past the last coordinate."""
     size = min(_BLOCK, law.ambient_dim)
-    draw = jax.vmap(lambda k: _uniform(random.fold_in(k, _CUBE + block), size))(keys)
+    draw = jax.vmap(lambda k: _uniform(random.fold_in(k, streams.COORDINATE_BLOCKS + block), size))(keys)
     return jnp.where((block * _BLOCK + jnp.arange(size, dtype=jnp.int32) < law.ambient_dim)[None], draw, 0)
 
 

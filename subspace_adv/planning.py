@@ -6,72 +6,28 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from subspace_adv import costs, devices, fused
-from subspace_adv.costs import Search, Seconds, step_flops
-from subspace_adv.data import HELDOUT, DataSettings, Shape
+from subspace_adv.costs import Seconds, step_flops
+from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError
 from subspace_adv.measures import Recording, variables
 from subspace_adv.network import Law, padded_width
-from subspace_adv.norms import NORMS
-from subspace_adv.optimizers import OPTIMIZERS, OffPart
+from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
+from subspace_adv.program import Program
+from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import resolved_trainable, role
-from subspace_adv.subspace import region_dim
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer, trained_fields
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
-_MEASURED_POINTS = 32  # whose search a core's cache holds
 _MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 _LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
 _MIN_CHUNK_CELLS, _MAX_CHUNK_CELLS = 256, 4096
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
-
-
-class Program(NamedTuple):
-    """Everything that shapes a group's compiled code; static and hashable."""
-
-    law: Law
-    recipe: Recipe
-    recording: Recording
-    shape: Shape  # of the data
-    reduced: bool  # trained in coordinates of the data's span, or of all of R^d
-    shared_data: bool  # one dataset for all cells of the group, or one of equal shape for each
-
-    @property
-    def inputs(self) -> int:
-        """Coordinates of the points that networks train on."""
-        return self.shape.span_dim if self.reduced else self.shape.ambient_dim
-
-    @property
-    def canonical(self) -> bool:
-        """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
-        return all(NORMS[norm].is_euclidean for norm in self.recording.norms)
-
-    @property
-    def measured_coordinates(self) -> int:
-        """Coordinates that networks are measured in."""
-        return self.law.span_dim + self.law.off_dim if self.canonical else self.law.ambient_dim
-
-    @property
-    def searches(self) -> list[Search]:
-        """What is searched at every point: regions that are no line, in each norm."""
-        d, k, recording = self.measured_coordinates, self.shape.subspace_dim, self.recording
-        dimensions = (region_dim(region, d, k) for region in recording.regions for _ in recording.norms)
-        return [Search(dim, recording.attack_steps, recording.restarts) for dim in dimensions if dim > 1]
-
-    @property
-    def measured_at_once(self) -> int:
-        """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
-        return max(_MEASURED_POINTS // self.shape.samples, 1)
-
-    @property
-    def reads_basis(self) -> bool:
-        """Whether it matters where the span lies in R^d."""
-        return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))
 
 
 class Chunk(NamedTuple):
@@ -188,29 +144,6 @@ class Plan(NamedTuple):
             compiling=costs.compiling_seconds(len(searches), p.recipe.trainer),
             cores=cores,
         )
-
-
-def reduction(settings: DataSettings, optimizer: str, weight_decay: float) -> tuple[bool, str]:
-    """Whether training in coordinates of the data's span is exact (F1, F2 in docs/theory.md), and why.
-
-    Args:
-        settings: of the data.
-        optimizer: by name.
-        weight_decay: λ.
-    """
-    whole = settings.shape.span_dim == settings.shape.ambient_dim
-    off = OPTIMIZERS[optimizer].off
-    if off is OffPart.UNKNOWN:
-        return False, f"what {optimizer} does to weights off the span of the data is not known"
-    if off is OffPart.SCALED:
-        return True, f"{optimizer} moves weights off the span of the data by decay alone"
-    if not settings.is_axis_aligned:
-        return False, f"{optimizer} steps by coordinates, and the span of the data is not one of coordinate axes"
-    if whole:
-        return True, "the data span the whole space"
-    if weight_decay:
-        return False, f"{optimizer} lets every weight off the span decay in its own way"
-    return True, f"{optimizer} without decay leaves weights off the span of the data alone"
 
 
 def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:

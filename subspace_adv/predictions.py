@@ -10,7 +10,7 @@ from subspace_adv.data import DataSettings
 from subspace_adv.measures import Variable
 from subspace_adv.network import GAUSSIAN
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
-from subspace_adv.planning import reduction
+from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
 

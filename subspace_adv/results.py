@@ -43,9 +43,13 @@ def open_results(folder: str | Path) -> "xr.Dataset":
     Raises:
         UserError: if the folder is no results folder, or cannot be read.
     """
+    return dataset_of(Store.open(folder))
+
+
+def dataset_of(store: Store) -> "xr.Dataset":
+    """As `open_results`, of a store that is open."""
     import xarray as xr  # pandas takes long to import, and a run needs neither before its end
 
-    store = Store.open(folder)
     sweep = store.sweep
     datasets, which = grid_data(sweep)
     labels, inputs, heldout = _points(datasets)

@@ -16,7 +16,7 @@ from subspace_adv import engine
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, cut, plan
-from subspace_adv.results import open_results
+from subspace_adv.results import dataset_of
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
@@ -83,7 +83,7 @@ def run(
         _run_chunks(sweep, store, pending, listener)
     finally:
         store.close()
-    return open_results(store.folder)
+    return dataset_of(store)
 
 
 def how_to_resume(folder: str | Path) -> str:

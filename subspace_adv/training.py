@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax import random
 
-from subspace_adv import fused
-from subspace_adv.network import KEY_IMPLEMENTATION, Init, Network
+from subspace_adv import fused, streams
+from subspace_adv.network import Init, Network
 from subspace_adv.optimizers import OPTIMIZERS, Hyper
 
 Loss = Literal["logistic", "exponential"]
@@ -78,7 +78,7 @@ def train(
         x: points (n, d).
         y: labels (n,), −1 or +1.
         hyper: learning rate, weight decay, stop rule.
-        key: of the minibatch order, as from `key_of` (read by "sgd").
+        key: of the minibatch order, as from `streams.training_keys` (read by "sgd").
         recipe: loss, optimizer and trained fields; static.
 
     Returns:
@@ -253,8 +253,7 @@ def _point_weights(state: TrainState, hyper: Hyper, n: int, recipe: Recipe) -> j
         return 1 / n
     batches = -(-n // hyper.batch_size)
     epoch, batch = jnp.divmod(state.step, batches)
-    key = random.wrap_key_data(state.key, impl=KEY_IMPLEMENTATION)
-    rank = random.permutation(random.fold_in(key, epoch), n)
+    rank = random.permutation(streams.epoch_key(state.key, epoch), n)
     chosen = (rank // hyper.batch_size == batch).astype(jnp.float32)
     return chosen / jnp.sum(chosen)
 

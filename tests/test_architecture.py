@@ -10,10 +10,10 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "fields", "norms", "subspace"],
-    ["fused", "data", "network", "optimizers", "training"],
+    ["errors", "rows", "fields", "streams", "norms", "subspace"],
+    ["fused", "data", "network", "optimizers", "reduction", "training"],
     ["attacks", "certificates", "theory", "measures"],
-    ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
+    ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
@@ -22,7 +22,7 @@ ORDER = [module for line in LINES for module in line]
 PARTS = {
     "data": ["kind", "line", "chessboard", "subspace"],
     "attacks": ["crossing", "universal", "fmn", "fab", "minimal_norm"],
-    "engine": ["pinned", "programs", "chunks"],
+    "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],
 }
 FOLDER = Path(subspace_adv.__file__).parent

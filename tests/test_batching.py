@@ -18,10 +18,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from subspace_adv import engine, fused, measures, training
 from subspace_adv.data import LineData
 from subspace_adv.engine import chunks, programs
+from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.network import Network, init_network
 from subspace_adv.optimizers import Hyper
-from subspace_adv.planning import Program, plan
+from subspace_adv.planning import plan
+from subspace_adv.program import Program
 from subspace_adv.settings import leaves, role
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Trainer
@@ -349,7 +351,7 @@ def test_programs_of_former_groups_are_unloaded(monkeypatch):
         """Stands for a compiled program."""
 
     programs._compile.cache_clear()
-    monkeypatch.setattr(programs, "_compiled_or_kept", lambda *_: Loaded())
+    monkeypatch.setattr(programs, "compiled_or_kept", lambda *_: Loaded())
     program = plan(sweep({})).groups[0].program
     number = programs._LOADED_PROGRAMS + 3
     loaded = [weakref.ref(engine.compiled("ambient", program, 1, steps)) for steps in range(number)]
@@ -487,11 +489,11 @@ def kept(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder for compiled programs."""
     flags = {"jax_compilation_cache_dir": str(tmp_path / "kept"), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {flag: jax.config.values[flag] for flag in flags}
-    monkeypatch.setattr(programs, "_keep_compiled", lambda: tmp_path / "kept")
+    monkeypatch.setattr(kept_programs, "_folder", lambda: tmp_path / "kept")
     for flag, value in flags.items():
         jax.config.update(flag, value)
     compilation_cache.reset_cache()
-    programs._tell_unkept.cache_clear()
+    kept_programs._tell_unkept.cache_clear()
     yield tmp_path / "kept"
     for flag, value in before.items():
         jax.config.update(flag, value)
@@ -512,7 +514,7 @@ def entries(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_only_a_damaged_entry_of_the_compiled_programs_is_replaced(kept):
     for name in ("one", "other"):
-        programs._compiled_or_kept(small_program(name), {})
+        kept_programs.compiled_or_kept(small_program(name), {})
     whole = entries(kept)
     assert whole.keys() == {"jit_one", "jit_other"}
     [file] = kept.glob("jit_one-*")
@@ -520,7 +522,7 @@ def test_only_a_damaged_entry_of_the_compiled_programs_is_replaced(kept):
     found = []
     for _ in range(2):
         for name in ("one", "other"):
-            assert programs._compiled_or_kept(small_program(name), {})(np.float32(2)) == 4
+            assert kept_programs.compiled_or_kept(small_program(name), {})(np.float32(2)) == 4
         found.append(entries(kept))
     assert found[0]["jit_other"] == whole["jit_other"]
     assert len(found[0]["jit_one"][1]) > 0.9 * len(whole["jit_one"][1])
@@ -537,22 +539,22 @@ def test_programs_of_a_group_have_entries_of_their_own(kept):
 def test_processors_of_other_features_keep_their_compiled_programs_apart(tmp_path):
     def processor(text: str) -> str:
         (tmp_path / "cpuinfo").write_text(text)
-        return programs._processor(tmp_path / "cpuinfo")
+        return kept_programs._processor(tmp_path / "cpuinfo")
 
     one = processor("processor: 0\nmodel name: a\nMHz: 2000\nflags: sse avx\n\nprocessor: 1\nflags: sse avx\n")
     assert one == processor("processor: 0\nmodel name: a\nMHz: 3000\nflags: sse avx\n")
     others = ("model name: a\nflags: sse\n", "model name: b\nflags: sse avx\n", "Features: neon\n", "Features: sve\n")
     assert len({one, *map(processor, others)}) == 5
-    assert platform.machine() in one and platform.machine() in programs._processor(tmp_path / "none")
+    assert platform.machine() in one and platform.machine() in kept_programs._processor(tmp_path / "none")
 
 
 def test_that_compiled_programs_cannot_be_kept_is_told_once(kept):
-    programs._compiled_or_kept(small_program("one"), {})
+    kept_programs.compiled_or_kept(small_program("one"), {})
     shutil.rmtree(kept)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for name in ("two", "three"):
-            programs._compiled_or_kept(small_program(name), {})
+            kept_programs.compiled_or_kept(small_program(name), {})
     reason = "FileNotFoundError: [Errno 2] No such file or directory"
     assert [str(warning.message) for warning in told] == [
         f"{kept}: compiled programs cannot be kept there, and each run compiles anew: {reason}"
@@ -566,4 +568,4 @@ def test_other_warnings_of_the_compiler_are_passed_on():
             return "compiled"
 
     with pytest.warns(DeprecationWarning, match="of another kind"):
-        assert programs._compiled_or_kept(Telling(), {}) == "compiled"  # pyright: ignore[reportArgumentType]
+        assert kept_programs.compiled_or_kept(Telling(), {}) == "compiled"  # pyright: ignore[reportArgumentType]

@@ -16,8 +16,8 @@ from shell import COMMAND, read
 
 import subspace_adv
 from subspace_adv import attacks, certificates, cli, measures, norms
-from subspace_adv.network import key_of
 from subspace_adv.settings import tables
+from subspace_adv.streams import key_of
 
 PACKAGE = Path(subspace_adv.__file__).parent
 

@@ -18,7 +18,8 @@ from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import Hyper
-from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan, reduction
+from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
+from subspace_adv.reduction import reduction
 from subspace_adv.training import SETTLING_STEPS, Trainer, transformation
 
 AXES = {

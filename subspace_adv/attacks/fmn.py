@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import random
 
 from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
-from subspace_adv.network import Network, key_of
+from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length, length, project, steepest, unit
+from subspace_adv.streams import key_of
 
 _RADII = 6  # at which a ray is evaluated to see where it crosses, about
 _LEAST_RADIUS = 1e-6  # of the largest

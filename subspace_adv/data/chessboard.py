@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Shape, as_data
 from subspace_adv.subspace import axis_aligned
 
@@ -23,7 +24,7 @@ class ChessboardData(DataSettings, frozen=True):
         """The points, in coordinates of R³."""
         row, column = np.divmod(np.arange(25), 5)
         x = np.stack([row / 4, column / 4, np.full(25, _HEIGHT)], axis=1)
-        square = np.random.default_rng(0).uniform(0, 1, (HELDOUT, 2))
+        square = streams.data_generator(streams.FIXED_DATA_SEED).uniform(0, 1, (HELDOUT, 2))
         heldout = np.concatenate([square, np.full((HELDOUT, 1), _HEIGHT)], axis=1)
         return as_data(x, self.draw_labels(), axis_aligned(3, 2), heldout)
 

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Shape, as_data
 from subspace_adv.subspace import axis_aligned
 
@@ -24,7 +25,7 @@ class LineData(DataSettings, frozen=True):
     def draw(self) -> Data:
         """The points, by their distance √2·t from 0."""
         t = np.linspace(-1.0, 1.0, 7)
-        heldout = np.random.default_rng(0).uniform(-1, 1, (HELDOUT, 1))
+        heldout = streams.data_generator(streams.FIXED_DATA_SEED).uniform(-1, 1, (HELDOUT, 1))
         return as_data(np.sqrt(2) * t[:, None], self.draw_labels(), axis_aligned(1, 1), np.sqrt(2) * heldout)
 
     def draw_labels(self) -> np.ndarray:

@@ -5,15 +5,13 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Seed
 from subspace_adv.subspace import axis_aligned, orthonormal
 
 CLUSTER_SPREAD = 0.1
 """Standard deviation, per coordinate, of a point around its cluster's centre (centres have norm √k)."""
-
-# Streams of a data seed: none of them depends on what another one draws, or how much of it.
-_POINTS, _SIGNS, _BASIS, _HELDOUT, _HYPERPLANE, _CENTRES, _HELDOUT_CENTRES = range(7)
 
 
 class SubspaceData(DataSettings, frozen=True):
@@ -46,11 +44,11 @@ class SubspaceData(DataSettings, frozen=True):
     def draw(self) -> Data:
         """The points, by their coordinates within the subspace."""
         k, n = self.subspace_dim, self.samples
-        coordinates = self._stream(_POINTS).standard_normal((n, k))
-        heldout = self._stream(_HELDOUT).standard_normal((HELDOUT, k))
+        coordinates = self._stream(streams.POINTS).standard_normal((n, k))
+        heldout = self._stream(streams.HELDOUT_POINTS).standard_normal((HELDOUT, k))
         if self.labels == "clusters":
             centres = self._centres()
-            some = self._stream(_HELDOUT_CENTRES).integers(min(2 * k, n), size=HELDOUT)
+            some = self._stream(streams.HELDOUT_CENTRES).integers(min(2 * k, n), size=HELDOUT)
             coordinates = centres[np.arange(n) % (2 * k)] + CLUSTER_SPREAD * coordinates
             heldout = centres[some] + CLUSTER_SPREAD * heldout
         if self.distribution == "sphere":
@@ -66,9 +64,9 @@ class SubspaceData(DataSettings, frozen=True):
         if self.labels == "clusters":
             return np.where(np.arange(n) % (2 * k) % 2 == 0, 1, -1)
         if self.labels == "halfspace":
-            coordinates = self._stream(_POINTS).standard_normal((n, k))
-            return np.where(coordinates @ self._stream(_HYPERPLANE).standard_normal(k) >= 0, 1, -1)
-        return np.where(self._stream(_SIGNS).random(n) < 0.5, 1, -1)
+            coordinates = self._stream(streams.POINTS).standard_normal((n, k))
+            return np.where(coordinates @ self._stream(streams.HYPERPLANE).standard_normal(k) >= 0, 1, -1)
+        return np.where(self._stream(streams.LABEL_SIGNS).random(n) < 0.5, 1, -1)
 
     @property
     def label_draws(self) -> int:
@@ -86,7 +84,7 @@ class SubspaceData(DataSettings, frozen=True):
             raise ValueError(f"subspace_dim {k} is over ambient_dim {d}")
         if self.is_axis_aligned:
             return np.eye(d, k)
-        return orthonormal(self._stream(_BASIS, d).standard_normal((d, k)))
+        return orthonormal(self._stream(streams.SPAN, d).standard_normal((d, k)))
 
     @property
     def is_axis_aligned(self) -> bool:
@@ -104,7 +102,7 @@ class SubspaceData(DataSettings, frozen=True):
         """The centres ±√k·eⱼ of clusters in random order, (2k, k); every other one carries the label +1."""
         k = self.subspace_dim
         centres = np.sqrt(k) * np.concatenate([np.eye(k), -np.eye(k)])
-        return self._stream(_CENTRES).permutation(centres)
+        return self._stream(streams.CENTRES).permutation(centres)
 
     def _stream(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.data_seed, *stream])
+        return streams.data_generator(self.data_seed, *stream)

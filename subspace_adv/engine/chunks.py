@@ -10,11 +10,14 @@ import numpy as np
 
 from subspace_adv import theory, training
 from subspace_adv.datasets import cell_data, load_data
+from subspace_adv.engine.inputs import arguments, points_of, span_of
+from subspace_adv.engine.networks import Lane, hyper_of
 from subspace_adv.engine.pinned import pinned
-from subspace_adv.engine.programs import Lane, arguments, compiled, hyper_of, points_of, span_of
+from subspace_adv.engine.programs import compiled
 from subspace_adv.network import Network
 from subspace_adv.optimizers import OPTIMIZERS
-from subspace_adv.planning import Chunk, Group, Program
+from subspace_adv.planning import Chunk, Group
+from subspace_adv.program import Program
 from subspace_adv.settings import entries
 from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep

@@ -1,7 +1,7 @@
 """JAX's global settings that change numbers or break programs: pinned here for all that the engine does.
 
 They belong to the user, who may set them by `jax.config`, by environment variables or by contexts, at any time. So each
-call of the engine's into JAX runs in a context of its own, in its own thread, and keys are made by `network.key_of`.
+call of the engine's into JAX runs in a context of its own, in its own thread, and keys are made by `streams`.
 Settings that only tell, check or cache are left alone. Out of reach are XLA's own flags (XLA_FLAGS), but for those in
 `compiler_options`, and what a process begins with: platforms and devices.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import jax
 
-from subspace_adv.network import KEY_IMPLEMENTATION
+from subspace_adv.streams import KEY_IMPLEMENTATION
 
 
 @contextlib.contextmanager

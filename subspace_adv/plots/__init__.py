@@ -49,7 +49,11 @@ def plot(directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> l
     Raises:
         UserError: if the folder is no results folder, the sweep has not yet begun, or a file cannot be written.
     """
-    dataset = open_results(directory)
+    return draw(open_results(directory), directory, formats)
+
+
+def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("png", "svg")) -> list[Path]:
+    """As `plot`, of a folder whose results are open."""
     if (dataset["status"] == PENDING).all():
         raise UserError(f"{directory}: no network is trained yet; run the sweep first")
     if not is_trained(dataset["status"]).any():

@@ -1,0 +1,56 @@
+"""What shapes a group's compiled programs, and what follows from it."""
+
+from typing import NamedTuple
+
+from subspace_adv.costs import Search
+from subspace_adv.data import Shape
+from subspace_adv.measures import Recording
+from subspace_adv.network import Law
+from subspace_adv.norms import NORMS
+from subspace_adv.subspace import region_dim
+from subspace_adv.training import Recipe
+
+_MEASURED_POINTS = 32  # whose search a core's cache holds
+
+
+class Program(NamedTuple):
+    """Everything that shapes a group's compiled code; static and hashable."""
+
+    law: Law
+    recipe: Recipe
+    recording: Recording
+    shape: Shape  # of the data
+    reduced: bool  # trained in coordinates of the data's span, or of all of R^d
+    shared_data: bool  # one dataset for all cells of the group, or one of equal shape for each
+
+    @property
+    def inputs(self) -> int:
+        """Coordinates of the points that networks train on."""
+        return self.shape.span_dim if self.reduced else self.shape.ambient_dim
+
+    @property
+    def canonical(self) -> bool:
+        """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
+        return all(NORMS[norm].is_euclidean for norm in self.recording.norms)
+
+    @property
+    def measured_coordinates(self) -> int:
+        """Coordinates that networks are measured in."""
+        return self.law.span_dim + self.law.off_dim if self.canonical else self.law.ambient_dim
+
+    @property
+    def searches(self) -> list[Search]:
+        """What is searched at every point: regions that are no line, in each norm."""
+        d, k, recording = self.measured_coordinates, self.shape.subspace_dim, self.recording
+        dimensions = (region_dim(region, d, k) for region in recording.regions for _ in recording.norms)
+        return [Search(dim, recording.attack_steps, recording.restarts) for dim in dimensions if dim > 1]
+
+    @property
+    def measured_at_once(self) -> int:
+        """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
+        return max(_MEASURED_POINTS // self.shape.samples, 1)
+
+    @property
+    def reads_basis(self) -> bool:
+        """Whether it matters where the span lies in R^d."""
+        return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))

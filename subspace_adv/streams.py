@@ -1,0 +1,68 @@
+"""Every random stream, by name: which number of which seed draws what.
+
+A network's seed makes keys of JAX, a data seed generators of NumPy. No stream depends on what another one draws, or how
+much of it; so a number that stands here is never given to anything else.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+KEY_IMPLEMENTATION = "threefry2x32"
+"""Of all keys: what is drawn again at another time must be drawn alike."""
+
+# Of a key that draws a network, beside its neurons, which are numbered from 0.
+HEAD_BIAS, OFF_FRAME = 2**31 - 1, 2**31 - 2
+# Of a neuron: what it learns from; its weights off the span of the data; the blocks of a uniform law's coordinates,
+# which take all numbers from this one on.
+PARAMETERS, OFF_WEIGHTS, COORDINATE_BLOCKS = range(3)
+# Of a network's seed, beside the two that its split yields, and of the key that this makes.
+_MEASURING, _RANDOM_DIRECTION = 1, 2**32 - 1
+
+# Of a data seed.
+POINTS, LABEL_SIGNS, SPAN, HELDOUT_POINTS, HYPERPLANE, CENTRES, HELDOUT_CENTRES = range(7)
+FIXED_DATA_SEED = 0
+"""Draws the held-out points of kinds of data that have no seed."""
+
+
+def key_of(seed: jax.Array | int) -> jax.Array:
+    """The typed threefry key of a seed (uint32 scalar), whatever default generator or seed offset JAX is given."""
+    words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
+    return random.wrap_key_data(words, impl=KEY_IMPLEMENTATION)
+
+
+def training_keys(seed: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """Of a network's seed: the key that draws the network, and that of the order of minibatches."""
+    init_key, order_key = random.split(key_of(seed))
+    return init_key, order_key
+
+
+def epoch_key(order_key_data: jax.Array, epoch: jax.Array) -> jax.Array:
+    """The key of the order of points in an epoch, given the data (2,) of the key of minibatches."""
+    return random.fold_in(random.wrap_key_data(order_key_data, impl=KEY_IMPLEMENTATION), epoch)
+
+
+def neuron_keys(key: jax.Array, neurons: jax.Array) -> jax.Array:
+    """Keys of some neurons (m,), given that of their network: those of a narrow network are the first of a wide one."""
+    return jax.vmap(lambda neuron: random.fold_in(key, neuron))(neurons)
+
+
+def measuring_key(seed: jax.Array | int) -> jax.Array:
+    """Of a network's seed: the key of all that is drawn to measure it."""
+    return random.fold_in(key_of(seed), _MEASURING)
+
+
+def direction_key(key: jax.Array) -> jax.Array:
+    """Of a measuring key: the key of the random direction off the subspace, apart from `attack_keys`."""
+    return random.fold_in(key, _RANDOM_DIRECTION)
+
+
+def attack_keys(key: jax.Array, points: int) -> jax.Array:
+    """Of a measuring key: the keys of the attacks on some points, (points,), whatever the region and the norm."""
+    return random.split(key, points)
+
+
+def data_generator(data_seed: int, *stream: int) -> np.random.Generator:
+    """The generator of a stream of a data seed."""
+    return np.random.default_rng([data_seed, *stream])
