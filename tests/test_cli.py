@@ -452,7 +452,7 @@ def test_as_a_module_whose_output_cannot_be_written(tmp_path, tiny):
 def test_output_that_cannot_be_written_is_told(tmp_path, command, monkeypatch, tiny, verb):
     place = {"plan": [write(tmp_path, TINY)], "--help": [], "bench": []}.get(verb, [tiny])
     monkeypatch.setattr(bench, "run", lambda pairs: bench.Bench({"cpu": "a processor"}, 1e9, ()))
-    monkeypatch.setattr(plots, "plot", lambda folder: [folder])
+    monkeypatch.setattr(plots, "draw", lambda _, folder: [folder])
     with monkeypatch.context() as patch, open("/dev/full", "w", encoding="utf-8") as full:
         patch.setattr(sys, "stdout", full)
         status, _, err = command(verb, *place)
@@ -480,7 +480,7 @@ def test_messages_that_cannot_be_written_change_no_exit_status(tmp_path, command
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("verb", ["table", "check", "plot"])
 def test_what_an_encoding_lacks_is_replaced(tmp_path, command, monkeypatch, tiny, verb, encoding):
-    monkeypatch.setattr(plots, "plot", lambda folder: [folder / "λ.png"])
+    monkeypatch.setattr(plots, "draw", lambda _, folder: [folder / "λ.png"])
     whole = command(verb, tiny)[1]
     with monkeypatch.context() as patch, (tmp_path / "out").open("w", encoding=encoding) as out:
         patch.setattr(sys, "stdout", out)
