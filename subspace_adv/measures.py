@@ -16,8 +16,8 @@ from subspace_adv.attacks import (
     random_direction,
     universal_attack,
 )
-from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.data import HELDOUT
+from subspace_adv.models import crown_certificate, kink_certificate
 from subspace_adv.network import Network, input_gradient, output, preactivations
 from subspace_adv.norms import NORMS, length
 from subspace_adv.subspace import Region, Subspace, region_basis

@@ -17,9 +17,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from subspace_adv import attacks, measures
-from subspace_adv.certificates import crown_certificate, kink_certificate
 from subspace_adv.engine import chunks
 from subspace_adv.measures import Recording
+from subspace_adv.models import crown_certificate, kink_certificate
 from subspace_adv.network import Network
 from subspace_adv.subspace import axis_aligned, region_basis
 
