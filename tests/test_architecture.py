@@ -12,7 +12,7 @@ import subspace_adv
 LINES = [
     ["rows", "norms", "contracts"],
     ["fused", "subspace", "data", "network", "optimizers", "training", "models"],
-    ["attacks", "theory", "measures"],
+    ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweep", "pitfalls", "datasets", "devices", "costs", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
@@ -91,7 +91,7 @@ def test_imports_are_seen_in_every_form():
         "import subspace_adv.cli\nfrom subspace_adv import plots as p\ndef f():\n from subspace_adv.store import Store"
     )
     assert siblings(ast.parse(source)) == {"cli", "plots", "store"}
-    assert siblings(TREES["measures"]) >= {"attacks", "models", "network"}
+    assert siblings(TREES["measures"]) >= {"attacks", "brackets", "network"}
     inside = "from subspace_adv.plots.panels import a\nfrom subspace_adv.plots import line\nimport subspace_adv.plots"
     assert siblings(ast.parse(inside)) == {"plots.panels", "plots.line", "plots"}
 
@@ -135,6 +135,11 @@ def test_attacks_know_a_network_by_its_contract_alone(name):
     # Of how things are drawn.
     drawn = {"subspace_adv.network.key_of", "subspace_adv.network.chi_of_normal"}
     assert {other for other in names if other.startswith("subspace_adv.network")} <= drawn
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"models", "models.certificates"}))
+def test_certificates_are_reached_through_the_model(name):
+    assert not {"kink_certificate", "crown_certificate"} & called(TREES[name])
 
 
 CORE = [name for name in FILES if name.partition(".")[0] in LINES[0] + LINES[1]]

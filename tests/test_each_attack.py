@@ -10,10 +10,10 @@ import pytest
 import reference
 from optimum import DUAL_ORDER, ORDER
 
-from subspace_adv import attacks, measures, norms
+from subspace_adv import attacks, brackets, norms
 from subspace_adv.attacks import fmn
 from subspace_adv.models import TwoLayerLocal
-from subspace_adv.network import Network
+from subspace_adv.network import Network, output
 
 RANDOM, TRAINED, WIDTH = 16, 8, 12
 DIMS = {"l2": 5, "linf": 3, "l1": 4}
@@ -192,7 +192,8 @@ def test_the_point_to_start_toward_is_the_nearest_of_the_other_sign(x64):
         if i > 8:  # all alike
             network = network._replace(head_bias=10.0 * (-1) ** i)
         positive = reference.output(network, x) >= 0
-        toward = np.asarray(measures._nearest_of_other_sign(Network(*map(jnp.asarray, network)), jnp.asarray(x)))
+        outputs = output(Network(*map(jnp.asarray, network)), jnp.asarray(x))
+        toward = np.asarray(brackets._nearest_of_other_sign(outputs, jnp.asarray(x)))
         for j in range(len(x)):
             others = x[positive != positive[j]]
             expected = min(others, key=lambda other, at=x[j]: np.linalg.norm(other - at)) if len(others) else x[j]
