@@ -7,7 +7,7 @@ import numpy as np
 
 from subspace_adv import theory
 from subspace_adv.data import DataSettings
-from subspace_adv.measures import Variable
+from subspace_adv.measures import Dimension, Variable
 from subspace_adv.network import GAUSSIAN
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.reduction import reduction
@@ -19,31 +19,32 @@ _DECAY_HOLDS = (
     "and without weight decay, and points that do not span a subspace of the region's complement (chessboard)"
 )
 _HOLDS = "NaN where there is no predicted_decay, where the initial weights are not Gaussian (torch), in codimension 0"
+_POINT: tuple[Dimension, ...] = ("point",)
 _GRADIENT = "predicted gradient_norm_off given the training run"
 _GRADIENT_UNIT = "output per input length"
 
 PREDICTIONS = {
     "predicted_decay": Variable(
-        False, "1", f"factor by which training multiplies the weights orthogonal to the subspace; {_DECAY_HOLDS}"
+        (), "1", f"factor by which training multiplies the weights orthogonal to the subspace; {_DECAY_HOLDS}"
     ),
     "predicted_bound_probability": Variable(
-        False, "1", f"least probability of predicted_gradient_norm_off_lower_bound, and of the upper one; {_HOLDS}"
+        (), "1", f"least probability of predicted_gradient_norm_off_lower_bound, and of the upper one; {_HOLDS}"
     ),
-    "predicted_gradient_norm_off": Variable(True, _GRADIENT_UNIT, f"{_GRADIENT}: median of its law; {_HOLDS}"),
+    "predicted_gradient_norm_off": Variable(_POINT, _GRADIENT_UNIT, f"{_GRADIENT}: median of its law; {_HOLDS}"),
     "predicted_gradient_norm_off_low": Variable(
-        True, _GRADIENT_UNIT, f"{_GRADIENT}: 2.5 % quantile of its law; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: 2.5 % quantile of its law; {_HOLDS}"
     ),
     "predicted_gradient_norm_off_high": Variable(
-        True, _GRADIENT_UNIT, f"{_GRADIENT}: 97.5 % quantile of its law; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: 97.5 % quantile of its law; {_HOLDS}"
     ),
     "predicted_gradient_norm_off_lower_bound": Variable(
-        True, _GRADIENT_UNIT, f"{_GRADIENT}: exceeded with predicted_bound_probability; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: exceeded with predicted_bound_probability; {_HOLDS}"
     ),
     "predicted_gradient_norm_off_upper_bound": Variable(
-        True, _GRADIENT_UNIT, f"{_GRADIENT}: not exceeded with predicted_bound_probability; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: not exceeded with predicted_bound_probability; {_HOLDS}"
     ),
     "predicted_distance_universal": Variable(
-        True,
+        _POINT,
         "input length",
         "predicted distance_universal, to first order and at the typical slope; 0 where misclassified, inf where no "
         f"neuron is active; {_HOLDS}",

@@ -114,7 +114,7 @@ _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that
 
 def _inner(variable: Variable) -> tuple[str, ...]:
     """Dimensions of a variable beside the sweep's axes."""
-    return ("heldout",) if variable.per_heldout else ("point",) if variable.per_point else ()
+    return variable.dimensions
 
 
 def _shown(name: str, axes: list[str]) -> str:

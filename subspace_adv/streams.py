@@ -63,6 +63,22 @@ def attack_keys(key: jax.Array, points: int) -> jax.Array:
     return random.split(key, points)
 
 
+def search_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of an attack's key: that of the rays of its first round, and that of the starts of its second."""
+    ray_key, near_key = random.split(key)
+    return ray_key, near_key
+
+
+def far_rays_key() -> jax.Array:
+    """The key of the rays along which descents beyond all kinks begin: the same for all networks and points."""
+    return key_of(0)
+
+
+def unseen_key(key: jax.Array) -> jax.Array:
+    """Of a direction's key: that of its length in dimensions that its coordinates leave out."""
+    return random.fold_in(key, 0)
+
+
 def data_generator(data_seed: int, *stream: int) -> np.random.Generator:
     """The generator of a stream of a data seed."""
     return np.random.default_rng([data_seed, *stream])

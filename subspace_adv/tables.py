@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import bdtrc, stdtrit  # scipy.stats takes long to import
 
+from subspace_adv.measures import distance_name, distance_parts
 from subspace_adv.settings import replicates
+from subspace_adv.subspace import REGIONS
 from subspace_adv.training import CONVERGED, PENDING
 
 REMEDIES = ("init_scale", "weight_decay")
@@ -112,7 +113,7 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
     The gain is the difference of an arm's distance from that of the standard arm, paired by seed (F12 in
     docs/theory.md): the same draws at another scale or weight decay.
     """
-    regions = [region for region in ("off", "on", "full") if f"distance_{region}_l2_upper" in dataset]
+    regions = [region for region in REGIONS if distance_name(region, "l2", "upper") in dataset]
     rows = []
     for arm in arms(dataset):
         status = dataset["status"].sel(arm).values.ravel()
@@ -120,11 +121,12 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
         standard = standard_arm(dataset, arm)
         distance, gain = {}, {}
         for region in regions:
-            mine = per_network(dataset, f"distance_{region}_l2_upper", arm)
+            name = distance_name(region, "l2", "upper")
+            mine = per_network(dataset, name, arm)
             distance[region] = median_interval(mine)
             if arm != standard:
                 with np.errstate(invalid="ignore"):  # where neither can be flipped, there is no difference to tell
-                    difference = mine - per_network(dataset, f"distance_{region}_l2_upper", standard)
+                    difference = mine - per_network(dataset, name, standard)
                 gain[region] = median_interval(difference)
         rows.append(
             Row(
@@ -142,10 +144,10 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
 
 def regions_and_norms(dataset: xr.Dataset) -> list[tuple[str, str]]:
     """The regions and norms in which distances were measured, norm by norm."""
-    found = [re.fullmatch("distance_(off|on|full)_([^_]+)_lower", str(name)) for name in dataset.data_vars]
-    pairs = [(match[1], match[2]) for match in found if match]
+    found = [parts for name in dataset.data_vars if (parts := distance_parts(str(name)))]
+    pairs = [(region, norm) for region, norm, side in found if side == "lower"]
     norms = list(dict.fromkeys(norm for _, norm in pairs))
-    return [(region, norm) for norm in norms for region in ("off", "on", "full") if (region, norm) in pairs]
+    return [(region, norm) for norm in norms for region in REGIONS if (region, norm) in pairs]
 
 
 def robust_accuracy(
@@ -157,7 +159,8 @@ def robust_accuracy(
     could tell if the upper bound does. A misclassified point has distance 0.
     """
     sizes = np.asarray(epsilons, np.float64)  # distances are compared as they are, not with sizes rounded to float32
-    sides = (point_values(dataset, f"distance_{region}_{norm}_{side}", arm) for side in ("lower", "upper"))
+    names = distance_name(region, norm, "lower"), distance_name(region, norm, "upper")
+    sides = (point_values(dataset, name, arm) for name in names)
     return RobustAccuracy(*(_curve(_share(values > e, ~np.isnan(values)) for e in sizes) for values in sides))
 
 
@@ -181,7 +184,7 @@ def fooling_rate(dataset: xr.Dataset, arm: Arm, direction: str, epsilons: Sequen
 
 def typical_epsilons(dataset: xr.Dataset, norm: str) -> list[float]:
     """Round perturbation sizes about which the standard arm's points flip: near the quartiles of its distances."""
-    names = [f"distance_{region}_{n}_upper" for region, n in regions_and_norms(dataset) if n == norm]
+    names = [distance_name(region, n, "upper") for region, n in regions_and_norms(dataset) if n == norm]
     standard = standard_arm(dataset, next(arms(dataset)))
     values = np.concatenate(
         [point_values(dataset, name, standard).ravel() for name in names or ["distance_universal"] if name in dataset]

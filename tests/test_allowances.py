@@ -14,7 +14,7 @@ from optimum import DUAL_ORDER
 from reference import exactly, first_flip_exactly
 
 from subspace_adv import attacks
-from subspace_adv.certificates import crown_certificate, kink_certificate
+from subspace_adv.models import crown_certificate, kink_certificate
 from subspace_adv.network import Network
 
 NORMS = ("l2", "linf", "l1")

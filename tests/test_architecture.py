@@ -10,9 +10,9 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "fields", "streams", "norms", "subspace"],
-    ["fused", "data", "network", "optimizers", "reduction", "training"],
-    ["attacks", "certificates", "theory", "measures"],
+    ["errors", "rows", "fields", "streams", "norms", "subspace", "contracts"],
+    ["fused", "data", "network", "optimizers", "reduction", "training", "models"],
+    ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
     ["engine", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
@@ -21,7 +21,8 @@ ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
     "data": ["kind", "line", "chessboard", "subspace"],
-    "attacks": ["crossing", "universal", "fmn", "fab", "minimal_norm"],
+    "models": ["two_layer", "certificates"],
+    "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],
 }
@@ -91,7 +92,7 @@ def test_imports_are_seen_in_every_form():
         "import subspace_adv.cli\nfrom subspace_adv import plots as p\ndef f():\n from subspace_adv.store import Store"
     )
     assert siblings(ast.parse(source)) == {"cli", "plots", "store"}
-    assert siblings(TREES["measures"]) >= {"attacks", "certificates", "network"}
+    assert siblings(TREES["measures"]) >= {"attacks", "brackets", "network"}
     inside = "from subspace_adv.plots.panels import a\nfrom subspace_adv.plots import line\nimport subspace_adv.plots"
     assert siblings(ast.parse(inside)) == {"plots.panels", "plots.line", "plots"}
 
@@ -126,6 +127,20 @@ def test_only_the_command_line_prints(name):
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_pickled(name):
     assert not {module.split(".")[0] for module in imported(TREES[name])} & {"pickle", "cloudpickle", "dill", "joblib"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("attacks.")])
+def test_attacks_know_a_network_by_its_contract_alone(name):
+    names = set(imported(TREES[name]))
+    assert not {other for other in names if other.startswith("subspace_adv.models")}
+    # Of how things are drawn.
+    drawn = {"subspace_adv.network.key_of", "subspace_adv.network.chi_of_normal"}
+    assert {other for other in names if other.startswith("subspace_adv.network")} <= drawn
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"models", "models.certificates"}))
+def test_certificates_are_reached_through_the_model(name):
+    assert not {"kink_certificate", "crown_certificate"} & called(TREES[name])
 
 
 CORE = [name for name in FILES if name.partition(".")[0] in LINES[0] + LINES[1]]

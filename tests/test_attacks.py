@@ -11,7 +11,7 @@ import reference
 from optimum import ORDER
 from reference import Ray
 
-from subspace_adv import attacks
+from subspace_adv import attacks, models
 from subspace_adv.network import Network
 from subspace_adv.subspace import from_directions
 
@@ -57,7 +57,7 @@ def test_first_crossing_brackets_a_dense_scan(dtype):
     """Lower ≤ first flip ≤ upper, each within the slack of it; no flip before lower, a true one at upper."""
     cases = [np.array(values).astype(dtype) for values in zip(*_cases(), strict=True)]
     with jax.enable_x64(dtype == np.float64):
-        lower, upper = map(np.asarray, jax.jit(jax.vmap(attacks.first_crossing))(*cases))
+        lower, upper = map(np.asarray, jax.jit(jax.vmap(models.first_crossing))(*cases))
     assert lower.dtype == upper.dtype == dtype
     crossings = 0
     for i, case in enumerate(zip(*cases, strict=True)):
@@ -84,7 +84,7 @@ def test_first_crossing_of_small_cases_by_hand(dtype):
     expected = [0.5, 1.25, 2, 7 / 3, 1.5, np.inf]
     with jax.enable_x64(dtype == np.float64):
         arguments = [np.asarray(values, dtype) for values in (z, rate, head, offset)]
-        lower, upper = map(np.asarray, jax.jit(jax.vmap(attacks.first_crossing))(*arguments))
+        lower, upper = map(np.asarray, jax.jit(jax.vmap(models.first_crossing))(*arguments))
     tolerance = 20 * SLACK[dtype]
     np.testing.assert_allclose(lower, expected, rtol=tolerance)
     np.testing.assert_allclose(upper, expected, rtol=tolerance)
@@ -162,7 +162,7 @@ def _attack_once(region: str, dtype: type, restarts: int) -> attacks.AttackResul
 @functools.cache
 def _attack(region: str, dtype: type, restarts: int) -> Callable[[Network, np.ndarray], attacks.AttackResult]:
     """The attack on a batch of networks and points, compiled once."""
-    attack = functools.partial(attacks.minimal_norm_attack, region=_basis(region).astype(dtype), restarts=restarts)
+    attack = functools.partial(attacks.minimal_norm_attack, basis=_basis(region).astype(dtype), restarts=restarts)
     compiled = jax.jit(jax.vmap(lambda network, x, key: attack(network, x, key=key)))
 
     def run(networks: Network, x: np.ndarray) -> attacks.AttackResult:
@@ -305,7 +305,7 @@ def _universal(i: int) -> np.ndarray:
 @functools.cache
 def _universally_attacked() -> attacks.AttackResult:
     with jax.enable_x64(True):
-        attack = functools.partial(attacks.universal_attack, region=_basis("off"))
+        attack = functools.partial(attacks.universal_attack, basis=_basis("off"))
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(attack))(*_victims()))
 
 
@@ -329,7 +329,7 @@ def test_universal_attack_crosses_along_the_universal_direction():
 def test_universal_direction_is_a_unit_vector_off_the_subspace_or_zero(x64):
     networks, _ = _victims()
     directions = np.asarray(
-        jax.vmap(lambda network: attacks.universal_direction(network, jnp.asarray(SUBSPACE.complement)))(networks)
+        jax.vmap(lambda network: models.universal_direction(network, jnp.asarray(SUBSPACE.complement)))(networks)
     )
     for i in range(POINTS):
         np.testing.assert_allclose(directions[i], _universal(i), atol=1e-12)
@@ -343,7 +343,7 @@ def test_universal_direction_lowers_the_output_everywhere_where_no_neuron_oppose
     off = np.eye(8)[:, 2:] * rng.uniform(0.5, 2, 6)
     weight = off.T + np.pad(rng.standard_normal((6, 2)), ((0, 0), (0, 6)))
     network = Network(weight, rng.standard_normal(6), rng.standard_normal(6), np.float64(0.3))
-    direction = np.asarray(attacks.universal_direction(network, jnp.eye(8)[:, 2:]))
+    direction = np.asarray(models.universal_direction(network, jnp.eye(8)[:, 2:]))
     for x in np.pad(rng.standard_normal((20, 2)) * 3, ((0, 0), (0, 6))):
         outputs = reference.output(network, x + np.linspace(-5, 5, 301)[:, None] * direction)
         assert (np.diff(outputs) <= 1e-15).all() and outputs[0] > outputs[-1]

@@ -10,8 +10,8 @@ import reference
 from optimum import DUAL_ORDER, ORDER
 from reference import Ray
 
-from subspace_adv import attacks, certificates
-from subspace_adv.certificates import _within_cap, crown_certificate, kink_certificate
+from subspace_adv.models import TwoLayerLocal, certificates, crown_certificate, kink_certificate
+from subspace_adv.models.certificates import _within_cap
 from subspace_adv.network import Network
 from subspace_adv.subspace import from_directions
 
@@ -243,19 +243,19 @@ def test_the_line_is_below_the_signed_output_within_the_ranges(x64):
     rng = np.random.default_rng(15)
     for _ in range(20):
         z, slopes = rng.standard_normal(8), rng.choice([0.0, 0.3, 1.0], 8)
-        rays = attacks.Slice(z, rng.standard_normal((8, 3)), rng.standard_normal(8), rng.standard_normal())
+        local = TwoLayerLocal(z, rng.standard_normal((8, 3)), rng.standard_normal(8), rng.standard_normal())
         low, high = z - rng.uniform(0, 3, 8), z + rng.uniform(0, 3, 8)
-        level, gradient = map(np.asarray, certificates._line(rays, low, high, slopes))
+        level, gradient = map(np.asarray, certificates._line(local, low, high, slopes))
         c = 0.7 * rng.standard_normal((4000, 3))
-        hidden = z + c @ rays.rates.T
+        hidden = z + c @ local.rates.T
         within = ((hidden >= low) & (hidden <= high)).all(axis=1)
-        value = np.maximum(hidden, 0) @ rays.head + rays.offset
+        value = np.maximum(hidden, 0) @ local.head + local.offset
         assert within.sum() > 5
         assert (level + c @ gradient <= value + 1e-12)[within].all()
-        kept = rays._replace(head=np.maximum(rays.head, 0))
+        kept = local._replace(head=np.maximum(local.head, 0))
         level, gradient = map(np.asarray, certificates._line(kept, low, high, slopes))
-        np.testing.assert_allclose(level, (kept.head * slopes) @ z + rays.offset)
-        np.testing.assert_allclose(gradient, (kept.head * slopes) @ rays.rates)
+        np.testing.assert_allclose(level, (kept.head * slopes) @ z + local.offset)
+        np.testing.assert_allclose(gradient, (kept.head * slopes) @ local.rates)
 
 
 @pytest.mark.parametrize(

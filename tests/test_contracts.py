@@ -15,7 +15,7 @@ import pytest
 from shell import COMMAND, read
 
 import subspace_adv
-from subspace_adv import attacks, certificates, cli, measures, norms
+from subspace_adv import attacks, cli, measures, models, norms
 from subspace_adv.settings import tables
 from subspace_adv.streams import key_of
 
@@ -120,15 +120,15 @@ def a_network() -> subspace_adv.Network:
     return subspace_adv.Network(*(np.float32(rng.standard_normal(shape)) for shape in shapes))  # pyright: ignore
 
 
-def certify(network, x, region, **norm):
-    return certificates.crown_certificate(network, x, region, upper=np.float32(9), **norm)
+def certify(network, x, basis, **norm):
+    return models.crown_certificate(network, x, basis, upper=np.float32(9), **norm)
 
 
 BASIS = np.eye(3, dtype=np.float32)[:, :2]
 POINTS = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
-OF_A_REGION = {
+OF_A_BASIS = {
     "crown_certificate": certify,
-    "kink_certificate": certificates.kink_certificate,
+    "kink_certificate": models.kink_certificate,
     **{
         name: functools.partial(getattr(attacks, name), steps=2, restarts=2, key=key_of(0))
         for name in ("fmn_attack", "fab_attack", "minimal_norm_attack", "universal_attack")
@@ -144,28 +144,28 @@ OF_A_REGION = {
     ],
 )
 def test_arrays_of_numpy_serve_as_those_of_jax(name):
-    def over_points(network: subspace_adv.Network, region: np.ndarray) -> list[np.ndarray]:
-        return jax.tree.leaves(jax.vmap(lambda x: OF_A_REGION[name](network, x, region))(POINTS))
+    def over_points(network: subspace_adv.Network, basis: np.ndarray) -> list[np.ndarray]:
+        return jax.tree.leaves(jax.vmap(lambda x: OF_A_BASIS[name](network, x, basis))(POINTS))
 
     found = over_points(a_network(), BASIS)
     expected = over_points(jax.tree.map(jnp.asarray, a_network()), jnp.asarray(BASIS))
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
     # Points of another type are those of the network's.
-    wide = OF_A_REGION[name](a_network(), POINTS[0].astype(np.float64), BASIS.astype(np.float64))
+    wide = OF_A_BASIS[name](a_network(), POINTS[0].astype(np.float64), BASIS.astype(np.float64))
     assert all(np.array_equal(a, b[0]) for a, b in zip(jax.tree.leaves(wide), found, strict=True))
 
 
-@pytest.mark.parametrize("name", OF_A_REGION)
-def test_what_is_no_norm_or_no_region_is_refused(name):
-    attack = OF_A_REGION[name]
+@pytest.mark.parametrize("name", OF_A_BASIS)
+def test_what_is_no_norm_or_no_basis_is_refused(name):
+    attack = OF_A_BASIS[name]
     for norm, hint in (("L2", "did you mean 'l2'"), ("l3", "known: l1, l2, linf"), ("Linf", "did you mean 'linf'")):
         with pytest.raises(ValueError, match=f"norm '{norm}': there is none of this name; {hint}"):
             attack(a_network(), POINTS[0], BASIS, norm=norm)
-    with pytest.raises(ValueError, match=r"region 'full': give a basis \(d, r\)"):
+    with pytest.raises(ValueError, match=r"basis 'full': give an array \(d, r\)"):
         attack(a_network(), POINTS[0], "full")
-    for region in (BASIS[:, 0], BASIS.T, BASIS[None]):
-        with pytest.raises(ValueError, match=r"region of shape .* give a basis"):
-            attack(a_network(), POINTS[0], region)
+    for basis in (BASIS[:, 0], BASIS.T, BASIS[None]):
+        with pytest.raises(ValueError, match=r"basis of shape .* give one \(d, r\)"):
+            attack(a_network(), POINTS[0], basis)
 
 
 def test_no_function_of_norms_falls_through_to_another():

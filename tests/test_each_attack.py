@@ -10,9 +10,10 @@ import pytest
 import reference
 from optimum import DUAL_ORDER, ORDER
 
-from subspace_adv import attacks, measures, norms
+from subspace_adv import attacks, brackets, norms
 from subspace_adv.attacks import fmn
-from subspace_adv.network import Network
+from subspace_adv.models import TwoLayerLocal
+from subspace_adv.network import Network, output
 
 RANDOM, TRAINED, WIDTH = 16, 8, 12
 DIMS = {"l2": 5, "linf": 3, "l1": 4}
@@ -71,7 +72,7 @@ def _attacked(name: str, norm: str) -> attacks.AttackResult:
     networks, x = _victims(norm)
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), len(x))
-        attack = functools.partial(getattr(attacks, f"{name}_attack"), region=jnp.eye(DIMS[norm]), norm=norm)
+        attack = functools.partial(getattr(attacks, f"{name}_attack"), basis=jnp.eye(DIMS[norm]), norm=norm)
         run = jax.jit(jax.vmap(lambda network, point, key: attack(network, point, key=key)))
         return jax.tree.map(np.asarray, run(networks, x, keys))
 
@@ -105,7 +106,7 @@ def test_the_shortest_flip_of_both_attacks_is_taken(x64):
     """After so few steps that each is better than the other somewhere."""
 
     def three(network: Network, point: jax.Array, key: jax.Array) -> list[jax.Array]:
-        effort = {"region": jnp.eye(DIMS["l1"]), "norm": "l1", "restarts": 1, "key": key}
+        effort = {"basis": jnp.eye(DIMS["l1"]), "norm": "l1", "restarts": 1, "key": key}
         best = attacks.minimal_norm_attack(network, point, steps=10, **effort)
         of_fmn = attacks.fmn_attack(network, point, steps=10, **effort)
         return [best.distance, of_fmn.distance, attacks.fab_attack(network, point, steps=5, **effort).distance]
@@ -134,12 +135,12 @@ def test_a_run_goes_on_where_the_linear_output_is_zero(norm):
     """From half-way to the flip of a linear network, along its gradient, a run meets it by its fourth step."""
     rng = np.random.default_rng(4)
     weight, head = rng.standard_normal((2, 12, 6)).astype(np.float32)
-    rays = attacks.Slice(np.full(12, 9, np.float32), weight, head[:, 0], np.float32(1 - 9 * head[:, 0].sum()))
+    local = TwoLayerLocal(np.full(12, 9, np.float32), weight, head[:, 0], np.float32(1 - 9 * head[:, 0].sum()))
     gradient = head[:, 0] @ weight
     distance = 1 / np.linalg.norm(gradient, DUAL_ORDER[norm])
     start = -0.5 * distance * np.asarray(norms.steepest(gradient, norm))[None]
-    none = fmn._Flips(jnp.zeros((1, 6)), jnp.full(1, jnp.inf))
-    found = fmn._search(rays, start, none, jnp.ones(1), norm, 4, (1.0, 0.2), (0.1, 0.02))
+    none = fmn.Flips(jnp.zeros((1, 6)), jnp.full(1, jnp.inf))
+    found = fmn._search(local, start, none, jnp.ones(1), norm, 4, fmn.Fall(1.0, 0.2), fmn.Fall(0.1, 0.02))
     assert found.sizes[0] == pytest.approx(distance, rel=0.03)
 
 
@@ -168,10 +169,10 @@ def test_a_flip_that_no_other_start_finds_is_found_toward_a_point(attack, x64):
     rng = np.random.default_rng(1)
     x, goals = rng.standard_normal((2, 12, 6))
     networks = reference.stacked([_well(rng, *pair) for pair in zip(x, goals, strict=True)])
-    region = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))[0]
+    basis = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))[0]
 
     def run(network: Network, point: jax.Array, toward: jax.Array, key: jax.Array) -> attacks.AttackResult:
-        return attack(network, point, region, steps=12, restarts=8, key=key, toward=toward)
+        return attack(network, point, basis, steps=12, restarts=8, key=key, toward=toward)
 
     run = jax.jit(jax.vmap(run))
     keys = jax.random.split(jax.random.key(0), len(goals))
@@ -191,7 +192,8 @@ def test_the_point_to_start_toward_is_the_nearest_of_the_other_sign(x64):
         if i > 8:  # all alike
             network = network._replace(head_bias=10.0 * (-1) ** i)
         positive = reference.output(network, x) >= 0
-        toward = np.asarray(measures._nearest_of_other_sign(Network(*map(jnp.asarray, network)), jnp.asarray(x)))
+        outputs = output(Network(*map(jnp.asarray, network)), jnp.asarray(x))
+        toward = np.asarray(brackets._nearest_of_other_sign(outputs, jnp.asarray(x)))
         for j in range(len(x)):
             others = x[positive != positive[j]]
             expected = min(others, key=lambda other, at=x[j]: np.linalg.norm(other - at)) if len(others) else x[j]

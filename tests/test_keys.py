@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 from shell import read
 
-from subspace_adv import engine, measures
+from subspace_adv import brackets, engine
 from subspace_adv.attacks import AttackResult
 from subspace_adv.planning import plan
 
@@ -46,12 +46,10 @@ def test_networks_of_different_seeds_are_independent():
 def test_attacks_on_different_points_and_networks_start_from_keys_of_their_own(monkeypatch):
     """By an attack that says what it draws; cells of one seed draw the same."""
 
-    def draw(network, point, region, *, key, toward, **effort) -> AttackResult:
+    def draw(network, point, basis, *, key, toward, **effort) -> AttackResult:
         return AttackResult(jnp.zeros_like(point), jax.random.uniform(key, (), jnp.float64), jnp.bool_(True))
 
-    monkeypatch.setattr(measures, "minimal_norm_attack", draw)
-    for certificate in ("kink_certificate", "crown_certificate"):
-        monkeypatch.setattr(measures, certificate, lambda *_, **__: jnp.float64(0))
+    monkeypatch.setattr(brackets, "minimal_norm_attack", draw)
     sweep = read(DRAWN, "learning_rate=0.1,0.2", "seed=0:128")
     [chunk] = plan(sweep, "xla").chunks
     found = engine.train_and_measure(sweep, chunk)["distance_on_l2_upper"].reshape((*sweep.shape, 4))

@@ -11,12 +11,14 @@ import pytest
 import reference
 from reference import Ray
 
-from subspace_adv import attacks, measures, training
+from subspace_adv import attacks, brackets, measures, training
 from subspace_adv.attacks import AttackResult
+from subspace_adv.brackets import Effort
 from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.measures import Recording, variables
-from subspace_adv.network import Law, Network, init_network
+from subspace_adv.models import TWO_LAYER, certificates
+from subspace_adv.network import Law, Network, init_network, output
 from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
 from subspace_adv.training import Recipe, trained_fields
@@ -96,8 +98,7 @@ def test_the_registry_names_what_is_measured_and_its_shape(case):
     table = variables(ALL, ("l2",))
     assert set(case.record) == set(table)
     for name, variable in table.items():
-        points = (len(case.data.x),) if variable.per_point else ()
-        points = (HELDOUT,) if variable.per_heldout else points
+        points = [{"point": len(case.data.x), "heldout": HELDOUT}[dimension] for dimension in variable.dimensions]
         assert case.record[name].shape == (RANDOM + TRAINED, *points)
         assert case.record[name].dtype == np.float64
         assert variable.unit and variable.meaning
@@ -261,13 +262,13 @@ def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, 
     attacked = {(region, norm): _flips(rng, bases[region], order[norm], points) for region, norm in lowers}
     dims = {3: "off", 2: "on", 5: "full"}
 
-    def bracket(network, x, region, key, recording, norm):
-        return jnp.asarray(lowers[dims[region.shape[1]], norm]), attacked[dims[region.shape[1]], norm]
+    def bracket(network, x, basis, key, norm, effort, model):
+        return jnp.asarray(lowers[dims[basis.shape[1]], norm]), attacked[dims[basis.shape[1]], norm]
 
-    monkeypatch.setattr(measures, "bracket", bracket)
-    recording = Recording(regions, norms, attack_steps=1, restarts=1, loss="logistic")
+    monkeypatch.setattr(brackets, "bracket", bracket)
+    what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER}
     network, x = Network(*[jnp.zeros(())] * 4), jnp.zeros((points, 5))
-    found = measures._brackets(network, x, subspace, universal, jax.random.key(0), recording)
+    found = brackets.brackets(network, x, subspace, universal, jax.random.key(0), **what)
     assert set(found) == set(lowers)
     for (region, norm), (lower, upper) in found.items():
         within = {"off": ["off"], "on": ["on"], "full": ALL}[region]
@@ -293,23 +294,24 @@ def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_cou
         jnp.asarray(rng.standard_normal((6, 3))),
     )
 
-    def attack(network, point, region, *, key, toward, norm, steps, restarts):
-        assert (norm, steps, restarts) == ("l1", 7, 3)
+    def attack(network, point, basis, *, key, toward, norm, steps, restarts, attacks, model):
+        assert (norm, steps, restarts, attacks, model) == ("l1", 7, 3, ("fab",), TWO_LAYER)
         return AttackResult(toward, jax.random.uniform(key, (), point.dtype), jnp.asarray(True))
 
-    def kink(network, point, region, *, norm):
+    def kink(network, point, basis, *, norm):
         return point[0]
 
-    def crown(network, point, region, *, norm, upper):
+    def crown(network, point, basis, *, norm, upper):
         return point[1] + upper
 
-    for name, stand_in in (("minimal_norm_attack", attack), ("kink_certificate", kink), ("crown_certificate", crown)):
-        monkeypatch.setattr(measures, name, stand_in)
-    recording, key = Recording(("full",), ("l1",), attack_steps=7, restarts=3, loss="logistic"), jax.random.key(3)
-    lower, found = measures.bracket(network, x, jnp.eye(3), key, recording, "l1")
+    monkeypatch.setattr(brackets, "minimal_norm_attack", attack)
+    for name, stand_in in (("kink_certificate", kink), ("crown_certificate", crown)):
+        monkeypatch.setattr(certificates, name, stand_in)
+    effort, key = Effort(steps=7, restarts=3, attacks=("fab",)), jax.random.key(3)
+    lower, found = brackets.bracket(network, x, jnp.eye(3), key, "l1", effort, TWO_LAYER)
     drawn = [float(jax.random.uniform(own, (), jnp.float64)) for own in jax.random.split(key, len(x))]
     np.testing.assert_array_equal(found.distance, drawn)
-    np.testing.assert_array_equal(found.delta, measures._nearest_of_other_sign(network, x))
+    np.testing.assert_array_equal(found.delta, brackets._nearest_of_other_sign(output(network, x), x))
     np.testing.assert_array_equal(lower, np.maximum(x[:, 0], x[:, 1] + found.distance))
     assert len(set(drawn)) == len(x)
 

@@ -21,9 +21,11 @@ from optimum import ORDER, Optimum, least_flip
 from reference import Ray
 
 from subspace_adv import training
+from subspace_adv.attacks import ATTACKS
+from subspace_adv.brackets import Effort, bracket
 from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
-from subspace_adv.measures import Recording, bracket
+from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Init, Law, Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.subspace import REGIONS, Subspace, region_basis
@@ -228,11 +230,11 @@ def _recorded(norm: str) -> Callable[..., dict[str, jax.Array]]:
 
     Returns a function to arrays by name: "attack" and "certificate", a sweep's bracket.
     """
-    effort = MeasureSettings()
-    recording = Recording(REGIONS, (norm,), effort.attack_steps, effort.restarts, loss="logistic")
+    settings = MeasureSettings()
+    effort = Effort(settings.attack_steps, settings.restarts, tuple(ATTACKS))
 
     def one(network: Network, x: jax.Array, basis: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        lower, flip = bracket(network, x[None], basis, key, recording, norm)
+        lower, flip = bracket(network, x[None], basis, key, norm, effort, TWO_LAYER)
         return {"attack": flip.distance[0], "certificate": lower[0]}
 
     return jax.jit(jax.vmap(one))

@@ -16,10 +16,10 @@ import reference
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from subspace_adv import attacks, measures
-from subspace_adv.certificates import crown_certificate, kink_certificate
+from subspace_adv import attacks, brackets, measures, subject
 from subspace_adv.engine import chunks
 from subspace_adv.measures import Recording
+from subspace_adv.models import crown_certificate, kink_certificate
 from subspace_adv.network import Network
 from subspace_adv.subspace import axis_aligned, region_basis
 
@@ -201,20 +201,20 @@ class Found(NamedTuple):
 def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array) -> Found:
     flips = {}
 
-    def bracket(network, x, region, key, recording, norm):
-        lower, flip = original(network, x, region, key, recording, norm)
+    def bracket(network, x, basis, key, norm, *effort):
+        lower, flip = original(network, x, basis, key, norm, *effort)
         flips[REGIONS[len(flips) // len(NORMS)], norm] = flip  # the regions in turn, each in all norms
         return lower, flip
 
-    def brackets(network, x, subspace, universal, key, recording):
-        found = all_original(network, x, subspace, universal, key, recording)
+    def every(network, x, subspace, universal, key, **recording):
+        found = every_original(network, x, subspace, universal, key, **recording)
         flips["off", "universal"] = universal
         return found
 
-    original, all_original = measures.bracket, measures._brackets
+    original, every_original = brackets.bracket, brackets.brackets
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measures, "bracket", bracket)
-        patch.setattr(measures, "_brackets", brackets)
+        patch.setattr(brackets, "bracket", bracket)
+        patch.setattr(subject, "brackets", every)
         record = measures.measure(network, x, y, subspace, x[:1], key, recording=RECORDING)
     assert len(flips) == len(REGIONS) * len(NORMS) + 1
     # All regions in one program: zero columns let nothing vary, so they make a smaller region of a larger one.
@@ -369,7 +369,8 @@ def check(shape: Shape, seed: int, draws: list[Draw]) -> None:
     record = batch.found.record
     wrong = batch.y * record["output"] <= 0
     check_the_record(record, wrong)
-    check_the_record({name: chunks._rounded(name, values) for name, values in record.items()}, wrong)
+    rows = RECORDING.variables
+    check_the_record({name: chunks._rounded(values, rows[name].rounding) for name, values in record.items()}, wrong)
     check_the_certificates(batch.found, wrong)
     check_the_flips(batch, shape.k)
     check_the_uppers_are_found(batch, wrong)

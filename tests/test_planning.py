@@ -201,8 +201,8 @@ def test_bytes_are_those_of_the_arrays():
     for width, _, samples in itertools.product((3, 7), (2, 5), (3, 4)):  # 6 is padded to 7
         network = width * 1 + width + width + 1  # in coordinates of the span
         recorded = variables(("on", "full"), ("l2",)).values()
-        assert [variable.per_heldout for variable in recorded].count(True) == 2
-        measured = sum(samples if v.per_point else 16 if v.per_heldout else 1 for v in recorded)
+        assert [variable.dimensions for variable in recorded].count(("heldout",)) == 2
+        measured = sum({"point": samples, "heldout": 16}[v.dimensions[0]] if v.dimensions else 1 for v in recorded)
         expected += 4 * (network + measured) + 1 + 4  # status and steps
     assert planned.bytes == expected
 

@@ -66,7 +66,7 @@ def test_every_prediction_is_there_in_float32(everything):
     sweep, _, found = everything
     assert set(found) == set(PREDICTIONS)
     for name, variable in PREDICTIONS.items():
-        assert found[name].shape == ((sweep.cells, 25) if variable.per_point else (sweep.cells,))
+        assert found[name].shape == ((sweep.cells, 25) if variable.dimensions else (sweep.cells,))
         assert found[name].dtype == np.float32
         assert variable.unit and "NaN where" in variable.meaning
 

@@ -535,7 +535,7 @@ def test_values_beyond_float32_are_read_in_silence(tmp_path):
         n = len(chunk.cells)
         arrays = {"status": np.full(n, 2, np.int8), "steps": np.full(n, 3, np.int32)}
         for name, variable in variables(("off",), ("l2",)).items():
-            shape = (n, variable.values(7)) if variable.per_point or variable.per_heldout else (n,)
+            shape = (n, variable.values(7)) if variable.dimensions else (n,)
             arrays[name] = np.full(shape, 3e38, np.float32)
         made.commit(chunk.number, arrays)
     made.close()

@@ -6,233 +6,173 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from subspace_adv.attacks.crossing import AttackResult, Slice, around, prepared, shortest
-from subspace_adv.network import Network
+from subspace_adv import streams
+from subspace_adv.contracts import Local
 from subspace_adv.norms import NORMS, dual_length, length, project, steepest, unit
-from subspace_adv.streams import key_of
-
-_RADII = 6  # at which a ray is evaluated to see where it crosses, about
-_LEAST_RADIUS = 1e-6  # of the largest
-_START = 2.0  # times the nearest crossing of all rays, at most, is where runs begin
-_FAR_RAYS, _FAR_KEPT, _FAR_STEPS = 64, 4, 8  # of the search beyond all kinks
-_FAR = 8.0  # times the farthest kink
-# Gradient steps of the two rounds, first and last, relative to the start; and the most that the radius changes in one.
-_FIRST, _FIRST_IN_A_CUBE = (1.0, 0.2), (0.7, 0.2)
-_FIRST_RATE, _SECOND, _SECOND_RATE = (0.1, 0.02), (0.4, 0.01), (0.1, 0.001)
-_BLUR = 0.2  # of a step: within this distance of its kink, a ReLU counts as partly on in L∞
-_FINALISTS = 2  # the shortest flips met, whose rays are crossed exactly
 
 
-def fmn_attack(
-    network: Network,
-    x: jax.Array,
-    region: jax.Array,
-    *,
-    norm: str = "l2",
-    steps: int = 56,
-    restarts: int = 32,
-    key: jax.Array,
-    toward: jax.Array | None = None,
-) -> AttackResult:
-    """Fast minimum-norm attack with restarts, finished by the exact crossing.
+class Fall(NamedTuple):
+    """What falls from the first step of a round to its last, along a cosine."""
 
-    In a first round, runs begin where rays cross the decision boundary: the steepest descent, the direction against
-    all neurons, the one toward a given point, that of the steepest descent far beyond all kinks, and random ones (in
-    L∞ sign vectors too, in L1 the coordinate axes), most of them those that cross first. In a second round the best
-    sixth of the runs goes on with finer steps, and half as many begin around the best flip found, each nearer and with
-    finer steps than the one before. The rays of the best perturbations are extended or shortened to their own exact
-    crossings. The search runs in float32, the crossings in the network's dtype.
-
-    Args:
-        network: weight (m, d).
-        x: point (d,).
-        region: basis (d, r) of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf"
-            and "l1", or any single column.
-        norm: of the perturbation.
-        steps: gradient steps of a run through both rounds, two fifths of them in the first.
-        restarts: runs of the first round.
-        key: typed PRNG key of the random rays.
-        toward: a point (d,) that the network classifies otherwise; none by default.
-
-    Returns:
-        The smallest perturbation found.
-    """
-    network, x, region = prepared(network, x, region, norm)
-    rays = around(network, x, region)
-    goal = None if toward is None else (toward - x) @ region
-    directions = fmn_directions(rays, norm=norm, steps=steps, restarts=restarts, key=key, goal=goal)
-    _, result = shortest(rays, region, directions, norm)
-    return result
+    first: float
+    last: float
 
 
-def fmn_directions(
-    rays: Slice, *, norm: str, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
-) -> jax.Array:
-    """The best flips that `fmn_attack` meets around a point, and its nearest start, (k, r)."""
-    dtype = rays.z.dtype
-    rays, goal = jax.tree.map(lambda a: a.astype(jnp.float32), (rays, goal))
-    ray_key, near_key = random.split(key)
-    starts = _starts(rays, norm, restarts, ray_key, goal)
-    none = _Flips(jnp.zeros_like(starts), jnp.full(restarts, jnp.inf, jnp.float32))
-    first_steps = -(-2 * steps // 5)
-    first_sizes = _FIRST_IN_A_CUBE if NORMS[norm].is_cubic else _FIRST
-    first = _search(rays, starts, none, jnp.ones_like(none.sizes), norm, first_steps, first_sizes, _FIRST_RATE)
+class Tuning(NamedTuple):
+    """What the search was tuned to, with `benchmarks/attacks.py` and the table of `tests/test_optimum.py`."""
 
-    going_on, anew = -(-restarts // 6), -(-restarts // 12)
-    best = _least(first.sizes, going_on)
-    kept = jax.tree.map(lambda a: a[best], first)
-    flips = jnp.isfinite(kept.sizes)[:, None]
-    noise = unit(random.normal(near_key, (anew, starts.shape[1]), jnp.float32), norm)
-    scale = 4.0 ** -jnp.arange(anew, dtype=jnp.float32)
-    near = unit(unit(kept.places[:1], norm) + scale[:, None] * noise, norm) * kept.sizes[0]
-    begin = [jnp.where(flips, kept.places, starts[best]), jnp.where(flips[0], near, starts[:anew])]
-    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, none)
-    scales = jnp.concatenate([jnp.ones_like(kept.sizes), scale])
-    second = _search(rays, jnp.concatenate(begin), known, scales, norm, steps - first_steps, _SECOND, _SECOND_RATE)
+    # Where the first round begins: on rays, about where each crosses zero.
+    radii: int = 6  # at which a ray is evaluated to see where that is
+    least_radius: float = 1e-6  # of them, relative to the largest
+    farthest_start: float = 2.0  # times the nearest crossing of all rays
+    as_drawn: int = 4  # one run in so many begins on a ray as it was drawn, wherever that crosses
+    # The search for directions in which the output falls beyond all kinks.
+    far_rays: int = 64
+    far_kept: int = 4
+    far_steps: int = 8
+    far_step: Fall = Fall(0.5, 0.05)  # but geometrically
+    far: float = 8.0  # times what comes to every kink, where a run begins on a ray of which no crossing is known
+    # Gradient steps of the two rounds, relative to the length of the start, and the most, relative to the smallest
+    # flip, that the radius on which a run goes on differs from that.
+    first_share: tuple[int, int] = (2, 5)  # of all steps, rounded up
+    first_step: Fall = Fall(1.0, 0.2)
+    first_step_in_a_cube: Fall = Fall(0.7, 0.2)
+    first_rate: Fall = Fall(0.1, 0.02)
+    second_step: Fall = Fall(0.4, 0.01)
+    second_rate: Fall = Fall(0.1, 0.001)
+    blur: float = 0.2  # of a step: the radius over which gradients are blurred in L∞
+    # Runs of the second round.
+    going_on: int = 6  # one in so many of the first, rounded up
+    anew: int = 12  # likewise, begun around the best flip
+    nearer: float = 4.0  # as near to it each is as the one before, and as fine are its steps
+    finalists: int = 2  # the shortest flips met, whose rays are crossed exactly
 
-    places, sizes = (jnp.concatenate(pair) for pair in zip(first, second, strict=True))
-    nearest = jnp.argmin(length(starts, norm))
-    return jnp.concatenate([places[_least(sizes, _FINALISTS)], starts[nearest][None]]).astype(dtype)
+
+TUNING = Tuning()
 
 
-class _Flips(NamedTuple):
+class Flips(NamedTuple):
     """The smallest flip that each of several runs has met."""
 
     places: jax.Array  # (k, r), coordinates; zeros where none
     sizes: jax.Array  # (k,), their norms; inf where none
 
 
-def _least(values: jax.Array, count: int) -> jax.Array:
-    """Indices of the least of some values, ascending; XLA on CPU selects many times faster than it sorts floats."""
-    return jax.lax.top_k(-values, count)[1]
+class _Runs(NamedTuple):
+    """Where the runs of a round stand."""
+
+    c: jax.Array  # (k, r)
+    radius: jax.Array  # (k,), of the ball that each was last projected on; inf before
+    best: Flips
 
 
-def _starts(rays: Slice, norm: str, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
-    """Where the runs begin, (restarts, r): where rays cross zero, but not much farther than the nearest does."""
-    r = rays.rates.shape[1]
-    margin, gradient = rays.value_and_gradient(jnp.zeros(r, jnp.float32))
-    far = _far_descents(rays)
-    informed = [-steepest(gradient, norm), -gradient, -rays.head @ rays.rates, far[0]]
-    if goal is not None:
-        informed.append(goal)
-    drawn = random.normal(key, (restarts if NORMS[norm].is_taxicab else 2 * restarts, r), jnp.float32)
-    if NORMS[norm].is_cubic:
-        drawn = jnp.where(jnp.arange(len(drawn))[:, None] % 2 == 0, jnp.sign(drawn), drawn)
-    if NORMS[norm].is_taxicab:
-        drawn = jnp.concatenate([drawn, _steepest_axes(rays, gradient, 4 * restarts)])
-    directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
-    speed, kink = dual_length(gradient, norm), rays.farthest_kink(norm)
-    first_order = jnp.where(speed > 0, margin / jnp.where(speed > 0, speed, 1), kink)
-    reached = _reached(rays, directions, first_order / 2, kink)
-    nearest = jnp.min(reached)
-    # A quarter is taken as drawn, wherever it crosses: the least flip need not be near the nearest crossing.
-    certain = len(informed) + restarts // 4
-    chosen = _least(reached.at[:certain].set(0), restarts)
-    unknown = jnp.where(jnp.arange(restarts) % 2 == 0, first_order, _FAR * kink)
-    radius = jnp.where(jnp.isfinite(nearest), jnp.minimum(reached[chosen], _START * nearest), unknown)
-    return radius[:, None] * directions[chosen]
+def fmn_directions(
+    local: Local, norm: str, steps: int, restarts: int, key: jax.Array, goal: jax.Array | None
+) -> jax.Array:
+    """The fast minimum-norm attack with restarts.
 
+    In a first round, runs begin where rays cross the decision boundary: the steepest descent, the direction against
+    all neurons, the one toward a given point, that of the steepest descent far beyond all kinks, and random ones (in
+    L∞ sign vectors too, in L1 the coordinate axes), most of them those that cross first. In a second round the best
+    sixth of the runs goes on with finer steps, and half as many begin around the best flip found, each nearer and with
+    finer steps than the one before. The search runs in float32.
 
-def _steepest_axes(rays: Slice, gradient: jax.Array, most: int) -> jax.Array:
-    """Coordinate axes with both signs (k, r): all, or half of `most` steep downhill at x, half beyond all kinks."""
-    axes = jnp.eye(len(gradient), dtype=gradient.dtype)
-    both = jnp.concatenate([axes, -axes])
-    if len(both) <= most:
-        return both
-    near = _least(both @ gradient, most // 2)
-    far = _least(jax.nn.relu(both @ rays.rates.T) @ rays.head, most // 2)
-    return both[jnp.concatenate([near, far])]
+    Args:
+        local: the signed output around a point.
+        norm: of the perturbation.
+        steps: gradient steps of a run through both rounds, two fifths of them in the first.
+        restarts: runs of the first round.
+        key: typed PRNG key of the random rays.
+        goal: coordinates (r,) of a point of the other prediction; None where none is known.
 
-
-def _far_descents(rays: Slice) -> jax.Array:
-    """Directions (few, r) down which the output falls beyond all kinks, the steepest first, by descent on the sphere.
-
-    There N is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
-    drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
+    Returns:
+        The best flips met, and the nearest start, (k, r).
     """
-    beyond = rays._replace(z=jnp.zeros_like(rays.z), offset=jnp.zeros_like(rays.offset))
-    c = unit(random.normal(key_of(0), (_FAR_RAYS, rays.rates.shape[1]), jnp.float32), "l2")
-    c = c[_least(beyond.value(c), _FAR_KEPT)]
-
-    def move(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
-        c, best, least = carry
-        slope, gradient = beyond.value_and_gradient(c)
-        better = slope < least
-        best, least = jnp.where(better[:, None], c, best), jnp.where(better, slope, least)
-        return (unit(c - step * unit(gradient, "l2"), "l2"), best, least), None
-
-    steps = jnp.geomspace(0.5, 0.05, _FAR_STEPS, dtype=c.dtype)
-    (_, best, least), _ = jax.lax.scan(move, (c, c, jnp.full(len(c), jnp.inf, c.dtype)), steps)
-    return best[_least(least, _FAR_KEPT)]
+    dtype = local.dtype
+    local, goal = local.astype(jnp.float32), None if goal is None else goal.astype(jnp.float32)
+    ray_key, near_key = streams.search_keys(key)
+    share, of = TUNING.first_share
+    first_steps = -(-share * steps // of)
+    starts = _starts(local, norm, restarts, ray_key, goal)
+    first = _first_round(local, starts, norm, first_steps)
+    second = _second_round(local, starts, first, near_key, norm, steps - first_steps)
+    places, sizes = (jnp.concatenate(pair) for pair in zip(first, second, strict=True))
+    nearest = jnp.argmin(length(starts, norm))
+    return jnp.concatenate([places[_least(sizes, TUNING.finalists)], starts[nearest][None]]).astype(dtype)
 
 
-def _reached(rays: Slice, directions: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """About where each of some rays (k, r) first crosses zero, (k,); inf if it seems not to.
+def _first_round(local: Local, starts: jax.Array, norm: str, steps: int) -> Flips:
+    """Runs from all starts (k, r)."""
+    none = _none(starts)
+    step = TUNING.first_step_in_a_cube if NORMS[norm].is_cubic else TUNING.first_step
+    return _search(local, starts, none, jnp.ones_like(none.sizes), norm, steps, step, TUNING.first_rate)
 
-    Each is evaluated at radii from `low` to `high`, the farthest kink, beyond which it is a line.
+
+def _second_round(local: Local, starts: jax.Array, first: Flips, key: jax.Array, norm: str, steps: int) -> Flips:
+    """The best runs go on with finer steps, beside some anew around the best flip, or from starts where there is none.
+
+    Args:
+        local: the signed output around a point.
+        starts: of the first round (k, r).
+        first: the flips that it met.
+        key: typed PRNG key of the places around the best flip.
+        norm: of the perturbation.
+        steps: gradient steps of a run.
     """
-    ratio = jnp.clip(low / jnp.where(high > 0, high, 1), _LEAST_RADIUS, 1)
-    radii = high * ratio ** jnp.linspace(1, 0, _RADII, dtype=high.dtype)
-    radii = jnp.concatenate([jnp.zeros(1, low.dtype), radii])
-    rates = directions @ rays.rates.T
-    # Radius by radius: all at once would not stay in the cache.
-    values = jax.lax.map(lambda radius: rays.value_of(rays.z[None] + radius * rates), radii).T
-    flipped = values <= 0
-    at = jnp.maximum(jnp.argmax(flipped, axis=1), 1)
-    after, before = (jnp.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (at, at - 1))
-    share = before / jnp.where(before > after, before - after, 1)
-    inside = radii[at - 1] + jnp.clip(share, 0, 1) * (radii[at] - radii[at - 1])
-    slope = jax.nn.relu(rates) @ rays.head
-    constant = jnp.where(rates > 0, rays.z[None], 0) @ rays.head + rays.offset
-    outside = jnp.where(slope < 0, jnp.maximum(constant / -jnp.where(slope < 0, slope, -1), high), jnp.inf)
-    return jnp.where(jnp.any(flipped, axis=1), inside, outside)
+    restarts = len(starts)
+    going_on, anew = -(-restarts // TUNING.going_on), -(-restarts // TUNING.anew)
+    best = _least(first.sizes, going_on)
+    kept = jax.tree.map(lambda a: a[best], first)
+    flips = jnp.isfinite(kept.sizes)[:, None]
+    noise = unit(random.normal(key, (anew, starts.shape[1]), jnp.float32), norm)
+    scale = TUNING.nearer ** -jnp.arange(anew, dtype=jnp.float32)
+    near = unit(unit(kept.places[:1], norm) + scale[:, None] * noise, norm) * kept.sizes[0]
+    begin = [jnp.where(flips, kept.places, starts[best]), jnp.where(flips[0], near, starts[:anew])]
+    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, _none(starts))
+    scales = jnp.concatenate([jnp.ones_like(kept.sizes), scale])
+    return _search(local, jnp.concatenate(begin), known, scales, norm, steps, TUNING.second_step, TUNING.second_rate)
 
 
 def _search(
-    rays: Slice,
-    starts: jax.Array,
-    known: _Flips,
-    scales: jax.Array,
-    norm: str,
-    steps: int,
-    step_sizes: tuple[float, float],
-    rates: tuple[float, float],
-) -> _Flips:
-    """Smallest flips met by runs from given places (k, r), or known before.
+    local: Local, starts: jax.Array, known: Flips, scales: jax.Array, norm: str, steps: int, step: Fall, rate: Fall
+) -> Flips:
+    """Smallest flips met by runs from given places, or known before.
 
     The radius on which a run goes on is where the output would be zero if it were linear, but within a few per cent,
-    the rate, of the smallest flip that the run has met. Step sizes are relative to the starts' lengths times the runs'
-    scales (k,), and fall, as the rates do, from the first to the last along a cosine. In L∞ least flips lie where many
-    kinks meet, across which gradients jump back and forth: there a ReLU turns on over a part of a step.
+    the rate, of the smallest flip that the run has met. In L∞ least flips lie where many kinks meet, across which
+    gradients jump back and forth: there they are blurred over a part of a step.
+
+    Args:
+        local: the signed output around a point.
+        starts: (k, r).
+        known: flips that the runs have met before.
+        scales: of the runs' steps, (k,).
+        norm: of the perturbation.
+        steps: number of steps.
+        step: their size, relative to the starts' lengths times the scales.
+        rate: the most that the radius differs from the smallest flip, relative to that.
     """
     descent = 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(steps, dtype=jnp.float32) / max(steps - 1, 1)))
-    schedule = tuple(last + (first - last) * descent for first, last in (step_sizes, rates))
-    unit_step = scales * length(starts, norm if NORMS[norm].is_cubic else "l2")
-    reach = dual_length(rays.rates, norm)
+    sizes, rates = (fall.last + (fall.first - fall.last) * descent for fall in (step, rate))
+    is_cubic = NORMS[norm].is_cubic
+    unit_step = scales * length(starts, norm if is_cubic else "l2")
+    blurred = local.blurred(norm)
 
-    def move(carry: tuple, now: tuple) -> tuple[tuple, None]:
-        c, bound, best = carry
-        step, rate = now[0] * unit_step, now[1]
-        hidden = rays.preactivations(c)
-        blurred = _blurred(hidden, _BLUR * step[:, None] * reach[None]) if NORMS[norm].is_cubic else (hidden > 0)
-        margin, gradient = rays.value_of(hidden), rays.gradient_of(blurred.astype(hidden.dtype))
+    def move(runs: _Runs, now: tuple[jax.Array, jax.Array]) -> tuple[_Runs, None]:
+        c, radius, best = runs
+        size_of_step, rate = now[0] * unit_step, now[1]
+        margin, gradient = blurred(c, TUNING.blur * size_of_step) if is_cubic else local.value_and_gradient(c)
         size, slope = length(c, norm), dual_length(gradient, norm)
         better = (margin <= 0) & (size < best.sizes)
-        best = _Flips(jnp.where(better[:, None], c, best.places), jnp.where(better, size, best.sizes))
+        best = Flips(jnp.where(better[:, None], c, best.places), jnp.where(better, size, best.sizes))
         linear = size + margin / slope
-        near = jnp.clip(linear, jnp.minimum(bound, best.sizes) * (1 - rate), best.sizes * (1 + rate))
-        bound = jnp.where(jnp.isfinite(best.sizes), near, linear)
-        c = c - step[:, None] * _downhill(gradient, norm)
-        return (project(c, bound, norm), bound, best), None
+        near = jnp.clip(linear, jnp.minimum(radius, best.sizes) * (1 - rate), best.sizes * (1 + rate))
+        radius = jnp.where(jnp.isfinite(best.sizes), near, linear)
+        c = c - size_of_step[:, None] * _downhill(gradient, norm)
+        return _Runs(project(c, radius, norm), radius, best), None
 
-    (_, _, best), _ = jax.lax.scan(move, (starts, known.sizes, known), schedule)
-    return best
-
-
-def _blurred(hidden: jax.Array, change: jax.Array) -> jax.Array:
-    """How far ReLUs (k, m) are on, 0 to 1: along a straight line near their kinks, given what a step can change."""
-    width = jnp.maximum(_BLUR * change, jnp.finfo(hidden.dtype).tiny)
-    return jnp.clip(0.5 + hidden / (2 * width), 0, 1)
+    runs, _ = jax.lax.scan(move, _Runs(starts, known.sizes, known), (sizes, rates))
+    return runs.best
 
 
 def _downhill(gradient: jax.Array, norm: str) -> jax.Array:
@@ -241,3 +181,91 @@ def _downhill(gradient: jax.Array, norm: str) -> jax.Array:
         return unit(gradient, "l2")
     average = jnp.mean(jnp.abs(gradient), axis=-1, keepdims=True)
     return jnp.clip(gradient / jnp.where(average > 0, average, 1), -1, 1)
+
+
+def _none(starts: jax.Array) -> Flips:
+    """Of runs that have met no flip."""
+    return Flips(jnp.zeros_like(starts), jnp.full(len(starts), jnp.inf, jnp.float32))
+
+
+def _least(values: jax.Array, count: int) -> jax.Array:
+    """Indices of the least of some values, ascending; XLA on CPU selects many times faster than it sorts floats."""
+    return jax.lax.top_k(-values, count)[1]
+
+
+def _starts(local: Local, norm: str, restarts: int, key: jax.Array, goal: jax.Array | None) -> jax.Array:
+    """Where the runs begin, (restarts, r): where rays cross zero, but not much farther than the nearest does."""
+    r = local.dimension
+    margin, gradient = local.value_and_gradient(jnp.zeros(r, jnp.float32))
+    far = _far_descents(local)
+    informed = [-steepest(gradient, norm), -gradient, -local.gradient_all_on(), far[0]]
+    if goal is not None:
+        informed.append(goal)
+    drawn = random.normal(key, (restarts if NORMS[norm].is_taxicab else 2 * restarts, r), jnp.float32)
+    if NORMS[norm].is_cubic:
+        drawn = jnp.where(jnp.arange(len(drawn))[:, None] % 2 == 0, jnp.sign(drawn), drawn)
+    if NORMS[norm].is_taxicab:
+        drawn = jnp.concatenate([drawn, _steepest_axes(local, gradient, 4 * restarts)])
+    directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
+    speed, reach = dual_length(gradient, norm), local.reach(norm)
+    first_order = jnp.where(speed > 0, margin / jnp.where(speed > 0, speed, 1), reach)
+    reached = _reached(local, directions, first_order / 2, reach)
+    nearest = jnp.min(reached)
+    # The least flip need not be near the nearest crossing.
+    certain = len(informed) + restarts // TUNING.as_drawn
+    chosen = _least(reached.at[:certain].set(0), restarts)
+    unknown = jnp.where(jnp.arange(restarts) % 2 == 0, first_order, TUNING.far * reach)
+    known = jnp.minimum(reached[chosen], TUNING.farthest_start * nearest)
+    radius = jnp.where(jnp.isfinite(nearest), known, unknown)
+    return radius[:, None] * directions[chosen]
+
+
+def _steepest_axes(local: Local, gradient: jax.Array, most: int) -> jax.Array:
+    """Coordinate axes with both signs (k, r): all, or half of `most` steep downhill at x, half beyond all kinks."""
+    axes = jnp.eye(len(gradient), dtype=gradient.dtype)
+    both = jnp.concatenate([axes, -axes])
+    if len(both) <= most:
+        return both
+    slope, _ = local.asymptotes(both)
+    return both[jnp.concatenate([_least(both @ gradient, most // 2), _least(slope, most // 2)])]
+
+
+def _far_descents(local: Local) -> jax.Array:
+    """Directions (few, r) down which the output falls beyond all kinks, the steepest first, by descent on the sphere.
+
+    There N is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
+    drawn at random may lie in it. The descents begin from the best of some rays that are the same for all points.
+    """
+    beyond = local.beyond()
+    c = unit(random.normal(streams.far_rays_key(), (TUNING.far_rays, local.dimension), jnp.float32), "l2")
+    c = c[_least(beyond.value(c), TUNING.far_kept)]
+
+    def move(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+        c, best, least = carry
+        slope, gradient = beyond.value_and_gradient(c)
+        better = slope < least
+        best, least = jnp.where(better[:, None], c, best), jnp.where(better, slope, least)
+        return (unit(c - step * unit(gradient, "l2"), "l2"), best, least), None
+
+    steps = jnp.geomspace(*TUNING.far_step, TUNING.far_steps, dtype=c.dtype)
+    (_, best, least), _ = jax.lax.scan(move, (c, c, jnp.full(len(c), jnp.inf, c.dtype)), steps)
+    return best[_least(least, TUNING.far_kept)]
+
+
+def _reached(local: Local, directions: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """About where each of some rays (k, r) first crosses zero, (k,); inf if it seems not to.
+
+    Each is evaluated at radii from `low` to `high`, which comes to every kink, and then taken for a line.
+    """
+    ratio = jnp.clip(low / jnp.where(high > 0, high, 1), TUNING.least_radius, 1)
+    radii = high * ratio ** jnp.linspace(1, 0, TUNING.radii, dtype=high.dtype)
+    radii = jnp.concatenate([jnp.zeros(1, low.dtype), radii])
+    values = local.values_along(directions, radii)
+    flipped = values <= 0
+    at = jnp.maximum(jnp.argmax(flipped, axis=1), 1)
+    after, before = (jnp.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (at, at - 1))
+    share = before / jnp.where(before > after, before - after, 1)
+    inside = radii[at - 1] + jnp.clip(share, 0, 1) * (radii[at] - radii[at - 1])
+    slope, constant = local.asymptotes(directions)
+    outside = jnp.where(slope < 0, jnp.maximum(constant / -jnp.where(slope < 0, slope, -1), high), jnp.inf)
+    return jnp.where(jnp.any(flipped, axis=1), inside, outside)

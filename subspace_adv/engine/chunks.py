@@ -14,6 +14,7 @@ from subspace_adv.engine.inputs import arguments, points_of, span_of
 from subspace_adv.engine.networks import Lane, hyper_of
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
+from subspace_adv.measures import Rounding
 from subspace_adv.network import Network
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.planning import Chunk, Group
@@ -245,8 +246,8 @@ def measure(
         threads: that measure side by side.
 
     Returns:
-        Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), bounds rounded
-        outwards; NaN where training diverged.
+        Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), each rounded as its
+        measure says; NaN where training diverged.
     """
     program = chunk.group.program
     batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, chunk.group.measured)
@@ -261,7 +262,8 @@ def measure(
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of, batches))
     measured = {
-        name: _rounded(name, np.concatenate([part[name] for part in parts])[: len(chunk.cells)]) for name in parts[0]
+        name: _rounded(np.concatenate([part[name] for part in parts])[: len(chunk.cells)], row.rounding)
+        for name, row in program.recording.variables.items()
     }
     for values in measured.values():
         values[trained["status"] == DIVERGED] = np.nan
@@ -309,12 +311,14 @@ def _in_batches(
     return [np.minimum(np.arange(begin, begin + batch), len(cells) - 1) for begin in begins], arguments_of
 
 
-def _rounded(name: str, values: np.ndarray) -> np.ndarray:
-    """Float32 of float64 values; certified bounds go down and found ones up."""
+def _rounded(values: np.ndarray, rounding: Rounding) -> np.ndarray:
+    """Float32 of float64 values."""
     with np.errstate(over="ignore", under="ignore"):  # past float32's range: inf, 0
         single = values.astype(np.float32)
-        if name.endswith("_lower"):
-            return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)
-        if name.startswith("distance"):
-            return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single)
-        return single
+        match rounding:
+            case Rounding.NEAREST:
+                return single
+            case Rounding.DOWN:
+                return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)
+            case Rounding.UP:
+                return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single)

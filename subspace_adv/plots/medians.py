@@ -8,13 +8,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from subspace_adv.measures import distance_name
 from subspace_adv.plots.panels import COLOURS, first_values, headline, panel_label, panels, varies
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 
 _LINES = tuple(zip(COLOURS, "osD^vPX", strict=True))
 _QUANTITIES = {
-    "distance_off_l2_upper": "distance to a flip\noff the subspace",
+    distance_name("off", "l2", "upper"): "distance to a flip\noff the subspace",
     "gradient_norm_off": "gradient\noff the subspace",
 }
 _AXIS_NAMES = {"init_scale": "initialization scale", "weight_decay": "weight decay λ"}

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from subspace_adv.measures import distance_name
 from subspace_adv.network import Network
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
@@ -92,8 +93,9 @@ def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
     """What a panel shows: the arm, how many networks fit, and their distance off the subspace."""
     margins = dataset["margin"].sel(panel.arm).values[is_trained(dataset["status"].sel(panel.arm))]
     lines = [panel_label(panel), f"{(margins > 0).sum()} of {margins.size} networks fit"]
-    if "distance_off_l2_upper" in dataset:
-        distance = median_interval(per_network(dataset, "distance_off_l2_upper", panel.arm)).median
+    name = distance_name("off", "l2", "upper")
+    if name in dataset:
+        distance = median_interval(per_network(dataset, name, panel.arm)).median
         lines.append(f"distance to a flip {distance:.2f}")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from subspace_adv.measures import distance_name
 from subspace_adv.norms import NORMS
 from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, Panel, headline, panel_label, panels
 from subspace_adv.settings import replicates
@@ -38,7 +39,7 @@ def robust_accuracies(dataset: xr.Dataset) -> Figure:
         if (region, norm) not in pairs:
             ax.set_axis_off()
             continue
-        sizes = np.linspace(0, _reach(dataset, shown, [f"distance_{region}_{norm}_upper"])[1], _SIZES)
+        sizes = np.linspace(0, _reach(dataset, shown, [distance_name(region, norm, "upper")])[1], _SIZES)
         for panel, colour in zip(shown, COLOURS, strict=False):
             certified, attacked = robust_accuracy(dataset, panel.arm, region, norm, sizes)
             ax.fill_between(sizes, 100 * certified.mean, 100 * attacked.mean, color=colour, alpha=0.15, linewidth=0)

@@ -1,11 +1,13 @@
-"""Lower bounds on the distance to a flip: radii within which no perturbation can change the prediction."""
+"""Radii within which no perturbation can change the prediction of a two-layer network: lower bounds on the distance."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.attacks import Slice, around, prepared, rounding_allowance
+from subspace_adv.contracts import prepared
+from subspace_adv.models import two_layer
+from subspace_adv.models.two_layer import TwoLayerLocal, rounding_allowance
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length, steepest
 
@@ -17,7 +19,13 @@ _TIGHTENED = 16  # neurons, and an eighth of all; the others' chords lose little
 _LEAST_Q = 2.0**-20
 
 
-def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm: str = "l2") -> jax.Array:
+def certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array) -> jax.Array:
+    """The better of both certificates, (); arguments as in `crown_certificate`."""
+    kink = kink_certificate(network, x, basis, norm=norm)
+    return jnp.maximum(kink, crown_certificate(network, x, basis, norm=norm, upper=upper))
+
+
+def kink_certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str = "l2") -> jax.Array:
     """Largest radius that the kink bound certifies (F7 in docs/theory.md).
 
     With s = sign N(x), no perturbation in the region of norm up to r flips x if
@@ -28,30 +36,30 @@ def kink_certificate(network: Network, x: jax.Array, region: jax.Array, *, norm:
     Args:
         network: weight (m, d).
         x: point (d,).
-        region: basis (d, r) of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf"
-            and "l1".
+        basis: (d, r), of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf" and
+            "l1".
         norm: of the perturbation.
 
     Returns:
         The radius, (); inf where no active and no opposing neuron varies within the region, 0 where the output is
         within rounding of 0.
     """
-    network, x, region = prepared(network, x, region, norm)
-    rays = around(network, x, region)
-    reach, weight = dual_length(rays.rates, norm), jnp.abs(rays.head)
-    opposing = jnp.where(rays.head < 0, weight, 0)
-    margin, slope = _safe_margin(rays), dual_length(jnp.where(rays.z > 0, rays.head, 0) @ rays.rates, norm)
-    slack = slope + rounding_allowance(jnp.where(rays.z > 0, weight, opposing) @ reach, len(reach))
+    network, x, basis = prepared(network, x, basis, norm)
+    local = two_layer.local(network, x, basis)
+    speed, weight = dual_length(local.rates, norm), jnp.abs(local.head)
+    opposing = jnp.where(local.head < 0, weight, 0)
+    margin, slope = _safe_margin(local), dual_length(jnp.where(local.z > 0, local.head, 0) @ local.rates, norm)
+    slack = slope + rounding_allowance(jnp.where(local.z > 0, weight, opposing) @ speed, len(speed))
 
     def bound(r: jax.Array) -> jax.Array:
-        return margin - r * slack - jnp.sum(opposing * jnp.maximum(r * reach - jnp.abs(rays.z), 0))
+        return margin - r * slack - jnp.sum(opposing * jnp.maximum(r * speed - jnp.abs(local.z), 0))
 
     def newton(_: int, r: jax.Array) -> jax.Array:
-        descent = slack + jnp.sum(jnp.where(r * reach > jnp.abs(rays.z), opposing * reach, 0))
+        descent = slack + jnp.sum(jnp.where(r * speed > jnp.abs(local.z), opposing * speed, 0))
         return jnp.where(bound(r) < 0, r + bound(r) / descent, r)
 
     # Both the first and the last linear piece lie above the function, so their roots lie right of its root.
-    last_root = (margin + opposing @ jnp.abs(rays.z)) / (slack + opposing @ reach)
+    last_root = (margin + opposing @ jnp.abs(local.z)) / (slack + opposing @ speed)
     start = jnp.minimum(margin / slack, last_root)
     finite = jnp.where(jnp.isfinite(start), start, 0)
     right = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, finite)
@@ -74,7 +82,7 @@ class _Search(NamedTuple):
 
 
 def crown_certificate(
-    network: Network, x: jax.Array, region: jax.Array, *, norm: str = "l2", upper: jax.Array
+    network: Network, x: jax.Array, basis: jax.Array, *, norm: str = "l2", upper: jax.Array
 ) -> jax.Array:
     """Radius certified by linear bounds on every ReLU, tightened where flips can be (F8 in docs/theory.md).
 
@@ -93,41 +101,41 @@ def crown_certificate(
     Args:
         network: weight (m, d).
         x: point (d,).
-        region: as in `kink_certificate`.
+        basis: as in `kink_certificate`.
         norm: of the perturbation.
         upper: the first radius tried, (): a distance at which x is known to flip; inf if none is known.
 
     Returns:
         The radius, (); 0 if none was certified.
     """
-    network, x, region = prepared(network, x, region, norm)
-    rays, upper = around(network, x, region), jnp.asarray(upper, x.dtype)
-    reach = dual_length(rays.rates, norm)
-    magnitude, growth = _magnitude(rays), jnp.sum(jnp.abs(rays.head) * reach)
+    network, x, basis = prepared(network, x, basis, norm)
+    local, upper = two_layer.local(network, x, basis), jnp.asarray(upper, x.dtype)
+    speed = dual_length(local.rates, norm)
+    magnitude, growth = _magnitude(local), jnp.sum(jnp.abs(local.head) * speed)
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
-    start = jnp.where(jnp.isfinite(upper), upper, 2 * rays.farthest_kink(norm) + 1)
-    loose = _loosest(rays, start * reach)
-    z, rates, speeds = rays.z[loose], rays.rates[loose], reach[loose]
+    start = jnp.where(jnp.isfinite(upper), upper, 2 * local.reach(norm) + 1)
+    loose = _loosest(local, start * speed)
+    z, rates, speeds = local.z[loose], local.rates[loose], speed[loose]
 
     def step(_: int, search: _Search) -> _Search:
         r = search.radius
-        low = (rays.z - r * reach).at[loose].max(search.ranges[0])
-        high = (rays.z + r * reach).at[loose].min(search.ranges[1])
-        level, gradient = _line(rays, low, high, search.slopes)
-        level -= rounding_allowance(magnitude + r * growth, len(reach))
+        low = (local.z - r * speed).at[loose].max(search.ranges[0])
+        high = (local.z + r * speed).at[loose].min(search.ranges[1])
+        level, gradient = _line(local, low, high, search.slopes)
+        level -= rounding_allowance(magnitude + r * growth, len(speed))
         steepness = dual_length(gradient, norm)
         divisor = jnp.where(steepness > 0, steepness, 1)
-        height, falls = level / divisor, rays.rates @ steepest(gradient, norm)
+        height, falls = level / divisor, local.rates @ steepest(gradient, norm)
         down, up = _within_cap(rates, speeds, gradient / divisor, falls[loose], r, jnp.clip(height, -r, r), norm)
         ranges = jnp.stack([jnp.maximum(low[loose], z - down), jnp.minimum(high[loose], z + up)])
         share = 2 / (search.steps + 3).astype(r.dtype)
-        slopes = search.slopes + share * ((rays.z > r * falls).astype(r.dtype) - search.slopes)
+        slopes = search.slopes + share * ((local.z > r * falls).astype(r.dtype) - search.slopes)
         return _advance(search._replace(ranges=ranges, slopes=slopes), height, level >= r * steepness)
 
     anything = jnp.stack([jnp.full_like(z, -jnp.inf), jnp.full_like(z, jnp.inf)])
-    slopes, margin = (rays.z > 0).astype(start.dtype), _safe_margin(rays)
+    slopes, margin = (local.z > 0).astype(start.dtype), _safe_margin(local)
     # No output falls faster than by `growth`.
-    sure = jnp.minimum(margin / (growth + rounding_allowance(growth, len(reach))), start)
+    sure = jnp.minimum(margin / (growth + rounding_allowance(growth, len(speed))), start)
     sure = jnp.where((margin > 0) & (growth > 0), sure, 0)
     search = _Search(sure, start, start, jnp.full_like(start, -jnp.inf), anything, anything, slopes, jnp.int32(0))
     search = jax.lax.fori_loop(0, _CROWN_STEPS, step, search)
@@ -141,23 +149,23 @@ def _chord(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
     return slope, -slope * below
 
 
-def _loosest(rays: Slice, reach: jax.Array) -> jax.Array:
-    """Indices (k,) of the neurons whose chords over z ∓ reach lose the most."""
-    _, lift = _chord(rays.z - reach, rays.z + reach)
-    loss = (jnp.maximum(-rays.head, 0) * lift).astype(jnp.float32)  # only float32 is fast to select from
+def _loosest(local: TwoLayerLocal, change: jax.Array) -> jax.Array:
+    """Indices (k,) of the neurons whose chords over z ∓ change lose the most."""
+    _, lift = _chord(local.z - change, local.z + change)
+    loss = (jnp.maximum(-local.head, 0) * lift).astype(jnp.float32)  # only float32 is fast to select from
     return jax.lax.top_k(loss, min(len(loss), _TIGHTENED + len(loss) // 8))[1]
 
 
-def _line(rays: Slice, low: jax.Array, high: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _line(local: TwoLayerLocal, low: jax.Array, high: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """L₀ and G (r,) of the affine function below the signed output while preactivations are in [low, high] (m,)."""
     chord, lift = _chord(low, high)
-    line = rays.head * jnp.where(rays.head > 0, slopes, chord)
-    level = jnp.sum(line * rays.z + jnp.minimum(rays.head, 0) * lift) + rays.offset
-    return level, line @ rays.rates
+    line = local.head * jnp.where(local.head > 0, slopes, chord)
+    level = jnp.sum(line * local.z + jnp.minimum(local.head, 0) * lift) + local.offset
+    return level, line @ local.rates
 
 
 def _within_cap(
-    rates: jax.Array, reach: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: str
+    rates: jax.Array, speed: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: str
 ) -> tuple[jax.Array, jax.Array]:
     """How far linear functions can fall and rise over a cap of a ball, {‖c‖ ≤ r, toward·c ≤ −height}.
 
@@ -167,7 +175,7 @@ def _within_cap(
 
     Args:
         rates: the functions' gradients a (k, r).
-        reach: their dual norms (k,).
+        speed: their dual norms (k,).
         toward: (r,), of dual norm 1 up to rounding, or zeros.
         falls: the functions' values where toward·c is largest for c of norm 1, (k,).
         r: radius of the ball, ().
@@ -175,23 +183,23 @@ def _within_cap(
         norm: of the ball.
 
     Returns:
-        Both (k,), not below the true ones by more than some ulps of r·reach.
+        Both (k,), not below the true ones by more than some ulps of r·speed.
     """
     if NORMS[norm].is_euclidean:
         # The root of a difference of squares magnifies rounding, so the allowance is made before it.
-        beside = jnp.maximum(reach**2 + rounding_allowance(reach**2, len(reach)) - falls**2, 0)
+        beside = jnp.maximum(speed**2 + rounding_allowance(speed**2, len(speed)) - falls**2, 0)
         rim = jnp.sqrt((r - height) * (r + height)) * jnp.sqrt(beside)
-        down = jnp.where(r * falls >= height * reach, r * reach, rim + height * falls)
-        up = jnp.where(-r * falls >= height * reach, r * reach, rim - height * falls)
+        down = jnp.where(r * falls >= height * speed, r * speed, rim + height * falls)
+        up = jnp.where(-r * falls >= height * speed, r * speed, rim - height * falls)
         return down, up
     along = steepest(rates, norm) @ toward
 
     def most(side: int) -> jax.Array:
         # λ = p/q, multiplied out as divisions are dear.
-        p, q = jnp.maximum(reach + side * falls, 0), jnp.maximum(1 + side * along, _LEAST_Q)
+        p, q = jnp.maximum(speed + side * falls, 0), jnp.maximum(1 + side * along, _LEAST_Q)
         length = dual_length(q[:, None] * rates - side * p[:, None] * toward[None], norm)
         bound = r * length - p * height + rounding_allowance(r * p, len(p))
-        return jnp.minimum(bound / q, r * reach)
+        return jnp.minimum(bound / q, r * speed)
 
     return most(-1), most(1)
 
@@ -216,12 +224,12 @@ def _advance(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
     )
 
 
-def _magnitude(rays: Slice) -> jax.Array:
+def _magnitude(local: TwoLayerLocal) -> jax.Array:
     """Sum of the sizes of all that the output at x adds up."""
-    return jnp.sum(jnp.abs(rays.head) * jnp.abs(rays.z)) + jnp.abs(rays.offset)
+    return jnp.sum(jnp.abs(local.head) * jnp.abs(local.z)) + jnp.abs(local.offset)
 
 
-def _safe_margin(rays: Slice) -> jax.Array:
+def _safe_margin(local: TwoLayerLocal) -> jax.Array:
     """|N(x)| less an allowance for rounding."""
-    margin = rays.head @ jax.nn.relu(rays.z) + rays.offset
-    return margin - rounding_allowance(_magnitude(rays), len(rays.z))
+    margin = local.head @ jax.nn.relu(local.z) + local.offset
+    return margin - rounding_allowance(_magnitude(local), len(local.z))

@@ -1,0 +1,132 @@
+"""Distances to a flip from below and above: of every point, within each region, in each norm."""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv import streams
+from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack
+from subspace_adv.contracts import Model
+from subspace_adv.norms import NORMS, length
+from subspace_adv.subspace import REGIONS, Region, Subspace, region_basis
+
+
+class Effort(NamedTuple):
+    """Of the attacks; static."""
+
+    steps: int
+    restarts: int
+    attacks: tuple[str, ...]  # names in `ATTACKS`
+
+
+class Bracket(NamedTuple):
+    """Ends of an interval that holds the distance."""
+
+    lower: jax.Array  # (n,), certified
+    upper: jax.Array  # (n,), found by an attack; inf where none was
+
+
+def brackets(
+    network: Any,
+    x: jax.Array,
+    subspace: Subspace,
+    universal: AttackResult,
+    key: jax.Array,
+    *,
+    regions: tuple[Region, ...],
+    norms: tuple[str, ...],
+    effort: Effort,
+    model: Model,
+) -> dict[tuple[Region, str], Bracket]:
+    """Distances of every point by region and norm (F9 in docs/theory.md).
+
+    A perturbation found in one norm is one in the others too, at its length there; one off or on the subspace is
+    one in the full space; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
+    distances.
+
+    Args:
+        network: parameters of the model's.
+        x: points (n, d).
+        subspace: the data's subspace.
+        universal: of every point, along a direction off the subspace, in L2.
+        key: typed PRNG key of the attacks' random starts.
+        regions: where perturbations may lie.
+        norms: of the distances.
+        effort: of the attacks.
+        model: kind of the network.
+    """
+    ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
+    done: dict[tuple[Region, str], Bracket] = {}
+    for region in sorted(regions, key=REGIONS.index):
+        basis = region_basis(subspace, region)
+        found = {norm: bracket(network, x, basis, key, norm, effort, model) for norm in ordered}
+        attacks = {norm: attack for norm, (_, attack) in found.items()}
+        uppers = {norm: [attack.distance] for norm, attack in attacks.items()}
+        for norm in ordered:
+            others = [attacks[other] for other in ordered if other != norm]
+            # The universal direction is a direction off the subspace, for the full space as well.
+            others += [universal] if region != "on" else []
+            uppers[norm] += [_length(other, norm) for other in others]
+            if NORMS[norm].is_euclidean and region != "on":
+                uppers[norm].append(universal.distance)
+            if region == "full":
+                uppers[norm] += [done[part, norm].upper for part in ("off", "on") if (part, norm) in done]
+        lowers = itertools.accumulate((found[norm][0] for norm in ordered), jnp.maximum)
+        least = (functools.reduce(jnp.minimum, uppers[norm]) for norm in reversed(ordered))
+        least = reversed(list(itertools.accumulate(least, jnp.minimum)))
+        for norm, lower, upper in zip(ordered, lowers, least, strict=True):
+            done[region, norm] = Bracket(lower, upper)
+    return done
+
+
+def _length(attack: AttackResult, norm: str) -> jax.Array:
+    """Length of perturbations (n, d) in a norm, rounded up; inf where the attack failed."""
+    return jnp.where(attack.is_adv, length(attack.delta, norm) * (1 + 2.0**-40), jnp.inf)
+
+
+def bracket(
+    network: Any, x: jax.Array, basis: jax.Array, key: jax.Array, norm: str, effort: Effort, model: Model
+) -> tuple[jax.Array, AttackResult]:
+    """Distances to a flip of every point within a region, from below and above.
+
+    A region that is a line is crossed exactly, both ways; in a larger one the model's certificate bounds the distance
+    from below and the best of the attacks from above. No perturbation in a region of dimension 0 flips.
+
+    Args:
+        network: parameters of the model's.
+        x: points (n, d).
+        basis: (d, r), orthonormal; of coordinate axes for norms other than L2, or a single column.
+        key: typed PRNG key of the attacks' random starts.
+        norm: of the distances.
+        effort: of the attacks.
+        model: kind of the network.
+
+    Returns:
+        The lower bounds (n,) and the attacks' results, with a leading axis over points.
+    """
+    dimension = basis.shape[1]
+    if dimension == 0:
+        unbounded = jnp.full(len(x), jnp.inf, x.dtype)
+        return unbounded, AttackResult(jnp.zeros_like(x), unbounded, jnp.zeros(len(x), bool))
+    if dimension == 1:
+        return jax.vmap(lambda point: line_distance(network, point, basis[:, 0], norm, model=model))(x)
+
+    def one(point: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
+        attack = minimal_norm_attack(
+            network, point, basis, norm=norm, key=key, toward=toward, model=model, **effort._asdict()
+        )
+        return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
+
+    return jax.vmap(one)(x, _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x)))
+
+
+def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array) -> jax.Array:
+    """For every point (n, d), the nearest one whose output (n,) has the other sign; itself where there is none."""
+    positive = outputs >= 0
+    gap = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+    gap = jnp.where(positive[:, None] == positive[None], jnp.inf, gap)
+    nearest = jnp.argmin(gap, axis=1)
+    return jnp.where(jnp.isfinite(jnp.min(gap, axis=1))[:, None], x[nearest], x)

@@ -1,0 +1,195 @@
+"""The signed output of a two-layer ReLU network around a point, and where it is zero along a ray, exactly."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv.contracts import Blurred, Crossing, prepared
+from subspace_adv.network import Network, output, preactivations
+from subspace_adv.norms import dual_length, unit
+
+# With a few inputs, XLA on CPU runs products written out as one pass of vector code.
+_MAX_INPUTS_WRITTEN_OUT = 8
+_TIE = 2.0**-36  # more than kinks that `_ascending` may swap can move an output, relative to its terms
+_BLURRED = 0.2  # of what a preactivation can change by within a radius: as near to its kink, a ReLU is partly on
+
+
+def rounding_allowance(magnitude: jax.Array, width: int) -> jax.Array:
+    """Bound on the rounding error of an output whose terms' absolute values sum to `magnitude`.
+
+    Sums of m rounded terms are off by a few ulps of the magnitude times √m at most in practice; the factor
+    leaves a wide reserve. In float64 that reserve also covers preactivations whose terms cancel down to 10⁻⁴.
+    """
+    ulp = float(jnp.finfo(magnitude.dtype).eps)
+    return (4 * (4 + width**0.5) * ulp + (_TIE if magnitude.dtype == jnp.float64 else 0)) * magnitude
+
+
+def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.Array) -> Crossing:
+    """First zero of t ↦ Σᵢ headᵢ·relu(zᵢ + t·rateᵢ) + offset for t > 0, exactly (F5 in docs/theory.md).
+
+    The function is piecewise linear with kinks at −zᵢ/rateᵢ, where its slope grows by headᵢ·|rateᵢ|. It must
+    be positive at t = 0, so pass the head and the offset times s.
+
+    Args:
+        z: preactivations at t = 0, (m,).
+        rate: their derivatives in t, (m,).
+        head: output weights times s, (m,).
+        offset: output bias times s, ().
+
+    Returns:
+        The ends of an interval, a rounding error wide, that holds the crossing.
+    """
+    kink = -z / rate
+    is_kink = jnp.isfinite(kink) & (kink > 0)
+    last = jnp.max(jnp.where(is_kink, kink, 0))
+    kink = jnp.where(is_kink, kink, last)
+    order = _ascending(kink)
+    kink, jump = kink[order], jnp.where(is_kink, head * jnp.abs(rate), 0)[order]
+    on = (z > 0) | ((z == 0) & (rate > 0))
+    slope = jnp.sum(jnp.where(on, head * rate, 0)) + jnp.concatenate([jnp.zeros(1, z.dtype), jnp.cumsum(jump)])
+    # Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
+    at_last, rising = len(z), jax.nn.relu(rate)
+    slope = slope.at[at_last].set(head @ rising)
+    begin = jnp.concatenate([jnp.zeros(1, z.dtype), kink])
+    rise = jnp.concatenate([jnp.zeros(1, z.dtype), jnp.cumsum(slope[:-1] * jnp.diff(begin))])
+    value = head @ jax.nn.relu(z) + offset + rise
+    end = jnp.concatenate([begin[1:], jnp.full(1, jnp.inf, z.dtype)])
+    # The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too.
+    allowance = rounding_allowance(jnp.abs(head) @ jnp.abs(z) + jnp.abs(offset), len(z))
+    growth = rounding_allowance(jnp.abs(head) @ jnp.abs(rate), len(z))
+    growths = jnp.full_like(slope, growth).at[at_last].set(rounding_allowance(jnp.abs(head) @ rising, len(z)))
+
+    def first_zero(side: int) -> jax.Array:
+        level, descent = value + side * (allowance + begin * growth), -slope - side * growths
+        falls = descent > 0
+        reach = jnp.where(falls, begin + jnp.maximum(level, 0) / jnp.where(falls, descent, 1), jnp.inf)
+        return jnp.where(level[0] > 0, jnp.min(jnp.where(reach <= end, reach, jnp.inf)), 0)
+
+    return Crossing(first_zero(-1), first_zero(1))
+
+
+class TwoLayerLocal(NamedTuple):
+    """The contract `Local`, c ↦ Σᵢ headᵢ·relu(zᵢ + ratesᵢ·c) + offset."""
+
+    z: jax.Array  # (m,), preactivations at x
+    rates: jax.Array  # (m, r), their derivatives in c
+    head: jax.Array  # (m,), output weights times s
+    offset: jax.Array  # (), output bias times s
+
+    @property
+    def dimension(self) -> int:
+        """Number r of coordinates."""
+        return self.rates.shape[1]
+
+    @property
+    def dtype(self) -> Any:
+        """Type of its numbers."""
+        return self.z.dtype
+
+    def astype(self, dtype: Any) -> "TwoLayerLocal":
+        """The same in numbers of another type."""
+        return jax.tree.map(lambda a: a.astype(dtype), self)
+
+    def value(self, c: jax.Array) -> jax.Array:
+        """Signed output (...) at the coordinates (..., r)."""
+        return self._value_of(self._preactivations(c))
+
+    def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Signed output and its gradient (..., r) at the coordinates (..., r); a ReLU at its kink counts as off."""
+        hidden = self._preactivations(c)
+        return self._value_of(hidden), self._gradient_of((hidden > 0).astype(c.dtype))
+
+    def crossing(self, direction: jax.Array) -> Crossing:
+        """First zero along a ray of coordinates (r,)."""
+        return first_crossing(self.z, self.rates @ direction, self.head, self.offset)
+
+    def reach(self, norm: str) -> jax.Array:
+        """Least radius within which every ReLU that varies can change its state."""
+        speed = dual_length(self.rates, norm)
+        return jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0))
+
+    def beyond(self) -> "TwoLayerLocal":
+        """The output as it is far away: without biases."""
+        return self._replace(z=jnp.zeros_like(self.z), offset=jnp.zeros_like(self.offset))
+
+    def values_along(self, directions: jax.Array, radii: jax.Array) -> jax.Array:
+        """Signed outputs (k, q) on rays (k, r), each at all of the radii (q,)."""
+        rates = directions @ self.rates.T
+        # Radius by radius: all at once would not stay in the cache.
+        return jax.lax.map(lambda radius: self._value_of(self.z[None] + radius * rates), radii).T
+
+    def asymptotes(self, directions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Slopes (k,) and constants (k,) of the lines that the output is beyond all kinks of rays (k, r)."""
+        rates = directions @ self.rates.T
+        slope = jax.nn.relu(rates) @ self.head
+        return slope, jnp.where(rates > 0, self.z[None], 0) @ self.head + self.offset
+
+    def gradient_all_on(self) -> jax.Array:
+        """Gradient (r,) where every ReLU is on."""
+        return self.head @ self.rates
+
+    def blurred(self, norm: str) -> Blurred:
+        """Outputs and gradients; a ReLU turns on along a straight line over a part of what it can change by."""
+        speed = dual_length(self.rates, norm)
+
+        def value_and_gradient(c: jax.Array, radius: jax.Array) -> tuple[jax.Array, jax.Array]:
+            hidden = self._preactivations(c)
+            width = jnp.maximum(_BLURRED * (radius[:, None] * speed[None]), jnp.finfo(hidden.dtype).tiny)
+            return self._value_of(hidden), self._gradient_of(jnp.clip(0.5 + hidden / (2 * width), 0, 1))
+
+        return value_and_gradient
+
+    def _preactivations(self, c: jax.Array) -> jax.Array:
+        """Inputs of the ReLUs (..., m) at the coordinates (..., r)."""
+        r, row = self.rates.shape[1], (1,) * (c.ndim - 1) + self.z.shape
+        if r > _MAX_INPUTS_WRITTEN_OUT:
+            return c @ self.rates.T + self.z.reshape(row)
+        return sum((c[..., i, None] * self.rates[:, i].reshape(row) for i in range(r)), self.z.reshape(row))
+
+    def _value_of(self, hidden: jax.Array) -> jax.Array:
+        """Signed output (...) where the preactivations are `hidden` (..., m)."""
+        return jax.nn.relu(hidden) @ self.head + self.offset
+
+    def _gradient_of(self, on: jax.Array) -> jax.Array:
+        """Gradient (..., r) of the signed output where ReLUs are on, 1, or off, 0, or in between (..., m)."""
+        return (on * self.head.reshape((1,) * (on.ndim - 1) + self.head.shape)) @ self.rates
+
+
+def local(network: Network, x: jax.Array, basis: jax.Array) -> TwoLayerLocal:
+    """The signed output around x (d,) over coordinates of the columns of `basis` (d, r)."""
+    network, x, basis = prepared(network, x, basis)
+    sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
+    return TwoLayerLocal(
+        preactivations(network, x), network.weight @ basis, sign * network.head, sign * network.head_bias
+    )
+
+
+def universal_direction(network: Network, basis: jax.Array) -> jax.Array:
+    """The one vector of a region, of L2 length 1, meant to lower the output at all points (F4 in docs/theory.md).
+
+    It does so to first order with high probability in a large codimension, and not at every point always; a ray
+    that never crosses zero is found out by its exact crossing.
+
+    Args:
+        network: weight (m, d).
+        basis: orthonormal (d, r), of the orthogonal complement of the subspace.
+
+    Returns:
+        (d,), the direction of P(Σ_{uᵢ<0} wᵢ − Σ_{uᵢ>0} wᵢ); zeros if that vanishes.
+    """
+    return basis @ unit((-jnp.sign(network.head) @ network.weight) @ basis, "l2")
+
+
+def _ascending(values: jax.Array) -> jax.Array:
+    """Indices that sort non-negative values (m,); of float64 values, up to ties within 2⁻³⁹ of each other.
+
+    XLA on CPU sorts plain integers many times faster than floats or pairs. The bits of non-negative floats
+    are ordered as the floats are, and the index fits into the last few of them.
+    """
+    if values.dtype != jnp.float64 or len(values) > 2**13:
+        return jnp.argsort(values)
+    index_mask = jnp.int64(2 ** (len(values) - 1).bit_length() - 1)
+    bits = jax.lax.bitcast_convert_type(values, jnp.int64)
+    packed = (bits & ~index_mask) | jnp.arange(len(values), dtype=jnp.int64)
+    return jnp.sort(packed) & index_mask

@@ -1,0 +1,90 @@
+"""What measures see of a trained network: it, its points, and what several of them need, computed once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv import streams
+from subspace_adv.attacks import AttackResult, descent_distance, random_direction, universal_attack
+from subspace_adv.brackets import Bracket, Effort, brackets
+from subspace_adv.contracts import Model
+from subspace_adv.network import Network, input_gradient, preactivations
+from subspace_adv.subspace import Region, Subspace
+from subspace_adv.training import Loss
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network, its points, and what is asked of it.
+
+    What several measures need is computed where the first of them asks for it: not within the body of a loop, out of
+    which JAX lets no value go.
+    """
+
+    network: Network  # weight (m, d)
+    x: jax.Array  # (n, d), training points
+    y: jax.Array  # (n,), labels −1 or +1
+    subspace: Subspace  # the data's
+    heldout: jax.Array  # (h, d), further points of the subspace
+    key: jax.Array  # typed PRNG key of the attacks' random starts and of the random direction
+    unseen: int  # dimensions off the subspace that the coordinates leave out, as no weight has a part there
+    model: Model  # kind of the network
+    regions: tuple[Region, ...]  # of the distances, as are the norms
+    norms: tuple[str, ...]
+    effort: Effort  # of the attacks
+    loss: Loss
+
+    def where_right(self, distances: jax.Array) -> jax.Array:
+        """Distances (n,), and 0 where a point is misclassified."""
+        return jnp.where(self.margins <= 0, 0, distances)
+
+    @cached_property
+    def outputs(self) -> jax.Array:
+        """N at the training points, (n,)."""
+        return self.model.output(self.network, self.x)
+
+    @cached_property
+    def margins(self) -> jax.Array:
+        """y·N at the training points, (n,)."""
+        return self.y * self.outputs
+
+    @cached_property
+    def gradients(self) -> jax.Array:
+        """∇N at the training points, (n, d)."""
+        return input_gradient(self.network, self.x)
+
+    @cached_property
+    def active_heads(self) -> jax.Array:
+        """Sizes of the output weights of the neurons active at a training point, and 0 of the others, (n, m)."""
+        return jnp.where(preactivations(self.network, self.x) > 0, jnp.abs(self.network.head)[None, :], 0)
+
+    @cached_property
+    def universal(self) -> tuple[AttackResult, AttackResult]:
+        """Flips along the universal direction, of the training points and of those held out."""
+
+        def attack(point: jax.Array) -> AttackResult:
+            return universal_attack(self.network, point, self.subspace.complement, model=self.model)
+
+        flips = jax.vmap(attack)(self._all_points)
+        n = len(self.x)
+        return jax.tree.map(lambda a: a[:n], flips), jax.tree.map(lambda a: a[n:], flips)
+
+    @cached_property
+    def along_random(self) -> tuple[jax.Array, jax.Array]:
+        """Distances along one random direction off the subspace, of the training points and of those held out."""
+        drawn = random_direction(streams.direction_key(self.key), self.subspace.complement, self.unseen)
+        distance = jax.vmap(lambda point: descent_distance(self.network, point, drawn, model=self.model))
+        training, heldout = jnp.split(distance(self._all_points), [len(self.x)])
+        return training, heldout
+
+    @cached_property
+    def brackets(self) -> dict[tuple[Region, str], Bracket]:
+        """Distances of the training points by region and norm."""
+        what = {"regions": self.regions, "norms": self.norms, "effort": self.effort, "model": self.model}
+        return brackets(self.network, self.x, self.subspace, self.universal[0], self.key, **what)
+
+    @cached_property
+    def _all_points(self) -> jax.Array:
+        return jnp.concatenate([self.x, self.heldout])
