@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from subspace_adv import streams
 from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack
 from subspace_adv.contracts import Model
+from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
-from subspace_adv.subspace import REGIONS, Region, Subspace, region_basis
 
 
 class Effort(NamedTuple):

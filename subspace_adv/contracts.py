@@ -107,7 +107,7 @@ def prepared(network: Any, x: jax.Array, basis: jax.Array, norm: str = "l2") -> 
     """
     NORMS[norm]  # an unknown one is refused
     if isinstance(basis, str):
-        raise ValueError(f"basis {basis!r}: give an array (d, r), which subspace.region_basis makes of this word")
+        raise ValueError(f"basis {basis!r}: give an array (d, r), which geometry.region_basis makes of this word")
     if basis.ndim != 2 or (len(basis),) != x.shape:
         raise ValueError(f"basis of shape {basis.shape}: give one (d, r) of directions at x, of shape {x.shape}")
     leaves, tree = jax.tree.flatten((network, x, basis))

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from subspace_adv.data import Data, DataSettings
+from subspace_adv.geometry import Subspace
 from subspace_adv.settings import leaves
-from subspace_adv.subspace import Subspace, from_directions
 from subspace_adv.sweep import Sweep
 
 
@@ -29,7 +29,7 @@ def _draw(settings: DataSettings) -> Data:
 def load_span(settings: DataSettings, *, complete: bool = False) -> Subspace:
     """Where the span of a dataset lies: its basis (d, r) and, where `complete`, that of its complement (else empty)."""
     basis = settings.span()
-    return from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
+    return Subspace.from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
 
 
 def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[DataSettings], np.ndarray]:

@@ -14,11 +14,11 @@ from subspace_adv.attacks import ATTACKS
 from subspace_adv.brackets import Effort
 from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT
+from subspace_adv.geometry import REGIONS, Region, Subspace
 from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.rows import Rows
 from subspace_adv.subject import Subject
-from subspace_adv.subspace import REGIONS, Region, Subspace
 from subspace_adv.training import Loss, loss_value
 
 Dimension = Literal["point", "heldout"]

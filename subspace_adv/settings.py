@@ -26,9 +26,9 @@ from subspace_adv.fields import (
     role_in,
     run_time,
 )
+from subspace_adv.geometry import Region
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, readers
-from subspace_adv.subspace import Region
 
 _Regions = Annotated[tuple[Region, ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)]
 _Norms = Annotated[

@@ -10,8 +10,8 @@ from subspace_adv import streams
 from subspace_adv.attacks import AttackResult, descent_distance, random_direction, universal_attack
 from subspace_adv.brackets import Bracket, Effort, brackets
 from subspace_adv.contracts import Model
+from subspace_adv.geometry import Region, Subspace
 from subspace_adv.network import Network, input_gradient, preactivations
-from subspace_adv.subspace import Region, Subspace
 from subspace_adv.training import Loss
 
 

@@ -17,6 +17,7 @@ from subspace_adv import sweepfile
 from subspace_adv.data import KINDS, DataSettings
 from subspace_adv.errors import UserError
 from subspace_adv.fields import Table, distinct
+from subspace_adv.geometry import region_dim
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.rows import nearest
@@ -30,7 +31,6 @@ from subspace_adv.settings import (
     role,
     tables,
 )
-from subspace_adv.subspace import region_dim
 from subspace_adv.sweepfile import RANGE, brief
 
 Scalar = str | int | float

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import bdtrc, stdtrit  # scipy.stats takes long to import
 
+from subspace_adv.geometry import REGIONS
 from subspace_adv.measures import distance_name, distance_parts
 from subspace_adv.settings import replicates
-from subspace_adv.subspace import REGIONS
 from subspace_adv.training import CONVERGED, PENDING
 
 REMEDIES = ("init_scale", "weight_decay")

@@ -10,7 +10,7 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "fields", "streams", "norms", "subspace", "contracts"],
+    ["errors", "rows", "fields", "streams", "norms", "geometry", "contracts"],
     ["fused", "data", "network", "optimizers", "reduction", "training", "models"],
     ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],

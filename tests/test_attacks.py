@@ -12,8 +12,8 @@ from optimum import ORDER
 from reference import Ray
 
 from subspace_adv import attacks, models
+from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
-from subspace_adv.subspace import from_directions
 
 DTYPES = [np.float64, np.float32]
 # What the bounds may give away: over the rounding allowance at the widths below, relative to the terms' sizes.
@@ -127,7 +127,7 @@ def test_line_distance_is_the_nearer_flip_of_both_rays(dtype):
 
 
 D, K, WIDTH, POINTS = 6, 2, 24, 60
-SUBSPACE = from_directions(np.random.default_rng(2).standard_normal((D, K)))
+SUBSPACE = Subspace.from_directions(np.random.default_rng(2).standard_normal((D, K)))
 
 
 @functools.cache

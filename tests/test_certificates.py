@@ -10,13 +10,13 @@ import reference
 from optimum import DUAL_ORDER, ORDER
 from reference import Ray
 
+from subspace_adv.geometry import Subspace
 from subspace_adv.models import TwoLayerLocal, certificates, crown_certificate, kink_certificate
 from subspace_adv.models.certificates import _within_cap
 from subspace_adv.network import Network
-from subspace_adv.subspace import from_directions
 
 D, PADDED, NETWORKS = 5, 200, 60
-SUBSPACE = from_directions(np.random.default_rng(5).standard_normal((D, 2)))
+SUBSPACE = Subspace.from_directions(np.random.default_rng(5).standard_normal((D, 2)))
 REGIONS = {"on": SUBSPACE.basis, "off": SUBSPACE.complement, "full": np.eye(D), "line": SUBSPACE.complement[:, :1]}
 
 

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from subspace_adv.data import HELDOUT, ChessboardData, Data, DataSettings, LineData, SubspaceData
 from subspace_adv.datasets import load_data, load_span
-from subspace_adv.subspace import Subspace, in_ambient
+from subspace_adv.geometry import Subspace, in_ambient
 
 KINDS = {
     "line": LineData(),

@@ -15,9 +15,9 @@ from subspace_adv import engine, fused
 from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine import chunks
+from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, plan
-from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT, Trainer
 

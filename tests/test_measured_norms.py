@@ -14,10 +14,10 @@ from shell import read
 
 from subspace_adv import engine
 from subspace_adv.datasets import load_data, load_span
+from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.planning import plan
-from subspace_adv.subspace import Subspace
 
 CLOSE = 1e-5  # between networks in float32, as they are kept, and in the float64 that is measured
 

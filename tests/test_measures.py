@@ -16,11 +16,11 @@ from subspace_adv.attacks import AttackResult
 from subspace_adv.brackets import Effort
 from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
+from subspace_adv.geometry import Subspace, in_ambient, region_basis
 from subspace_adv.measures import Recording, variables
 from subspace_adv.models import TWO_LAYER, certificates
 from subspace_adv.network import Law, Network, init_network, output
 from subspace_adv.optimizers import Hyper
-from subspace_adv.subspace import Subspace, axis_aligned, in_ambient, region_basis
 from subspace_adv.training import Recipe, trained_fields
 
 RANDOM, TRAINED, WIDTH = 8, 8, 30
@@ -255,7 +255,7 @@ def _flips(rng: np.random.Generator, basis: np.ndarray, order: float, points: in
 def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, norms, monkeypatch, x64):
     """At their lengths in each norm: those off and on count in the full space, the universal one but for on."""
     rng, points, order = np.random.default_rng(0), 30, {"linf": np.inf, "l2": 2, "l1": 1}
-    subspace = axis_aligned(5, 2)
+    subspace = Subspace.axis_aligned(5, 2)
     bases = {region: np.asarray(region_basis(subspace, region)) for region in ALL}
     universal = _flips(rng, bases["off"], 2, points)
     lowers = {case: rng.uniform(0, 1, points) for case in itertools.product(regions, norms)}

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from subspace_adv import attacks, brackets, measures, subject
 from subspace_adv.engine import chunks
+from subspace_adv.geometry import Subspace, region_basis
 from subspace_adv.measures import Recording
 from subspace_adv.models import crown_certificate, kink_certificate
 from subspace_adv.network import Network
-from subspace_adv.subspace import axis_aligned, region_basis
 
 BATCH, POINTS = 16, 3
 REGIONS = ("off", "on", "full")
@@ -239,7 +239,7 @@ def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array)
 
 @functools.cache
 def _program(shape: Shape) -> Callable:
-    subspace = axis_aligned(shape.d, shape.k)
+    subspace = Subspace.axis_aligned(shape.d, shape.k)
     return jax.jit(jax.vmap(functools.partial(_one, subspace)))
 
 

@@ -17,10 +17,10 @@ from shell import read
 from subspace_adv import engine, load_networks, measures, run
 from subspace_adv.data import KINDS, SubspaceData
 from subspace_adv.datasets import load_data, load_span
+from subspace_adv.geometry import Subspace, in_ambient
 from subspace_adv.network import Law, Network, ambient_off_weights, chi_of_normal, init_network, off_weights
 from subspace_adv.planning import plan
 from subspace_adv.reduction import reduction
-from subspace_adv.subspace import Subspace, in_ambient
 from subspace_adv.sweep import Sweep
 
 LAWS = [*(pytest.param(law, marks=pytest.mark.slow) for law in ("paper-code", "theory")), "torch"]

@@ -12,11 +12,11 @@ from subspace_adv import Sweep, load_networks, open_results, plan, run, tables
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape
 from subspace_adv.data.kind import as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
+from subspace_adv.geometry import Subspace
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, Optimizer
 from subspace_adv.rows import Rows, UnknownName
 from subspace_adv.settings import replicates
-from subspace_adv.subspace import axis_aligned
 
 
 def small(*overrides: str) -> Sweep:
@@ -104,7 +104,9 @@ class RingData(DataSettings, frozen=True):
         """Held out: the first point, again and again."""
         angle = 2 * np.pi * np.arange(self.points) / self.points + self.turn
         x = self.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return as_data(x, 1 - 2 * (np.arange(self.points) % 2), axis_aligned(2, 2), x[:1].repeat(HELDOUT, axis=0))
+        return as_data(
+            x, 1 - 2 * (np.arange(self.points) % 2), Subspace.axis_aligned(2, 2), x[:1].repeat(HELDOUT, axis=0)
+        )
 
     def span(self) -> np.ndarray:
         """The plane."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Shape, as_data
-from subspace_adv.subspace import axis_aligned
+from subspace_adv.geometry import Subspace
 
 _HEIGHT = 0.5
 
@@ -26,7 +26,7 @@ class ChessboardData(DataSettings, frozen=True):
         x = np.stack([row / 4, column / 4, np.full(25, _HEIGHT)], axis=1)
         square = streams.data_generator(streams.FIXED_DATA_SEED).uniform(0, 1, (HELDOUT, 2))
         heldout = np.concatenate([square, np.full((HELDOUT, 1), _HEIGHT)], axis=1)
-        return as_data(x, self.draw_labels(), axis_aligned(3, 2), heldout)
+        return as_data(x, self.draw_labels(), Subspace.axis_aligned(3, 2), heldout)
 
     def draw_labels(self) -> np.ndarray:
         """+1 on white squares."""

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from subspace_adv.fields import Table, role_in
-from subspace_adv.subspace import Subspace
+from subspace_adv.geometry import Subspace
 
 HELDOUT = 16
 """Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""

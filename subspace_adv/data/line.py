@@ -6,7 +6,7 @@ import numpy as np
 
 from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Shape, as_data
-from subspace_adv.subspace import axis_aligned
+from subspace_adv.geometry import Subspace
 
 
 class LineData(DataSettings, frozen=True):
@@ -26,7 +26,7 @@ class LineData(DataSettings, frozen=True):
         """The points, by their distance √2·t from 0."""
         t = np.linspace(-1.0, 1.0, 7)
         heldout = streams.data_generator(streams.FIXED_DATA_SEED).uniform(-1, 1, (HELDOUT, 1))
-        return as_data(np.sqrt(2) * t[:, None], self.draw_labels(), axis_aligned(1, 1), np.sqrt(2) * heldout)
+        return as_data(np.sqrt(2) * t[:, None], self.draw_labels(), Subspace.axis_aligned(1, 1), np.sqrt(2) * heldout)
 
     def draw_labels(self) -> np.ndarray:
         """−1 and +1 in turn."""

@@ -8,7 +8,7 @@ import numpy as np
 from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Seed
-from subspace_adv.subspace import axis_aligned, orthonormal
+from subspace_adv.geometry import Subspace, orthonormal
 
 CLUSTER_SPREAD = 0.1
 """Standard deviation, per coordinate, of a point around its cluster's centre (centres have norm √k)."""
@@ -56,7 +56,7 @@ class SubspaceData(DataSettings, frozen=True):
                 points * (np.sqrt(k) / np.linalg.norm(points, axis=1, keepdims=True))
                 for points in (coordinates, heldout)
             )
-        return as_data(coordinates, self.draw_labels(), axis_aligned(k, k), heldout)
+        return as_data(coordinates, self.draw_labels(), Subspace.axis_aligned(k, k), heldout)
 
     def draw_labels(self) -> np.ndarray:
         """The labels; they do not depend on the distribution of the points."""

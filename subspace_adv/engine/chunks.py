@@ -14,13 +14,13 @@ from subspace_adv.engine.inputs import arguments, points_of, span_of
 from subspace_adv.engine.networks import Lane, hyper_of
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
+from subspace_adv.geometry import Subspace
 from subspace_adv.measures import Rounding
 from subspace_adv.network import Network
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.planning import Chunk, Group
 from subspace_adv.program import Program
 from subspace_adv.settings import entries
-from subspace_adv.subspace import Subspace
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, TrainState
 

@@ -12,9 +12,9 @@ from subspace_adv.data import HELDOUT, Data, DataSettings
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine.networks import fresh, hyper_of
 from subspace_adv.engine.pinned import pinned
+from subspace_adv.geometry import Subspace
 from subspace_adv.program import Program
 from subspace_adv.settings import entries
-from subspace_adv.subspace import Subspace
 
 
 @pinned(x64=True)

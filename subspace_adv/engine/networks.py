@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from subspace_adv import measures, network, streams, training
 from subspace_adv.data import Data
+from subspace_adv.geometry import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
-from subspace_adv.subspace import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.training import TrainState
 
 Lane = dict[str, Any]

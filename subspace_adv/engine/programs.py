@@ -17,10 +17,10 @@ from subspace_adv.engine.inputs import arguments
 from subspace_adv.engine.kept import compiled_or_kept
 from subspace_adv.engine.networks import Lane
 from subspace_adv.engine.pinned import compiler_options, pinned
+from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
-from subspace_adv.subspace import Subspace
 from subspace_adv.training import TrainState
 
 _compiling = threading.RLock()

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from subspace_adv.subspace import (
+from subspace_adv.geometry import (
     REGIONS,
-    axis_aligned,
+    Subspace,
     beside_span,
     canonical_coordinates,
-    from_directions,
     in_ambient,
     region_basis,
     region_dim,
@@ -23,7 +22,7 @@ def directions(request: pytest.FixtureRequest) -> np.ndarray:
 
 
 def test_basis_is_orthonormal_and_spans_the_directions(directions):
-    basis = from_directions(directions).basis
+    basis = Subspace.from_directions(directions).basis
     onto = directions @ np.linalg.pinv(directions)
     np.testing.assert_allclose(basis.T @ basis, np.eye(directions.shape[1]), atol=1e-12)
     np.testing.assert_allclose(basis @ basis.T, onto, atol=1e-12)
@@ -31,7 +30,7 @@ def test_basis_is_orthonormal_and_spans_the_directions(directions):
 
 def test_complement_is_orthonormal_and_orthogonal_to_the_directions(directions):
     d, k = directions.shape
-    complement = from_directions(directions).complement
+    complement = Subspace.from_directions(directions).complement
     assert complement.shape == (d, d - k)
     np.testing.assert_allclose(complement.T @ complement, np.eye(d - k), atol=1e-12)
     np.testing.assert_allclose(complement.T @ directions, 0, atol=1e-12)
@@ -39,18 +38,18 @@ def test_complement_is_orthonormal_and_orthogonal_to_the_directions(directions):
 
 def test_basis_follows_the_signs_of_the_directions(directions):
     """Gram–Schmidt: each direction has a positive component along its own basis vector, none along later ones."""
-    components = from_directions(directions).basis.T @ directions
+    components = Subspace.from_directions(directions).basis.T @ directions
     assert (np.diag(components) > 0).all()
     np.testing.assert_allclose(np.tril(components, -1), 0, atol=1e-12)
 
 
 def test_bases_are_float64(directions):
-    subspace = from_directions(directions.astype(np.float32))
+    subspace = Subspace.from_directions(directions.astype(np.float32))
     assert subspace.basis.dtype == subspace.complement.dtype == np.float64
 
 
 def test_axis_aligned_spans_the_first_axes():
-    subspace = axis_aligned(4, 1)
+    subspace = Subspace.axis_aligned(4, 1)
     np.testing.assert_array_equal(subspace.basis, [[1], [0], [0], [0]])
     np.testing.assert_array_equal(subspace.complement, [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
@@ -58,7 +57,7 @@ def test_axis_aligned_spans_the_first_axes():
 @pytest.mark.parametrize("region", REGIONS)
 def test_region_basis_projects_on_the_region(x64, directions, region):
     d, k = directions.shape
-    basis = np.asarray(region_basis(from_directions(directions), region))
+    basis = np.asarray(region_basis(Subspace.from_directions(directions), region))
     on = directions @ np.linalg.pinv(directions)
     expected = {"on": on, "off": np.eye(d) - on, "full": np.eye(d)}[region]
     assert basis.shape == (d, region_dim(region, d, k))
@@ -82,8 +81,8 @@ def test_canonical_coordinates_keep_the_span_and_all_inner_products_off_it(width
 def test_a_subspace_of_a_span_in_ambient_coordinates_and_beside_it(directions, x64):
     """The same basis within the span; complements that make it a rotation."""
     r = directions.shape[1]
-    span, k = from_directions(directions), (r + 1) // 2
-    within = from_directions(np.random.default_rng(2).standard_normal((r, k)))
+    span, k = Subspace.from_directions(directions), (r + 1) // 2
+    within = Subspace.from_directions(np.random.default_rng(2).standard_normal((r, k)))
     for found, lift in (
         (in_ambient(within, span), span.basis),
         (beside_span(within, 3), np.eye(r + 3)[:, :r]),

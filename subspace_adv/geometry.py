@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subspace_adv.errors import UserError
+
 Region = Literal["off", "on", "full"]
 REGIONS: tuple[Region, ...] = ("off", "on", "full")
 
@@ -19,24 +21,34 @@ class Subspace(NamedTuple):
     basis: jax.Array  # (d, k), orthonormal columns spanning the directions of M
     complement: jax.Array  # (d, d - k), orthonormal columns spanning the orthogonal complement
 
+    @classmethod
+    def from_directions(cls, directions: np.ndarray) -> "Subspace":
+        """The subspace spanned by the columns of `directions` (d, k); float64.
 
-def from_directions(directions: np.ndarray) -> Subspace:
-    """Subspace spanned by the columns of `directions` (d, k), which must be linearly independent; float64."""
-    k = directions.shape[1]
-    rotation, _ = np.linalg.qr(np.asarray(directions, np.float64), mode="complete")
-    return Subspace(orthonormal(directions), rotation[:, k:])  # pyright: ignore[reportArgumentType]
+        Raises:
+            UserError: if they are no matrix of linearly independent columns.
+        """
+        given = np.asarray(directions)
+        if given.ndim != 2 or given.shape[1] > given.shape[0] or given.dtype.kind not in "fiu":
+            told = f"{given.dtype} of shape {given.shape}"
+            raise UserError(f"directions: {told}: must be a real matrix (d, k) of columns, of which k ≤ d")
+        given = given.astype(np.float64)
+        if not np.isfinite(given).all() or np.linalg.matrix_rank(given) < given.shape[1]:
+            raise UserError("directions: must be finite, and linearly independent columns")
+        rotation, _ = np.linalg.qr(given, mode="complete")
+        return cls(orthonormal(given), rotation[:, given.shape[1] :])  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def axis_aligned(cls, ambient_dim: int, subspace_dim: int) -> "Subspace":
+        """Span of the first `subspace_dim` coordinate axes of R^ambient_dim."""
+        identity = np.eye(ambient_dim)
+        return cls(identity[:, :subspace_dim], identity[:, subspace_dim:])  # pyright: ignore[reportArgumentType]
 
 
 def orthonormal(directions: np.ndarray) -> np.ndarray:
     """Columns of `directions` (d, k) made orthonormal from first to last, by a triangle of positive diagonal."""
     basis, triangle = np.linalg.qr(np.asarray(directions, np.float64))
     return basis * np.where(np.diag(triangle) < 0, -1, 1)
-
-
-def axis_aligned(ambient_dim: int, subspace_dim: int) -> Subspace:
-    """Span of the first `subspace_dim` coordinate axes of R^ambient_dim."""
-    identity = np.eye(ambient_dim)
-    return Subspace(identity[:, :subspace_dim], identity[:, subspace_dim:])  # pyright: ignore[reportArgumentType]
 
 
 def in_ambient(subspace: Subspace, span: Subspace) -> Subspace:
