@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 from subspace_adv.progress import Display, count
 from subspace_adv.rows import nearest
 from subspace_adv.sweep import Sweep
-from subspace_adv.sweepfile import brief
 
 if TYPE_CHECKING:
     from xarray import Dataset

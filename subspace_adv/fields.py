@@ -1,10 +1,14 @@
 """The fields of a sweep file: what they are to a cell, their role, and which numbers they admit."""
 
 import math
+import re
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+
+from subspace_adv.errors import UserError, brief
+from subspace_adv.rows import nearest
 
 
 class Role(NamedTuple):
@@ -54,6 +58,35 @@ def role_in(table: type[Table], leaf: str) -> Role:
             "STATIC, STATIC_LIST or run_time(dtype)"
         )
     return roles[0]
+
+
+def checked(table: type[Table], leaf: str, value: Any, where: str) -> Any:
+    """The value of a field as its table holds it.
+
+    Raises:
+        UserError: telling `where`, the value, what it must be and the nearest good one.
+    """
+    try:
+        return getattr(table.model_validate({leaf: value}), leaf)
+    except ValidationError as error:
+        raise UserError(f"{where} = {brief(value)}: {_reason(error)}") from None
+
+
+def _reason(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    kind, given = detail["type"], detail["input"]
+    if kind == "literal_error":
+        expected = detail.get("ctx", {}).get("expected", "")
+        options = re.findall(r"'([^']+)'", expected)
+        return f"must be {expected}{nearest(str(given), options, otherwise_all=False)}"
+    if kind == "int_type":
+        hint = f"; did you mean {round(given)}?" if isinstance(given, float) and math.isfinite(given) else ""
+        if isinstance(given, str) and ":" in given:
+            hint = ", or as an axis a range start:stop of those from 0 on"
+        return f"must be a whole number{hint}"
+    plain = {"float_type": "must be a number", "string_type": "must be text", "tuple_type": "must be a list"}
+    message = detail["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    return plain.get(kind, re.sub(r"^(Input|Tuple|Value) should", "must", message))
 
 
 def distinct(values: tuple) -> tuple:

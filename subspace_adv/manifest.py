@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from subspace_adv import fused
+from subspace_adv.errors import brief
 from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
-from subspace_adv.sweepfile import brief
 
 FORMAT = 4
 """Of results folders; another one is refused."""

@@ -11,7 +11,7 @@ import numpy as np
 from subspace_adv import devices, engine
 from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 from subspace_adv.measures import Variable, variables
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, cut
@@ -20,7 +20,6 @@ from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
-from subspace_adv.sweepfile import brief
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 if TYPE_CHECKING:

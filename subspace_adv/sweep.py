@@ -11,12 +11,11 @@ from typing import Any, Self
 
 import numpy as np
 import tomli_w
-from pydantic import ValidationError
 
 from subspace_adv import sweepfile
 from subspace_adv.data import KINDS, DataSettings
-from subspace_adv.errors import UserError
-from subspace_adv.fields import Table, distinct
+from subspace_adv.errors import UserError, brief
+from subspace_adv.fields import Table, checked, distinct
 from subspace_adv.geometry import region_dim
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS
@@ -31,7 +30,7 @@ from subspace_adv.settings import (
     role,
     tables,
 )
-from subspace_adv.sweepfile import RANGE, brief
+from subspace_adv.sweepfile import RANGE
 
 Scalar = str | int | float
 Source = Callable[[str], str]
@@ -191,7 +190,7 @@ def _validated(document: dict[str, Any], source: Source) -> dict[str, Table]:
             if leaf not in model.model_fields:
                 hint = f"; it belongs in [{leaves()[leaf]}]" if leaf in leaves() else nearest(leaf, model.model_fields)
                 raise UserError(f"{source(leaf)}: {table}.{leaf}: no such field{hint}")
-            _check(table, leaf, document[table][leaf], f"{source(leaf)}: {table}.{leaf}")
+            checked(model, leaf, document[table][leaf], f"{source(leaf)}: {table}.{leaf}")
     return {table: model.model_validate(document.get(table, {})) for table, model in tables().items()}
 
 
@@ -208,47 +207,23 @@ def _axes(document: dict[str, Any], source: Source) -> dict[str, tuple]:
     return axes
 
 
-def _check(table: str, leaf: str, value: Any, where: str) -> Any:
-    """The value of a leaf as its model holds it."""
-    try:
-        return getattr(tables()[table].model_validate({leaf: value}), leaf)
-    except ValidationError as error:
-        raise UserError(f"{where} = {brief(value)}: {_reason(error)}") from None
-
-
-def _reason(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    kind, given = detail["type"], detail["input"]
-    if kind == "literal_error":
-        expected = detail.get("ctx", {}).get("expected", "")
-        options = re.findall(r"'([^']+)'", expected)
-        return f"must be {expected}{nearest(str(given), options, otherwise_all=False)}"
-    if kind == "int_type":
-        hint = f"; did you mean {round(given)}?" if isinstance(given, float) and math.isfinite(given) else ""
-        if isinstance(given, str) and ":" in given:
-            hint = ", or as an axis a range start:stop of those from 0 on"
-        return f"must be a whole number{hint}"
-    plain = {"float_type": "must be a number", "string_type": "must be text", "tuple_type": "must be a list"}
-    message = detail["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
-    return plain.get(kind, re.sub(r"^(Input|Tuple|Value) should", "must", message))
-
-
 def _axis(leaf: str, written: Any, where: str) -> tuple:
     """The values of an axis written as a list or as "start:stop"."""
+    model = tables()[leaves()[leaf]]
     if isinstance(written, str) and (match := RANGE.fullmatch(written)):
         start, stop = map(int, match.groups())
         if stop <= start:
             raise UserError(f'{where} = "{written}": no values; stop must be over start')
         if stop - start > _MAX_CELLS:
             raise UserError(f'{where} = "{written}": {stop - start:,} values; at most {_MAX_CELLS:,} are possible')
-        first, _ = (_check(leaves()[leaf], leaf, end, where) for end in (start, stop - 1))
+        first, _ = (checked(model, leaf, end, where) for end in (start, stop - 1))
         values = tuple(map(type(first), range(start, stop)))
     elif not isinstance(written, list | tuple | range):
         raise UserError(f'{where} = {brief(written)}: must be a list or a range "start:stop" of whole numbers')
     elif not written:
         raise UserError(f"{where} = []: no values; list at least one")
     else:
-        values = tuple(_check(leaves()[leaf], leaf, value, where) for value in written)
+        values = tuple(checked(model, leaf, value, where) for value in written)
     try:
         if isinstance(written, list | tuple):
             distinct(values)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 from subspace_adv.rows import near, nearest
 from subspace_adv.settings import leaves, role, tables
 
@@ -106,9 +106,3 @@ def _parse(token: str) -> Any:
         return float(token)  # TOML has no .5 and no 1.
     except ValueError:
         return token
-
-
-def brief(value: Any) -> str:
-    """A value as messages show it: its first characters where there are many."""
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 60 else f"{text[:40]} …"
