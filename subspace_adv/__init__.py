@@ -9,10 +9,30 @@ if "jaxlib" not in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") =
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from subspace_adv.errors import UserError
+from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.planning import Plan, plan
-from subspace_adv.results import load_networks, open_results
+from subspace_adv.results import Points, load_networks, load_points, open_results
 from subspace_adv.runner import run
+from subspace_adv.single import Trained, attack, bracket, certify, measure, train
 from subspace_adv.sweep import Sweep
 
-__all__ = ["Network", "Plan", "Sweep", "UserError", "load_networks", "open_results", "plan", "run"]
+__all__ = [
+    "Network",
+    "Plan",
+    "Points",
+    "Subspace",
+    "Sweep",
+    "Trained",
+    "UserError",
+    "attack",
+    "bracket",
+    "certify",
+    "load_networks",
+    "load_points",
+    "measure",
+    "open_results",
+    "plan",
+    "run",
+    "train",
+]

@@ -110,7 +110,8 @@ def region_basis(subspace: Subspace, region: Region) -> jax.Array:
         return subspace.complement
     if region == "on":
         return subspace.basis
-    return jnp.eye(len(subspace.basis), dtype=subspace.basis.dtype)
+    own = np if isinstance(subspace.basis, np.ndarray) else jnp  # which outside of a program may lack float64
+    return own.eye(len(subspace.basis), dtype=subspace.basis.dtype)  # pyright: ignore[reportReturnType]
 
 
 def region_dim(region: Region, ambient_dim: int, subspace_dim: int) -> int:

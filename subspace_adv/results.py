@@ -3,7 +3,7 @@
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -162,6 +162,48 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
     selection = {name: values[back].reshape((*shape, *shapes[name])) for name, values in found.items()}
     return Network(**selection)  # pyright: ignore[reportArgumentType]
+
+
+class Points(NamedTuple):
+    """Data in ambient coordinates; leading axes batch datasets."""
+
+    x: np.ndarray  # (n, d) float64, training points
+    y: np.ndarray  # (n,) int8, labels −1 or +1; 0 where a smaller dataset has no such point
+    heldout: np.ndarray  # (h, d) float64
+    basis: np.ndarray  # (d, k) float64, orthonormal columns: directions of the subspace
+
+
+def load_points(folder: str | Path, **coordinates: Any) -> Points:
+    """What the networks of a results folder were trained on, in their own coordinates.
+
+    `Subspace.from_directions(points.basis)` is the subspace of one dataset.
+
+    Args:
+        folder: a results folder.
+        **coordinates: as of `load_networks`.
+
+    Returns:
+        Host arrays with leading axes as in the Dataset. Sizes are those of the largest dataset selected: points that a
+        smaller one does not have are NaN, further coordinates and directions zero.
+
+    Raises:
+        UserError: for an unknown axis or value, or a folder that cannot be read.
+    """
+    sweep = Store.open(folder).sweep
+    selected, shape = _select(sweep, coordinates)
+    datasets, which = cell_data(sweep, selected)
+    n, d, k = (max(getattr(s.shape, size) for s in datasets) for size in ("samples", "ambient_dim", "subspace_dim"))
+    number = len(datasets)
+    x, y = np.full((number, n, d), np.nan), np.zeros((number, n), np.int8)
+    heldout, bases = np.zeros((number, HELDOUT, d)), np.zeros((number, d, k))
+    for i, settings in enumerate(datasets):
+        data, span = load_data(settings), np.asarray(load_span(settings).basis)
+        points, of_one = len(data.x), len(span)
+        x[i, :points] = 0
+        x[i, :points, :of_one], y[i, :points] = data.x.astype(np.float64) @ span.T, data.y
+        heldout[i, :, :of_one] = data.heldout.astype(np.float64) @ span.T
+        bases[i, :of_one, : settings.shape.subspace_dim] = span @ np.asarray(data.subspace.basis)
+    return Points(*(part[which].reshape((*shape, *part.shape[1:])) for part in (x, y, heldout, bases)))
 
 
 def _committed(store: Store, only: np.ndarray | None = None) -> Any:

@@ -57,12 +57,15 @@ def cores() -> int:
 
 
 def run(
-    sweep: Sweep, out: str | Path | None = None, listener: Listener | None = None, trainer: Trainer | None = None
+    sweep: Sweep | str | Path,
+    out: str | Path | None = None,
+    listener: Listener | None = None,
+    trainer: Trainer | None = None,
 ) -> "xr.Dataset":
     """Run a sweep, or what is left of it, into a results folder.
 
     Args:
-        sweep: what to run.
+        sweep: what to run, or the path of its file.
         out: the results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
         listener: told of progress.
         trainer: what is to advance the networks; where none is given, what is fastest here.
@@ -75,6 +78,7 @@ def run(
         KeyboardInterrupt: after an interrupt; what was committed is kept, and the run can be resumed.
     """
     listener = listener or Listener()
+    sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
     todo = plan(sweep, trainer)
     store = Store.create(out or default_out(sweep), todo)
     try:

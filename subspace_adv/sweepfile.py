@@ -51,7 +51,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _near_files(path: Path) -> str:
     """A hint naming the sweep files that a missing one may be mistaken for, or some that are there."""
-    stems = sorted(file.stem for file in path.parent.glob("*.toml"))
+    stems = sorted(file.stem for file in path.parent.glob("*.toml") if file.name != "pyproject.toml")
     if close := near(path.stem, stems):
         return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in close)}?"
     return f"; there: {', '.join(f'{stem}.toml' for stem in stems[:10])}{', …' * (len(stems) > 10)}" if stems else ""

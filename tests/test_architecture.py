@@ -14,7 +14,7 @@ LINES = [
     ["fused", "data", "network", "optimizers", "reduction", "training", "models"],
     ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
-    ["engine", "manifest", "store", "predictions", "results", "runner"],
+    ["engine", "arguments", "single", "manifest", "store", "predictions", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]

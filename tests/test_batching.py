@@ -489,7 +489,7 @@ def kept(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder for compiled programs."""
     flags = {"jax_compilation_cache_dir": str(tmp_path / "kept"), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {flag: jax.config.values[flag] for flag in flags}
-    monkeypatch.setattr(kept_programs, "_folder", lambda: tmp_path / "kept")
+    monkeypatch.setattr(kept_programs, "keep_compiled", lambda: tmp_path / "kept")
     for flag, value in flags.items():
         jax.config.update(flag, value)
     compilation_cache.reset_cache()

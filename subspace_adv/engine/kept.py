@@ -18,7 +18,7 @@ _CANNOT_WRITE = "Error writing persistent compilation cache entry for "
 
 def compiled_or_kept(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> Any:
     """A program compiled, or read from the folder of compiled programs; what cannot be kept is told once."""
-    kept = _folder()
+    kept = keep_compiled()
     with warnings.catch_warnings(record=True) as told:
         warnings.filterwarnings("always", message=_CANNOT_WRITE)
         if kept:
@@ -56,7 +56,7 @@ def _processor(cpuinfo: Path) -> str:
 
 
 @functools.cache
-def _folder() -> Path | None:
+def keep_compiled() -> Path | None:
     """Keep compiled programs in the user's cache folder, which is returned.
 
     Unless JAX was given another one, or none can be written, or JAX was imported before this package, on CPU: then XLA

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from subspace_adv import training
 from subspace_adv.data import Data
 from subspace_adv.engine import networks
 from subspace_adv.engine.inputs import arguments
-from subspace_adv.engine.kept import compiled_or_kept
+from subspace_adv.engine.kept import compiled_or_kept, keep_compiled
 from subspace_adv.engine.networks import Lane
 from subspace_adv.engine.pinned import compiler_options, pinned
 from subspace_adv.geometry import Subspace
@@ -95,3 +96,27 @@ def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
     """One of a group's compiled programs, as `_compile` describes them."""
     with _compiling:
         return _compile(name, program, lanes, steps)
+
+
+@functools.lru_cache(maxsize=_LOADED_PROGRAMS)
+def _alone(function: Callable[..., Any], static: tuple) -> Any:
+    options = compiler_options(quick=True) if jax.default_backend() == "cpu" else {}
+    return jax.jit(functools.partial(function, **dict(static)), compiler_options=options)
+
+
+def alone(function: Callable[..., Any], *arguments: Any, x64: bool, **static: Any) -> Any:
+    """Call a function of one network, compiled for the shapes of its arguments.
+
+    Args:
+        function: of JAX arrays, and of what is static, by name.
+        *arguments: host arrays, or pytrees of them.
+        x64: whether it computes in float64.
+        **static: hashable.
+
+    Returns:
+        What it returns, in host arrays.
+    """
+    keep_compiled()
+    with _compiling, pinned(x64=x64):
+        found = _alone(function, tuple(sorted(static.items())))(*arguments)
+        return jax.tree.map(np.asarray, found)

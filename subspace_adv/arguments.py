@@ -1,0 +1,143 @@
+"""What people hand over in Python, checked: each mistake is one sentence, of which argument, what it was and must be.
+
+`what` is always the function that was called, as messages begin.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subspace_adv.errors import UserError, brief
+from subspace_adv.fields import Table, checked
+from subspace_adv.geometry import Subspace
+from subspace_adv.network import Network
+from subspace_adv.norms import NORMS
+from subspace_adv.rows import Rows, nearest
+from subspace_adv.settings import read_where
+
+_ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
+
+
+def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
+    """Finite real numbers in so many dimensions, float64."""
+    try:
+        found = np.asarray(given)
+    except ValueError:  # lists of different lengths
+        found = np.array(None)
+    if found.dtype.kind not in "fiu":
+        raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}")
+    if found.ndim != ndim:
+        raise UserError(f"{where}: is of shape {found.shape}; must be real numbers of shape {shape}")
+    if not np.isfinite(found).all():
+        raise UserError(f"{where}: holds NaN or inf; must be finite")
+    return found.astype(np.float64)
+
+
+def points(what: str, x: Any, name: str = "x", d: int | None = None) -> np.ndarray:
+    """Points (n, d), of the coordinates of others where `d` tells them."""
+    found = array(f"{what}: {name}", x, 2, f"(n, {d or 'd'})")
+    if d and found.shape[1] != d:
+        raise UserError(f"{what}: {name}: is of shape {found.shape}; must be (n, {d}), as x is")
+    if not found.size:
+        raise UserError(f"{what}: {name}: is of shape {found.shape}; must hold at least one point and one coordinate")
+    return found
+
+
+def labels(what: str, y: Any, n: int) -> np.ndarray:
+    """Labels (n,), −1 or +1."""
+    found = array(f"{what}: y", y, 1, f"({n},)")
+    if len(found) != n:
+        raise UserError(f"{what}: y: holds {len(found)} labels; must hold one for each of the {n} points")
+    if not np.isin(found, (-1, 1)).all():
+        other = next(value for value in found if value not in (-1, 1))
+        raise UserError(f"{what}: y: holds {other:g}; labels must be -1 or 1")
+    return found
+
+
+def network(what: str, given: Any, d: int, dtype: type) -> Network:
+    """One network of R^d, in arrays of a type."""
+    if not isinstance(given, Network):
+        told = f"is a {type(given).__name__}; must be a Network(weight, bias, head, head_bias)"
+        raise UserError(f"{what}: network: {told}")
+    weight = np.asarray(given.weight)
+    if weight.ndim > 2:
+        held = " × ".join(map(str, weight.shape[:-2]))
+        raise UserError(f"{what}: network: holds {held} networks; choose one, as load_networks(folder, seed=0) does")
+    width = len(weight) if weight.ndim else 0
+    shapes = {"weight": (width, d), "bias": (width,), "head": (width,), "head_bias": ()}
+    parts = {}
+    for name, shape in shapes.items():
+        parts[name] = array(f"{what}: network.{name}", getattr(given, name), len(shape), str(shape))
+        if parts[name].shape != shape:
+            told = f"is of shape {parts[name].shape}; must be {shape}, of {width} neurons on points of {d} coordinates"
+            raise UserError(f"{what}: network.{name}: {told}")
+    return Network(**{name: part.astype(dtype) for name, part in parts.items()})  # pyright: ignore
+
+
+def subspace(what: str, given: Any, d: int) -> Subspace:
+    """A subspace of R^d."""
+    if given is None:
+        raise UserError(f"{what}: give subspace=, the data's, or basis=, the directions allowed; one of the two")
+    if not isinstance(given, Subspace):
+        told = f"is a {type(given).__name__}; must be a Subspace, such as Subspace.from_directions(directions (d, k))"
+        raise UserError(f"{what}: subspace: {told}")
+    bases = [array(f"{what}: subspace", part, 2, f"({d}, k)") for part in given]
+    if any(len(part) != d for part in bases) or sum(part.shape[1] for part in bases) != d:
+        shapes = " and ".join(str(part.shape) for part in bases)
+        raise UserError(f"{what}: subspace: has bases of shapes {shapes}; must be of R^{d}, as the points are")
+    return Subspace(*bases)  # pyright: ignore[reportArgumentType]
+
+
+def orthonormal(what: str, basis: Any, d: int) -> np.ndarray:
+    """Orthonormal columns (d, r)."""
+    found = array(f"{what}: basis", basis, 2, f"({d}, r)")
+    if len(found) != d:
+        raise UserError(f"{what}: basis: is of shape {found.shape}; must be ({d}, r), for points of {d} coordinates")
+    if np.abs(found.T @ found - np.eye(found.shape[1])).max(initial=0) > _ORTHONORMAL:
+        told = "its columns are not orthonormal; Subspace.from_directions(basis).basis makes them so"
+        raise UserError(f"{what}: basis: {told}")
+    return found
+
+
+def word(what: str, name: str, given: object, known: Iterable[str]) -> None:
+    """Refuse what is none of some words."""
+    try:
+        Rows(name, dict.fromkeys(known)).name(given)
+    except ValueError as error:
+        raise UserError(f"{what}: {name} = {brief(given)}: {error}") from None
+
+
+def check_coordinates(what: str, norm: str, basis: np.ndarray) -> None:
+    """Refuse norms but L2 in directions that are neither those of axes nor a single one: they are of coordinates."""
+    on_axes = (np.count_nonzero(basis, axis=0) == 1).all()
+    if not NORMS[norm].is_euclidean and basis.shape[1] > 1 and not on_axes:
+        told = "cannot be measured in directions off the coordinate axes: its norm is not that of coordinates there"
+        raise UserError(f"{what}: norm {norm!r}: {told}; take 'l2', the region 'full', or a subspace of axes")
+
+
+def settings(what: str, given: Mapping[str, Any], homes: Mapping[str, type[Table]]) -> dict[str, Any]:
+    """Values of fields of a sweep file, as given or by default.
+
+    Args:
+        what: the function.
+        given: values by field.
+        homes: the fields that it reads, and their tables.
+    """
+    values = {leaf: home.model_fields[leaf].default for leaf, home in homes.items()}
+    for leaf, value in given.items():
+        if leaf not in homes:
+            raise UserError(f"{what}: {leaf}: no such argument{nearest(leaf, homes)}")
+        values[leaf] = checked(homes[leaf], leaf, value, f"{what}: {leaf}")
+    for leaf in given:
+        some = read_where(leaf)
+        if some and values[some[0]] not in some[1]:
+            where = f"{some[0]} = {' or '.join(map(repr, some[1]))}"
+            told = f"changes nothing; it is read where {where}; leave it out"
+            raise UserError(f"{what}: {leaf} = {brief(given[leaf])}: {told}")
+    return values
+
+
+def fields(*tables: type[Table], but: Sequence[str] = ()) -> dict[str, type[Table]]:
+    """The fields of some tables but for a few, and the table of each."""
+    return {leaf: table for table in tables for leaf in table.model_fields if leaf not in but}

@@ -1,0 +1,336 @@
+"""One network by hand, without a sweep: train it, attack it, certify it, measure it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from subspace_adv import arguments, brackets, engine, measures, streams, training
+from subspace_adv.attacks import ATTACKS, AttackResult
+from subspace_adv.brackets import Effort
+from subspace_adv.errors import UserError, brief
+from subspace_adv.fields import checked
+from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
+from subspace_adv.measures import MEASURES, Recording, Side, distance_name
+from subspace_adv.models import TWO_LAYER
+from subspace_adv.network import Law, Network, init_network
+from subspace_adv.norms import NORMS
+from subspace_adv.optimizers import OPTIMIZERS, Hyper
+from subspace_adv.settings import MeasureSettings, NetworkSettings, TrainingSettings, entries, resolved_trainable
+from subspace_adv.training import STATUS_MEANINGS, Recipe
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_GIVEN_BASIS = "basis"  # in names of distances, where a region would stand
+_DRAWN = ("init", "width", "init_scale")  # what tells the law of a network
+_EFFORT = arguments.fields(MeasureSettings, but=("regions", "norms")) | {"seed": NetworkSettings}
+
+
+_SIDES: tuple[Side, Side] = ("lower", "upper")
+_LEAVE_OUT = "leave it out where basis=, the directions allowed, is given"
+
+
+class Trained(NamedTuple):
+    """Outcome of `train`."""
+
+    network: Network  # float32 host arrays
+    status: str  # "converged", "step_limit" or "diverged"
+    steps: int  # gradient steps taken
+
+
+def train(x: Any, y: Any, *, network: Network | None = None, **settings: Any) -> Trained:
+    """Train one two-layer ReLU network until its margin exceeds `stop_margin`, or for `max_steps` steps.
+
+    Args:
+        x: points (n, d).
+        y: labels (n,), −1 or +1.
+        network: where training begins, weight (m, d); drawn by `init`, `width`, `init_scale` and `seed` if left out.
+        **settings: fields of `[network]` and `[training]`, as in a sweep file, such as width=50, learning_rate=0.1.
+
+    Returns:
+        The trained network, how training ended, and after how many steps.
+
+    Raises:
+        UserError: naming the argument, what it was and what it must be.
+    """
+    points = arguments.points("train", x)
+    n, d = points.shape
+    labels = arguments.labels("train", y, n)
+    homes = arguments.fields(NetworkSettings, TrainingSettings, but=() if network is None else _DRAWN)
+    values = arguments.settings("train", settings, homes)
+    if not OPTIMIZERS[values["optimizer"]].full_batch and values["batch_size"] > n:
+        raise UserError(f"train: batch_size = {values['batch_size']}: over the {n} points; at most {n} is possible")
+    init, seed = values.get("init", "paper-code"), np.uint32(values["seed"])
+    trained = training.trained_fields(init, resolved_trainable(init, values["trainable"]))
+    recipe = Recipe(values["loss"], values["optimizer"], trained)
+    types = entries()
+    hyper = Hyper(**{name: types[name](values[name]) for name in Hyper._fields})
+    if network is None:
+        law, drawn = Law(init, values["width"], d, d), (types[name](values[name]) for name in _DRAWN[1:])
+        start = engine.alone(_draw, seed, *drawn, x64=False, law=law)
+    else:
+        start = arguments.network("train", network, d, np.float32)
+    data = points.astype(np.float32), labels.astype(np.float32)
+    found, status, steps = engine.alone(_train, start, *data, hyper, seed, x64=False, recipe=recipe)
+    return Trained(found, STATUS_MEANINGS[int(status)], int(steps))
+
+
+def attack(
+    network: Network,
+    x: Any,
+    *,
+    subspace: Subspace | None = None,
+    basis: Any = None,
+    region: Region | None = None,
+    norm: str = "l2",
+    **effort: Any,
+) -> AttackResult:
+    """Find the least perturbation of each point that flips the network's prediction.
+
+    Args:
+        network: weight (m, d).
+        x: points (n, d), or one (d,).
+        subspace: the data's; perturbations may lie in a region of it.
+        basis: or the directions allowed themselves: (d, r), orthonormal columns.
+        region: "off" (by default), "on" or "full", of the subspace.
+        norm: "l2", "linf" or "l1"; the last two in the full space, on coordinate axes or along one direction alone.
+        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
+
+    Returns:
+        Perturbations (n, d), their norms (n,), a flip whatever the rounding, and whether there is one, float64; inf and
+        zeros where none was found.
+
+    Raises:
+        UserError: naming the argument, what it was and what it must be.
+    """
+    _, found = _bracketed("attack", network, x, subspace, basis, region, norm, effort)
+    return AttackResult(*(values[0] for values in found)) if np.ndim(x) == 1 else found
+
+
+def certify(
+    network: Network,
+    x: Any,
+    *,
+    subspace: Subspace | None = None,
+    basis: Any = None,
+    region: Region | None = None,
+    norm: str = "l2",
+    **effort: Any,
+) -> np.ndarray:
+    """Radii within which no perturbation flips the network's prediction: arguments as of `attack`.
+
+    Returns:
+        (n,), or () for one point; safe against rounding, 0 where nothing is certified.
+
+    Raises:
+        UserError: naming the argument, what it was and what it must be.
+    """
+    lower, _ = _bracketed("certify", network, x, subspace, basis, region, norm, effort)
+    return lower[0] if np.ndim(x) == 1 else lower
+
+
+def bracket(
+    network: Network,
+    x: Any,
+    y: Any = None,
+    *,
+    subspace: Subspace | None = None,
+    basis: Any = None,
+    regions: Sequence[Region] | None = None,
+    norms: Sequence[str] = ("l2",),
+    **effort: Any,
+) -> "xr.Dataset":
+    """Distances of points to a flip, from below and above, in several regions and norms.
+
+    Args:
+        network: weight (m, d).
+        x: points (n, d).
+        y: labels (n,), −1 or +1, where a misclassified point is to be at distance 0; the network's predictions if left
+            out.
+        subspace: the data's.
+        basis: or the directions allowed themselves: (d, r), orthonormal columns.
+        regions: of the subspace; "off", "on" and "full" by default.
+        norms: of the distances.
+        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
+
+    Returns:
+        Along `point`: `output`, and `distance_{region}_{norm}_lower` and `_upper`, named as by `open_results`;
+        `distance_basis_…` where a basis is given. Meaning and unit are in their attrs.
+
+    Raises:
+        UserError: naming the argument, what it was and what it must be.
+    """
+    if basis is None:
+        names = ("output", *(distance_name("{region}", "{norm}", side) for side in _SIDES))
+        return _measured("bracket", (network, x, y, None), subspace, (regions, norms, "logistic"), names, effort)
+    if subspace is not None or regions is not None:
+        other, given = ("subspace", subspace) if regions is None else ("regions", regions)
+        raise UserError(
+            f"bracket: {other} = {brief(given)}: leave it out where basis=, the directions allowed, is given"
+        )
+    points = arguments.points("bracket", x)
+    net = arguments.network("bracket", network, points.shape[1], np.float64)
+    outputs = engine.alone(TWO_LAYER.output, net, points, x64=True)
+    right = np.ones(len(points), bool) if y is None else arguments.labels("bracket", y, len(points)) * outputs > 0
+    told = {"output": (MEASURES["output"].unit, MEASURES["output"].meaning, outputs)}
+    for norm in checked(MeasureSettings, "norms", list(norms), "bracket: norms"):
+        lower, found = _bracketed("bracket", network, x, None, basis, None, norm, effort)
+        for side, distances in zip(_SIDES, (lower, found.distance), strict=True):
+            row = MEASURES[distance_name("{region}", "{norm}", side)]
+            meaning = row.meaning.format(norm=norm.upper(), region="along the basis given")
+            told[distance_name(_GIVEN_BASIS, norm, side)] = row.unit, meaning, np.where(right, distances, 0)
+    return _dataset({name: (("point",), *rest) for name, rest in told.items()})
+
+
+def measure(
+    network: Network,
+    x: Any,
+    y: Any,
+    *,
+    subspace: Subspace,
+    heldout: Any = None,
+    regions: Sequence[Region] | None = None,
+    norms: Sequence[str] = ("l2",),
+    loss: str = "logistic",
+    **effort: Any,
+) -> "xr.Dataset":
+    """All that a sweep records of a trained network, of one.
+
+    Args:
+        network: weight (m, d).
+        x: training points (n, d).
+        y: labels (n,), −1 or +1.
+        subspace: the data's.
+        heldout: further points (h, d); what is measured at them is left out where there are none.
+        regions: of the distances; "off", "on" and "full" by default.
+        norms: of the distances.
+        loss: "logistic" or "exponential".
+        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of all that is drawn.
+
+    Returns:
+        The variables of `open_results` but for predictions, in float64, along `point` and `heldout`.
+
+    Raises:
+        UserError: naming the argument, what it was and what it must be.
+    """
+    if y is None:
+        raise UserError("measure: y: is None; must be the labels (n,), -1 or 1, of the points")
+    names = [name for name, row in MEASURES.items() if heldout is not None or "heldout" not in row.dimensions]
+    return _measured("measure", (network, x, y, heldout), subspace, (regions, norms, loss), names, effort)
+
+
+def _draw(seed: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law) -> Network:
+    init_key, _ = streams.training_keys(seed)
+    return init_network(init_key, width, init_scale, law=law)
+
+
+def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax.Array, *, recipe: Recipe) -> tuple:
+    _, order_key = streams.training_keys(seed)
+    return training.train(network, x, y, hyper, order_key, recipe=recipe)
+
+
+def _bracket(
+    network: Network, x: jax.Array, basis: jax.Array, seed: jax.Array, *, norm: str, effort: Effort
+) -> tuple[jax.Array, AttackResult]:
+    return brackets.bracket(network, x, basis, streams.measuring_key(seed), norm, effort, TWO_LAYER)
+
+
+def _measure(
+    network: Network,
+    x: jax.Array,
+    y: jax.Array,
+    subspace: Subspace,
+    heldout: jax.Array,
+    seed: jax.Array,
+    *,
+    recording: Recording,
+) -> dict[str, jax.Array]:
+    return measures.measure(network, x, y, subspace, heldout, streams.measuring_key(seed), recording=recording)
+
+
+def _bracketed(
+    what: str,
+    network: Network,
+    x: Any,
+    subspace: Subspace | None,
+    basis: Any,
+    region: Region | None,
+    norm: str,
+    effort: Mapping[str, Any],
+) -> tuple[np.ndarray, AttackResult]:
+    """Certified radii (n,) and flips found, of all points in one region and norm."""
+    points = arguments.points(what, np.atleast_2d(x) if np.ndim(x) == 1 else x)
+    d = points.shape[1]
+    net = arguments.network(what, network, d, np.float64)
+    arguments.word(what, "norm", norm, NORMS)
+    if basis is None:
+        space = arguments.subspace(what, subspace, d)
+        arguments.word(what, "region", region or "off", REGIONS)
+        directions = np.asarray(region_basis(space, region or "off"))
+    elif subspace is not None or region is not None:
+        other, given = ("subspace", subspace) if region is None else ("region", region)
+        raise UserError(
+            f"{what}: {other} = {brief(given)}: leave it out where basis=, the directions allowed, is given"
+        )
+    else:
+        directions = arguments.orthonormal(what, basis, d)
+    arguments.check_coordinates(what, norm, directions)
+    values = arguments.settings(what, effort, _EFFORT)
+    run, seed = Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS)), np.uint32(values["seed"])
+    return engine.alone(_bracket, net, points, directions, seed, x64=True, norm=norm, effort=run)
+
+
+def _measured(
+    what: str,
+    given: tuple[Network, Any, Any, Any],
+    subspace: Subspace | None,
+    asked: tuple[Sequence[Region] | None, Sequence[str], str],
+    names: Sequence[str],
+    effort: Mapping[str, Any],
+) -> "xr.Dataset":
+    """Some rows of `MEASURES`, by name.
+
+    Args:
+        what: the function that was called.
+        given: network, points, labels and held-out points; None for predictions as labels, and for none held out.
+        subspace: the data's.
+        asked: regions, norms and loss.
+        names: of the rows.
+        effort: further arguments.
+    """
+    network, x, y, heldout = given
+    points = arguments.points(what, x)
+    n, d = points.shape
+    net, space = arguments.network(what, network, d, np.float64), arguments.subspace(what, subspace, d)
+    regions = checked(MeasureSettings, "regions", list(REGIONS if asked[0] is None else asked[0]), f"{what}: regions")
+    norms = checked(MeasureSettings, "norms", list(asked[1]), f"{what}: norms")
+    for region in regions:
+        for norm in norms:
+            arguments.check_coordinates(what, norm, np.asarray(region_basis(space, region)))
+    values, loss = (
+        arguments.settings(what, effort, _EFFORT),
+        checked(TrainingSettings, "loss", asked[2], f"{what}: loss"),
+    )
+    further = np.zeros((0, d)) if heldout is None else arguments.points(what, heldout, "heldout", d)
+    if y is None:
+        labels = np.where(engine.alone(TWO_LAYER.output, net, points, x64=True) < 0, -1.0, 1.0)
+    else:
+        labels = arguments.labels(what, y, n)
+    efforts, seed = (values["attack_steps"], values["restarts"]), np.uint32(values["seed"])
+    recording = Recording(regions, norms, *efforts, loss, measures=tuple(names))
+    record = engine.alone(_measure, net, points, labels, space, further, seed, x64=True, recording=recording)
+    rows = recording.variables
+    return _dataset({name: (rows[name].dimensions, rows[name].unit, rows[name].meaning, record[name]) for name in rows})
+
+
+def _dataset(variables: Mapping[str, tuple[tuple[str, ...], str, str, np.ndarray]]) -> "xr.Dataset":
+    """Named arrays, each with its dimensions, unit and meaning."""
+    import xarray as xr  # takes long to import, as pandas does
+
+    told = {
+        name: (dimensions, values, {"long_name": meaning, "units": unit})
+        for name, (dimensions, unit, meaning, values) in variables.items()
+    }
+    return xr.Dataset(told)
