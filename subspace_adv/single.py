@@ -9,7 +9,7 @@ import numpy as np
 from subspace_adv import arguments, brackets, engine, measures, streams, training
 from subspace_adv.attacks import ATTACKS, AttackResult
 from subspace_adv.brackets import Effort
-from subspace_adv.errors import UserError, brief
+from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
 from subspace_adv.measures import MEASURES, Recording, Side, distance_name
@@ -166,10 +166,7 @@ def bracket(
         names = ("output", *(distance_name("{region}", "{norm}", side) for side in _SIDES))
         return _measured("bracket", (network, x, y, None), subspace, (regions, norms, "logistic"), names, effort)
     if subspace is not None or regions is not None:
-        other, given = ("subspace", subspace) if regions is None else ("regions", regions)
-        raise UserError(
-            f"bracket: {other} = {brief(given)}: leave it out where basis=, the directions allowed, is given"
-        )
+        raise UserError(f"bracket: {'subspace' if regions is None else 'regions'}: {_LEAVE_OUT}")
     points = arguments.points("bracket", x)
     net = arguments.network("bracket", network, points.shape[1], np.float64)
     outputs = engine.alone(TWO_LAYER.output, net, points, x64=True)
@@ -270,10 +267,7 @@ def _bracketed(
         arguments.word(what, "region", region or "off", REGIONS)
         directions = np.asarray(region_basis(space, region or "off"))
     elif subspace is not None or region is not None:
-        other, given = ("subspace", subspace) if region is None else ("region", region)
-        raise UserError(
-            f"{what}: {other} = {brief(given)}: leave it out where basis=, the directions allowed, is given"
-        )
+        raise UserError(f"{what}: {'subspace' if region is None else 'region'}: {_LEAVE_OUT}")
     else:
         directions = arguments.orthonormal(what, basis, d)
     arguments.check_coordinates(what, norm, directions)
