@@ -23,8 +23,8 @@ Blurred = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 class Local(Protocol):
     """The signed output s·N, s = sign N(x), around a point x, over the coordinates c of a perturbation within a region.
 
-    The perturbation is basis·c, of r coordinates. Attacks know nothing else of a network. Only `value`, `crossing` and
-    the gradient decide what is found to flip; the rest tells a search where to look, so an approximation does no harm.
+    The perturbation is basis·c, of r coordinates. Attacks know nothing else of a network. Only `value` and `crossing`
+    decide what flips and where; the rest tells a search where to look, so an approximation does no harm.
     """
 
     @property

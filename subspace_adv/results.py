@@ -62,6 +62,9 @@ def dataset_of(store: Store) -> "xr.Dataset":
         shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
     for _, cells, chunk in _committed(store):
+        if missing := arrays.keys() - chunk:
+            without = ", ".join(sorted(missing))
+            raise UserError(f"{folder}: was measured without {without}; run the sweep into another folder")
         for name, values in arrays.items():
             place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
             values[place] = chunk[name]

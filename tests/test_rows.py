@@ -1,22 +1,28 @@
 """Tables: lookups fail closed, and a row that is added at run time serves a whole sweep without an edit elsewhere."""
 
+import dataclasses
 import itertools
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from shell import TINY, read, write
 
-from subspace_adv import Sweep, load_networks, open_results, plan, run, tables
+from subspace_adv import Sweep, UserError, load_networks, open_results, plan, run, tables
+from subspace_adv.attacks import ATTACKS, minimal_norm_attack
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape
 from subspace_adv.data.kind import as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
 from subspace_adv.geometry import Subspace
+from subspace_adv.measures import MEASURES, Measure, Rounding, distance_name, distance_parts, variables
+from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, Optimizer
 from subspace_adv.rows import Rows, UnknownName
 from subspace_adv.settings import replicates
+from subspace_adv.streams import key_of
 
 
 def small(*overrides: str) -> Sweep:
@@ -161,16 +167,133 @@ def test_fields_of_kinds_have_roles_and_names_of_one_meaning(monkeypatch):
     class Other(RingData, frozen=True):
         samples: Annotated[Count, DATA] = 3
 
-    class Network(RingData, frozen=True):
+    class Wide(RingData, frozen=True):
         width: Annotated[Count, DATA] = 3
 
     for row, message in (
         (Other, "kind 'toy': its field samples is not that of another kind; give it another name"),
-        (Network, r"network\.width: there is a field of this name in \[data\]; give it another name"),
+        (Wide, r"network\.width: there is a field of this name in \[data\]; give it another name"),
     ):
         with monkeypatch.context() as context, pytest.raises(TypeError, match=message):
             context.setitem(KINDS, "toy", row)
             read("")
+
+
+def axes(local, norm, steps, restarts, key, goal):
+    """An attack that looks along the coordinate axes, both ways."""
+    ahead = jnp.eye(local.dimension, dtype=local.dtype)
+    return jnp.concatenate([ahead, -ahead])
+
+
+def test_an_attack_that_is_added_counts_beside_the_others(tmp_path, monkeypatch):
+    """In the full space, as off the line nothing is searched."""
+    effort = ("regions=full", "attack_steps=6", "restarts=2")
+    monkeypatch.delitem(ATTACKS, "fmn")  # which takes long to compile
+    run(small(*effort), tmp_path / "before")
+    monkeypatch.setitem(ATTACKS, "axes", axes)
+    run(small(*effort), tmp_path / "beside")
+    before, beside = (open_results(tmp_path / name)["distance_full_l2_upper"] for name in ("before", "beside"))
+    assert (beside <= before).all() and (beside < before).any()
+
+
+def attacked(*names: str):
+    network = Network(*map(jnp.asarray, (np.eye(2, 3), np.ones(2), np.array([1.0, -2]), 0.5)))
+    return minimal_norm_attack(network, jnp.zeros(3), jnp.eye(3), steps=2, restarts=2, key=key_of(0), attacks=names)
+
+
+def test_an_unknown_attack_is_an_error():
+    with pytest.raises(UnknownName, match="attack 'fnm': there is none of this name; did you mean 'fmn'"):
+        attacked("fmn", "fnm")
+
+
+def test_an_attack_that_leaves_something_out_is_refused(monkeypatch):
+    monkeypatch.setitem(ATTACKS, "flat", lambda local, *_: jnp.zeros(local.dimension))
+    with pytest.raises(ValueError, match=r"attack 'flat': found \(3,\) and float32, not \(k, 3\) and float32"):
+        attacked("flat")
+
+
+def told(**changed) -> Measure:
+    """A measure that is a third for every point."""
+    fields = {
+        "dimensions": ("point",),
+        "unit": "1",
+        "meaning": "a third",
+        "rounding": Rounding.NEAREST,
+        "compute": lambda of: jnp.full(len(of.x), 1 / 3),
+    }
+    return Measure(**fields | changed)
+
+
+def test_a_measure_that_is_added_is_recorded_and_rounded_as_it_says(tmp_path, monkeypatch):
+    """And a family of them, for every region and norm."""
+    for rounding in Rounding:
+        monkeypatch.setitem(MEASURES, f"third_{rounding.value}", told(rounding=rounding))
+    monkeypatch.setitem(MEASURES, "points", told(dimensions=(), compute=lambda of: jnp.float64(len(of.x))))
+    heldout = told(dimensions=("heldout",), compute=lambda of: of.heldout[:, 0])
+    monkeypatch.setitem(MEASURES, "first_coordinate", heldout)
+    width = told(
+        unit="input length",
+        meaning="how far the ends of the {norm} distance {region} lie apart",
+        compute=lambda of, region, norm: of.brackets[region, norm].upper - of.brackets[region, norm].lower,
+    )
+    monkeypatch.setitem(MEASURES, "gap_{region}_{norm}", width)
+    run(small("norms=l2,linf"), tmp_path)
+    dataset = open_results(tmp_path)
+    down, nearest, up = (dataset[f"third_{side}"].values for side in ("down", "nearest", "up"))
+    third = np.float32(1 / 3)  # above the number
+    assert down.dtype == np.float32 and dataset["third_up"].dims[-1] == "point"
+    assert (down == np.nextafter(third, np.float32(0))).all() and (up == third).all() and (nearest == third).all()
+    assert dataset["points"].dims == dataset["status"].dims and (dataset["points"] == dataset.sizes["point"]).all()
+    assert dataset["first_coordinate"].dims[-1] == "heldout"
+    assert dataset["third_up"].attrs == {"long_name": "a third", "units": "1"}
+    for norm in ("l2", "linf"):
+        gap = dataset[f"gap_off_{norm}"]
+        meaning = f"how far the ends of the {norm.upper()} distance orthogonal to the data's subspace lie apart"
+        assert gap.attrs == {"long_name": meaning, "units": "input length"}
+        upper, lower = (dataset[distance_name("off", norm, side)] for side in ("upper", "lower"))
+        flips = np.isfinite(upper.values) & (upper.values > 0)
+        assert (gap.values[flips] >= 0).all() and flips.sum() > 5
+        np.testing.assert_allclose(gap.values[flips], (upper - lower).values[flips], atol=1e-5)
+
+
+def test_results_without_a_measure_are_refused_once_it_is_added(tmp_path, monkeypatch):
+    run(small("seed=0:2"), tmp_path)
+    monkeypatch.setitem(MEASURES, "third", told())
+    with pytest.raises(UserError, match="was measured without third; run the sweep into another folder"):
+        open_results(tmp_path)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Measure)])
+def test_a_measure_that_leaves_something_out_is_refused(field):
+    fields = dataclasses.asdict(told())
+    del fields[field]
+    with pytest.raises(TypeError, match=f"missing 1 required .*argument: '{field}'"):
+        Measure(**fields)
+    with pytest.raises(ValueError, match=field):
+        told(**{field: ""})
+
+
+def test_a_measure_that_computes_another_shape_or_takes_a_name_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(MEASURES, "third", told(dimensions=()))
+        with pytest.raises(ValueError, match=r"measure 'third': is of shape \(.*\), and by its dimensions of \(\)"):
+            run(small("seed=0:2"), tmp_path)
+    for name in ("steps", "weight", "distance_off_l2_lower"):
+        with monkeypatch.context() as patch:
+            patch.setitem(MEASURES, name, told())
+            with pytest.raises(ValueError, match=f"measure '{name}': there is a variable of this name already"):
+                variables(("off",), ("l2",))
+
+
+def test_the_name_of_a_distance_tells_its_region_norm_and_side():
+    for parts in (("off", "l2", "lower"), ("full", "linf", "upper"), ("on", "my_norm", "lower")):
+        assert distance_parts(distance_name(*parts)) == parts
+    for name in ("distance_universal", "distance_random_heldout", "distance_off_l2", "gap_off_l2_lower"):
+        assert distance_parts(name) is None
+    assert {name for name in variables(("off",), ("l2",)) if distance_parts(name)} == {
+        "distance_off_l2_lower",
+        "distance_off_l2_upper",
+    }
 
 
 def load_start(folder) -> np.ndarray:

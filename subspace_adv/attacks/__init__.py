@@ -104,20 +104,19 @@ def minimal_norm_attack(
     network, x, basis = prepared(network, x, basis, norm)
     local = model.local(network, x, basis)
     goal = None if toward is None else (toward - x) @ basis
-    found = [
-        _found(name, local, norm, steps, restarts, key, goal) for name in (ATTACKS if attacks is None else attacks)
-    ]
-    _, result = shortest(local, basis, jnp.concatenate(found), norm)
+    rows = {name: ATTACKS[name] for name in (ATTACKS if attacks is None else attacks)}
+    found = {name: row(local, norm, steps, restarts, key, goal) for name, row in rows.items()}
+    for name, directions in found.items():
+        _check(name, directions, local)
+    _, result = shortest(local, basis, jnp.concatenate(list(found.values())), norm)
     return result
 
 
-def _found(name: str, local: Local, norm: str, steps: int, restarts: int, key: jax.Array, goal: Any) -> jax.Array:
-    """What a row finds, which must be directions of the region."""
-    directions = ATTACKS[name](local, norm, steps, restarts, key, goal)
+def _check(name: str, directions: jax.Array, local: Local) -> None:
+    """Refuse what are no directions of the region."""
     if directions.ndim != 2 or directions.shape[1] != local.dimension or directions.dtype != local.dtype:
         expected = f"(k, {local.dimension}) and {local.dtype}"
         raise ValueError(f"attack {name!r}: found {directions.shape} and {directions.dtype}, not {expected}")
-    return directions
 
 
 def fmn_attack(
