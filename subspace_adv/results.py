@@ -64,7 +64,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     for _, cells, chunk in _committed(store):
         if missing := arrays.keys() - chunk:
             without = ", ".join(sorted(missing))
-            raise UserError(f"{folder}: was measured without {without}; run the sweep into another folder")
+            raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
         for name, values in arrays.items():
             place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
             values[place] = chunk[name]
