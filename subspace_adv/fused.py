@@ -8,7 +8,7 @@ cache. Its sources are in kernels/; where no compiler was found the package is i
 import ctypes
 import functools
 import importlib.util
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -66,74 +66,57 @@ def label() -> str:
     return f"fused ({instruction_set()})"
 
 
+class Networks(NamedTuple):
+    """Networks under training, their points and their settings, as the kernel reads them; leading axes batch networks.
+
+    The points may lack the last or all of these axes, and are then shared without being copied.
+    """
+
+    params: jax.Array  # (..., P) float32, P = m·(r + 2) + 1: weights (r × m, neurons fastest), biases, head, head bias
+    residue: jax.Array  # (..., P) float32, what rounding has kept from the parameters; zeros to begin with
+    velocity: jax.Array  # (..., P) float32 for momentum, (..., 0) for plain gradient descent
+    step: jax.Array  # (...) int32, gradient steps done
+    status: jax.Array  # (...) int8, of `training`; one that is not PENDING is left as it is
+    x: jax.Array  # (..., n, r) float32, points
+    y: jax.Array  # (..., n) float32, labels
+    learning_rate: jax.Array  # (...) float32
+    weight_decay: jax.Array  # (...) float32, λ: adds λθ to the gradient of every trained θ
+    momentum: jax.Array  # (...) float32, read if there is a velocity
+    stop_margin: jax.Array  # (...) float32, exceeded by all margins after the last step
+    max_steps: jax.Array  # (...) int32
+
+
+_CHANGED = ("params", "residue", "velocity", "step", "status")
+"""Fields that training changes: the first ones, and the kernel's results, in this order."""
+
+
 def advance(
-    params: jax.Array,
-    residue: jax.Array,
-    velocity: jax.Array,
-    step: jax.Array,
-    status: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    learning_rate: jax.Array,
-    weight_decay: jax.Array,
-    momentum: jax.Array,
-    stop_margin: jax.Array,
-    max_steps: jax.Array,
-    *,
-    steps: int,
-    loss: Literal["logistic", "exponential"],
-    has_bias: bool,
-    train_head: bool,
-) -> tuple[jax.Array, ...]:
+    networks: Networks, *, steps: int, loss: Literal["logistic", "exponential"], has_bias: bool, train_head: bool
+) -> Networks:
     """Train networks, each until its own stop rule holds or for `steps` more steps.
 
-    Leading axes batch networks, as `vmap` does. The points may lack the last or all of these axes, and are then
-    shared without being copied. A network whose status is not PENDING is left as it is, and each comes out the
-    same to the last bit whatever networks, and how many, are trained beside it.
+    Each comes out the same to the last bit whatever networks, and how many, are trained beside it.
 
     Args:
-        params: (..., P) float32, P = m·(r + 2) + 1: weights (r × m, neurons fastest), biases (m), head (m), head bias.
-        residue: (..., P) float32, what rounding has kept from the parameters; zeros to begin with.
-        velocity: (..., P) float32 for momentum, (..., 0) for plain gradient descent.
-        step: (...) int32, gradient steps done.
-        status: (...) int8, of `training`.
-        x: (..., n, r) float32 points.
-        y: (..., n) float32 labels.
-        learning_rate: (...) float32, as are `weight_decay`, `momentum` and `stop_margin`.
-        weight_decay: λ, adds λθ to the gradient of every trained θ.
-        momentum: read if there is a velocity.
-        stop_margin: training stops when all margins exceed it after a step.
-        max_steps: (...) int32.
+        networks: batched by leading axes, as `vmap` does.
         steps: the most gradient steps each network takes.
         loss: of signed outputs.
         has_bias: biases exist and are trained with their layers; otherwise they must be zero, and stay so.
         train_head: the head is trained, not only the hidden layer.
 
     Returns:
-        params, residue, velocity, step and status after the steps; a network neither stopped nor done is PENDING.
+        The same after the steps; a network neither stopped nor done is PENDING.
     """
     library()
-    results = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (params, residue, velocity, step, status))
+    results = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in networks[: len(_CHANGED)])
     call = jax.ffi.ffi_call(
         _TARGET, results, vmap_method="broadcast_all", input_output_aliases={i: i for i in range(len(results))}
     )
-    return tuple(
-        call(
-            params,
-            residue,
-            velocity,
-            step,
-            status,
-            x,
-            y,
-            learning_rate,
-            weight_decay,
-            momentum,
-            stop_margin,
-            max_steps,
-            steps=np.int64(steps),
-            loss=np.int64(("logistic", "exponential").index(loss)),
-            has_bias=has_bias,
-            train_head=train_head,
-        )
+    changed = call(
+        *networks,
+        steps=np.int64(steps),
+        loss=np.int64(("logistic", "exponential").index(loss)),
+        has_bias=has_bias,
+        train_head=train_head,
     )
+    return networks._replace(**dict(zip(_CHANGED, changed, strict=True)))

@@ -15,7 +15,7 @@ import jax
 from subspace_adv import engine
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import origin_difference
-from subspace_adv.planning import Chunk, cut, plan
+from subspace_adv.planning import Chunk, Group, cut, plan
 from subspace_adv.results import dataset_of
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
@@ -84,7 +84,7 @@ def run(
     try:
         pending = [chunk for chunk in todo.chunks if not _is_done(store, chunk, listener)]
         listener.start(todo.cells, todo.cells - sum(len(chunk.cells) for chunk in pending))
-        _run_chunks(sweep, store, pending, listener)
+        _Workers(sweep, store, pending, listener).run()
     finally:
         store.close()
     return dataset_of(store)
@@ -128,44 +128,52 @@ def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:
     return True
 
 
-def _run_chunks(sweep: Sweep, store: Store, pending: list[Chunk], listener: Listener) -> None:
-    """Train, measure and commit in worker threads, which share each group's chunks; one takes those trained alone.
+class _Workers:
+    """Threads that train, measure and commit; they share each group's chunks, and one takes those trained alone.
 
-    This thread only waits, so that an interrupt never strikes within a commit.
+    The thread that calls `run` only waits, so that an interrupt never strikes within a commit.
     """
-    groups = [(group, deque(chunks)) for group, chunks in itertools.groupby(pending, key=lambda chunk: chunk.group)]
-    stop, committing = threading.Event(), threading.Lock()
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def work(worker: int) -> None:
+    def __init__(self, sweep: Sweep, store: Store, pending: list[Chunk], listener: Listener) -> None:
+        by_group = itertools.groupby(pending, key=lambda chunk: chunk.group)
+        self._groups = [(group, deque(chunks)) for group, chunks in by_group]
+        self._sweep, self._store, self._listener = sweep, store, listener
+        self._stop, self._committing = threading.Event(), threading.Lock()
+        self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Carry out all chunks, or raise the first error of a thread's, or an interrupt, once all have ended."""
+        threads = [threading.Thread(target=self._work, args=[worker]) for worker in range(workers())]
         try:
-            for number, (group, waiting) in enumerate(groups, 1):
-                if group.alone and worker:
-                    continue
-                if waiting:
-                    listener.compiling(number, len(groups))
-                # Training beside measurement would take both longer than one after the other, each on all cores.
-                beside = workers() if group.fused else 1
-                for chunk, trained in engine.train(sweep, group, drain(waiting), listener.progress, stop):
-                    arrays = trained | engine.measure(sweep, chunk, trained, stop, beside)
-                    with committing:
-                        store.commit(chunk.number, arrays)
-            ended.put(None)
-        except BaseException as error:
-            ended.put(error)
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                if error := self._ended.get():
+                    raise error
+        finally:
+            self._stop.set()
+            for thread in threads:
+                if thread.ident:  # an interrupt may come before it is started
+                    thread.join()
 
-    threads = [threading.Thread(target=work, args=[worker]) for worker in range(workers())]
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            if error := ended.get():
-                raise error
-    finally:
-        stop.set()
-        for thread in threads:
-            if thread.ident:  # an interrupt may come before it is started
-                thread.join()
+    def _work(self, worker: int) -> None:
+        try:
+            for number, (group, waiting) in enumerate(self._groups, 1):
+                if not (group.alone and worker):
+                    self._run_group(number, group, waiting)
+            self._ended.put(None)
+        except BaseException as error:
+            self._ended.put(error)
+
+    def _run_group(self, number: int, group: Group, waiting: deque[Chunk]) -> None:
+        if waiting:
+            self._listener.compiling(number, len(self._groups))
+        # Training beside measurement would take both longer than one after the other, each on all cores.
+        beside = workers() if group.fused else 1
+        for chunk, trained in engine.train(self._sweep, group, drain(waiting), self._listener.progress, self._stop):
+            arrays = trained | engine.measure(self._sweep, chunk, trained, self._stop, beside)
+            with self._committing:
+                self._store.commit(chunk.number, arrays)
 
 
 def drain(waiting: deque[Chunk]) -> Iterator[Chunk]:

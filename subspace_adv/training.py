@@ -161,27 +161,25 @@ def _advance_fused(
     leaves, structure = jax.tree.flatten(state.opt_state)
     trained = sorted(recipe.trained)
     velocity = to_rows(dict(zip(trained, leaves, strict=True))) if leaves else jnp.zeros((size, 0), jnp.float32)
-    params, change, velocity, step, status = fused.advance(
-        to_rows(state.params),
-        to_rows(state.change),
-        velocity,
-        state.step,
-        state.status,
-        x,
-        y,
-        hyper.learning_rate,
-        hyper.weight_decay,
-        hyper.momentum,
-        hyper.stop_margin,
-        hyper.max_steps,
-        steps=steps,
-        loss=recipe.loss,
-        has_bias="bias" in recipe.trained,
-        train_head="head" in recipe.trained,
+    given = fused.Networks(
+        params=to_rows(state.params),
+        residue=to_rows(state.change),
+        velocity=velocity,
+        step=state.step,
+        status=state.status,
+        x=x,
+        y=y,
+        learning_rate=hyper.learning_rate,
+        weight_decay=hyper.weight_decay,
+        momentum=hyper.momentum,
+        stop_margin=hyper.stop_margin,
+        max_steps=hyper.max_steps,
     )
-    opt_state = jax.tree.unflatten(structure, [from_rows(velocity)[name] for name in trained] if leaves else [])
-    change = {name: from_rows(change)[name] for name in recipe.trained}
-    return TrainState(from_rows(params), change, opt_state, step, status, state.key)
+    has_bias, train_head = "bias" in recipe.trained, "head" in recipe.trained
+    found = fused.advance(given, steps=steps, loss=recipe.loss, has_bias=has_bias, train_head=train_head)
+    opt_state = jax.tree.unflatten(structure, [from_rows(found.velocity)[name] for name in trained] if leaves else [])
+    change = {name: from_rows(found.residue)[name] for name in recipe.trained}
+    return TrainState(from_rows(found.params), change, opt_state, found.step, found.status, state.key)
 
 
 def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:

@@ -77,11 +77,6 @@ def test_every_module_has_its_place_and_folders_hold_no_folders():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_modules_are_short(name):
-    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
-
-
-@pytest.mark.parametrize("name", FILES)
 def test_imports_point_one_way(name):
     assert siblings(TREES[name]) <= before(name)
 

@@ -8,13 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 from subspace_adv import fused
+from subspace_adv.fused import Networks
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 KERNELS = Path(fused.__file__).parent / "kernels"
@@ -24,31 +24,15 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
 
 
-class Networks(NamedTuple):
-    """Networks, their points and settings: as `fused.advance` takes them."""
+def width_of(given: Networks) -> int:
+    """Number of neurons."""
+    return (given.params.shape[-1] - 1) // (given.x.shape[-1] + 2)
 
-    params: np.ndarray
-    residue: np.ndarray
-    velocity: np.ndarray
-    step: np.ndarray
-    status: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    learning_rate: np.ndarray
-    weight_decay: np.ndarray
-    momentum: np.ndarray
-    stop_margin: np.ndarray
-    max_steps: np.ndarray
 
-    @property
-    def width(self) -> int:
-        """Number of neurons."""
-        return (self.params.shape[-1] - 1) // (self.x.shape[-1] + 2)
-
-    def rows(self, index) -> "Networks":
-        """Some of the networks; shared points stay."""
-        shared = {"x": self.x.ndim == 2, "y": self.y.ndim == 1}
-        return Networks(*(v if shared.get(name) else v[index] for name, v in self._asdict().items()))
+def rows(given: Networks, index) -> Networks:
+    """Some of the networks; shared points stay."""
+    shared = {"x": given.x.ndim == 2, "y": given.y.ndim == 1}
+    return Networks(*(v if shared.get(name) else v[index] for name, v in given._asdict().items()))
 
 
 def networks(
@@ -87,19 +71,19 @@ def networks(
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "loss", "has_bias", "train_head"))
-def _advance(given: Networks, **static) -> tuple:
-    return fused.advance(*given, **static)
+def _advance(given: Networks, **static) -> Networks:
+    return fused.advance(given, **static)
 
 
 def advance(given: Networks, *, steps=10**6, loss="logistic", has_bias=True, train_head=True) -> Networks:
     """The networks after at most `steps` more steps."""
     found = _advance(given, steps=steps, loss=loss, has_bias=has_bias, train_head=train_head)
-    return given._replace(**dict(zip(STATE, map(np.asarray, found), strict=True)))
+    return jax.tree.map(np.asarray, found)
 
 
 def descend(given: Networks, i: int, *, loss: str, has_bias=True, train_head=True) -> Iterator[tuple[dict, np.ndarray]]:
     """Parameters and margins of one network in float64 after 0, 1, 2, … steps, by the chain rule."""
-    m, r = given.width, given.x.shape[-1]
+    m, r = width_of(given), given.x.shape[-1]
     flat = given.params[i].astype(np.float64)
     x = np.float64(given.x if given.x.ndim == 2 else given.x[i])
     y = np.float64(given.y if given.y.ndim == 1 else given.y[i])
@@ -251,7 +235,7 @@ def test_a_network_is_the_same_in_any_company(own, instruction_set):
     together = advance(given)
     assert len(set(together.step)) > 50 and {CONVERGED, STEP_LIMIT} <= set(together.status)
     for index in ([0], [149], slice(3, 20), slice(40, 73), np.random.default_rng(0).permutation(150)):
-        assert_same(advance(given.rows(index)), together.rows(index))
+        assert_same(advance(rows(given, index)), rows(together, index))
     parts = given
     for _ in range(150):
         parts = advance(parts, steps=10)
@@ -268,8 +252,8 @@ def test_vmap_is_a_leading_axis_and_points_may_be_shared_by_the_last_axes():
     together = advance(given)
     static = dict(steps=100, loss="logistic", has_bias=True, train_head=True)
     axes = Networks(*(None if name in ("x", "y") else 0 for name in Networks._fields))
-    mapped = jax.jit(jax.vmap(lambda one: fused.advance(*one, **static), in_axes=(axes,)))(given)
-    assert_same(given._replace(**dict(zip(STATE, map(np.asarray, mapped), strict=True))), together)
+    mapped = jax.jit(jax.vmap(lambda one: fused.advance(one, **static), in_axes=(axes,)))(given)
+    assert_same(given._replace(**{n: np.asarray(getattr(mapped, n)) for n in STATE}), together)
     other = networks(12, 6, 5, 2, seed=1, max_steps=50)
     both = Networks(*(np.stack(pair) for pair in zip(given, other, strict=True)))
     assert both.x.shape == (2, 5, 2)
@@ -289,7 +273,7 @@ def test_a_network_that_diverges_leaves_its_neighbours_and_successors_alone(bad,
     found = advance(given._replace(**{where: poison}))
     np.testing.assert_array_equal(found.status, np.where(hit, DIVERGED, STEP_LIMIT))
     assert hit.sum() > 10
-    assert_same(found.rows(~hit), advance(given).rows(~hit))
+    assert_same(rows(found, ~hit), rows(advance(given), ~hit))
 
 
 @needs_kernel
@@ -303,7 +287,7 @@ def test_the_exponential_loss_diverges_at_large_rates():
 @needs_kernel
 def test_no_networks_and_no_points():
     given = networks(3, 4, 5, 2, max_steps=4)
-    assert advance(given.rows(slice(0, 0))).params.shape == (0, 17)
+    assert advance(rows(given, slice(0, 0))).params.shape == (0, 17)
     empty = advance(given._replace(x=given.x[:0], y=given.y[:0]))
     np.testing.assert_array_equal(empty.status, STEP_LIMIT)
     np.testing.assert_array_equal(empty.params, given.params)

@@ -5,6 +5,7 @@ hold an order whatever the network: hypothesis looks for one that breaks it.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -277,33 +278,32 @@ def holds(claim: str, true: np.ndarray, *values: np.ndarray) -> None:
         pytest.fail(f"{claim}: not so at {at} and {len(broken) - 1} more, {[value[at] for value in values]}")
 
 
+def check_the_values(name: str, values: np.ndarray, wrong: np.ndarray) -> None:
+    """Of one variable: its sign, and where it is 0."""
+    holds(f"{name} is a number", ~np.isnan(values), values)
+    if not name.startswith("distance"):
+        return
+    holds(f"{name} ≥ 0", values >= 0, values)
+    if not name.endswith("heldout"):
+        holds(f"{name} is 0 where misclassified", (values == 0) | ~wrong, values)
+    if not name.endswith(("heldout", "lower")):
+        holds(f"{name} is 0 nowhere else", (values != 0) | wrong, values)
+
+
 def check_the_record(record: dict[str, np.ndarray], wrong: np.ndarray) -> None:
-    def bound(region: str, norm: str, side: str) -> np.ndarray:
-        return record[f"distance_{region}_{norm}_{side}"]
-
-    def at_most(low: str, high: str) -> None:
-        holds(f"{low} ≤ {high}", record[low] <= record[high], record[low], record[high])
-
     for name, values in record.items():
-        holds(f"{name} is a number", ~np.isnan(values), values)
-        if name.startswith("distance"):
-            holds(f"{name} ≥ 0", values >= 0, values)
-            if not name.endswith("heldout"):
-                holds(f"{name} is 0 where misclassified", (values == 0) | ~wrong, values)
-                if not name.endswith("lower"):
-                    holds(f"{name} is 0 nowhere else", (values != 0) | wrong, values)
-    for norm in NORMS:
-        for region in REGIONS:
-            at_most(f"distance_{region}_{norm}_lower", f"distance_{region}_{norm}_upper")
-        for part in ("off", "on"):
-            at_most(f"distance_full_{norm}_upper", f"distance_{part}_{norm}_upper")
-    for region in REGIONS:
-        for side in ("lower", "upper"):
-            for shorter, longer in (("linf", "l2"), ("l2", "l1")):
-                at_most(f"distance_{region}_{shorter}_{side}", f"distance_{region}_{longer}_{side}")
-    at_most("distance_off_l2_upper", "distance_universal")
-    for direction in ("universal", "random"):
-        at_most("distance_off_l2_lower", f"distance_{direction}")
+        check_the_values(name, values, wrong)
+    pairs = [("distance_off_l2_upper", "distance_universal")]
+    pairs += [("distance_off_l2_lower", f"distance_{direction}") for direction in ("universal", "random")]
+    for region, norm in itertools.product(REGIONS, NORMS):
+        pairs.append((f"distance_{region}_{norm}_lower", f"distance_{region}_{norm}_upper"))
+        pairs.append((f"distance_full_{norm}_upper", f"distance_{region}_{norm}_upper"))
+    for region, side, (shorter, longer) in itertools.product(
+        REGIONS, ("lower", "upper"), (("linf", "l2"), ("l2", "l1"))
+    ):
+        pairs.append((f"distance_{region}_{shorter}_{side}", f"distance_{region}_{longer}_{side}"))
+    for low, high in pairs:
+        holds(f"{low} ≤ {high}", record[low] <= record[high], record[low], record[high])
 
 
 def check_the_certificates(found: Found, wrong: np.ndarray) -> None:
