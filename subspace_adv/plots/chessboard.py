@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
+from subspace_adv import engine
+from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
 
@@ -53,39 +57,33 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
 
 
 def flip_heights(network: Network, x: np.ndarray, y: np.ndarray, *, plane: float, reach: float) -> np.ndarray:
-    """Signed height above a plane z = const of the nearest zero of N(x, y, ·), exactly (F5 in docs/theory.md).
+    """Signed height above a plane z = const of the nearest flip straight up or down (F5 in docs/theory.md).
 
     Args:
         network: one network on R³, weight (m, 3).
-        x: first coordinates, (...).
-        y: second coordinates, (...).
+        x: first coordinates, (..., k).
+        y: second coordinates, (..., k).
         plane: height z of the plane.
-        reach: largest distance at which a zero is looked for.
+        reach: largest distance at which a flip is looked for.
 
     Returns:
-        Heights (...), float64; inf where N has no zero within reach.
+        Heights (..., k), float64, a rounding error beyond the zero of N; inf where there is none within reach.
     """
-    if x.ndim > 1:  # row by row, the arrays stay in the cache: several times faster
-        rows = zip(x, y, strict=True)
-        return np.stack([flip_heights(network, *row, plane=plane, reach=reach) for row in rows])
-    weight, bias, head, head_bias = (np.asarray(array, np.float64) for array in network)
-    z, rate = np.stack([x, y, np.full(len(x), plane)], axis=1) @ weight.T + bias, weight[:, 2]
-    # A kink out of reach only decides the slope that is met within reach, so it may be moved to the end.
-    kink = np.clip(np.divide(-z, rate, out=np.full_like(z, reach), where=rate != 0), -reach, reach)
-    order = np.argsort(kink, axis=1)
-    ends = np.full((len(x), 1), reach)
-    breaks = np.concatenate([-ends, np.take_along_axis(kink, order, axis=1), ends], axis=1)
-    # Far below, the neurons that fall with z are on; at each kink the slope grows by head·|rate|.
-    falling = np.full_like(ends, head @ np.minimum(rate, 0))
-    slope = np.cumsum(np.concatenate([falling, (head * np.abs(rate))[order]], axis=1), axis=1)
-    rise = np.cumsum(slope * np.diff(breaks, axis=1), axis=1)
-    lowest = (np.maximum(z - reach * rate, 0) @ head + head_bias)[:, None]
-    value = np.concatenate([lowest, lowest + rise], axis=1)
-    left, right = value[:, :-1], value[:, 1:]
-    crosses = (left <= 0) != (right <= 0)
-    share = np.where(crosses, left, 0) / np.where(crosses, left - right, 1)
-    zero = np.where(crosses, breaks[:, :-1] + share * np.diff(breaks, axis=1), np.inf)
-    return zero[np.arange(len(zero)), np.argmin(np.abs(zero), axis=1)]
+    points = np.stack([x, y, np.full_like(x, plane)], axis=-1)
+    rows = points.reshape(-1, *points.shape[-2:])
+    up, down = engine.alone(_crossings, jax.tree.map(lambda a: np.asarray(a, np.float64), network), rows, x64=True)
+    heights = np.where(up <= down, up, -down).reshape(x.shape)
+    return np.where(np.abs(heights) <= reach, heights, np.inf)
+
+
+def _crossings(network: Network, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Distances up and down to a flip, (p, k), of points (p, k, 3), row by row to stay in the cache."""
+
+    def of_one(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vertical = TWO_LAYER.local(network, point, jnp.eye(3, 1, -2, point.dtype))
+        return vertical.crossing(jnp.ones(1)).upper, vertical.crossing(-jnp.ones(1)).upper
+
+    return jax.lax.map(jax.vmap(of_one), rows)
 
 
 def _draw_surface(ax: Any, x: np.ndarray, y: np.ndarray, height: np.ndarray) -> None:

@@ -1,14 +1,17 @@
 """Decision boundaries of networks trained on the line."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from subspace_adv.network import Network
+from subspace_adv import engine
+from subspace_adv.network import Network, output
 from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#5FA6D0", "#F7F7F7", "#EE9A5E"])
@@ -30,7 +33,7 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1)
     share = None
     for ax, panel in zip(axes, shown, strict=True):
-        outputs = np.stack([_output(net, grid) for net in trained_networks(dataset, load, panel.arm, _MAX_NETWORKS)])
+        outputs = _outputs(trained_networks(dataset, load, panel.arm, _MAX_NETWORKS), grid)
         positive = 100 * (outputs > 0).mean(axis=0)
         share = ax.contourf(ticks, ticks, positive, levels=np.linspace(0, 100, 11), cmap=_SHARES)
         share.set_rasterized(True)
@@ -55,8 +58,12 @@ def _draw_boundary(ax: Axes, ticks: np.ndarray, values: np.ndarray, **look: Any)
         ax.contour(ticks, ticks, values, levels=[0], colors="black", **look)
 
 
-def _output(network: Network, points: np.ndarray) -> np.ndarray:
-    """Outputs (k, k') at a grid of points (k, k', d), row by row to stay in the cache."""
-    weight, bias, head, head_bias = map(np.asarray, network)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.stack([np.maximum(row @ weight.T + bias, 0) @ head + head_bias for row in points.astype(np.float32)])
+def _outputs(networks: Sequence[Network], points: np.ndarray) -> np.ndarray:
+    """Outputs (networks, k, k') at a grid of points (k, k', d)."""
+    stacked = Network(*(np.stack(parts).astype(np.float32) for parts in zip(*networks, strict=True)))  # pyright: ignore
+    return engine.alone(_output_each, stacked, points.astype(np.float32), x64=False)
+
+
+def _output_each(networks: Network, points: jax.Array) -> jax.Array:
+    """Network by network and row by row, to stay in the cache."""
+    return jax.lax.map(lambda net: jax.lax.map(lambda row: output(net, row), points), networks)
