@@ -20,6 +20,7 @@ from subspace_adv.data import LineData
 from subspace_adv.engine import chunks, programs
 from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
+from subspace_adv.measures import Rounding
 from subspace_adv.network import Network, init_network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan
@@ -153,7 +154,7 @@ FIELDS = {  # two values of each field that may be an axis, beside other setting
     "weight_decay": ({}, (0.0, 0.01)),
     "momentum": ({"optimizer": "momentum"}, (0.9, 0.5)),
     "batch_size": ({"optimizer": "sgd"}, (1, 3)),
-    "stop_margin": ({}, (50.0, -0.1)),
+    "stop_margin": ({}, (50.0, -2.0)),
     "max_steps": ({}, (20, 700)),
     "attack_steps": (SEARCHED, (1, 30)),
     "restarts": (SEARCHED, (1, 30)),
@@ -368,14 +369,15 @@ def test_widths_that_pad_alike_and_hyperparameters_share_programs():
 def test_bounds_are_rounded_outwards_to_float32():
     """Certified bounds to the next number below, found ones to the next above, all else to the nearest."""
     exact = np.float32([0, 1, 0.1, 3.4028235e38, 1e-45]).astype(np.float64)
-    for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_random", "margin"):
-        assert np.array_equal(chunks._rounded(name, exact), exact)
-        assert np.array_equal(chunks._rounded(name, np.array([np.inf])), [np.inf])
-        assert np.isnan(chunks._rounded(name, np.array([np.nan]))).all()
+    for rounding in Rounding:
+        assert np.array_equal(chunks._rounded(exact, rounding), exact)
+        assert np.array_equal(chunks._rounded(np.array([np.inf]), rounding), [np.inf])
+        assert np.isnan(chunks._rounded(np.array([np.nan]), rounding)).all()
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.lognormal(0, 20, 1000), [1e-46, 1e39, 1 + 2.0**-30, 1 - 2.0**-30]])
+    rows = measures.variables(("off",), ("l2",))
     lower, upper, found, nearest = (
-        chunks._rounded(name, values)
+        chunks._rounded(values, rows[name].rounding)
         for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_universal_heldout", "output")
     )
     assert {array.dtype for array in (lower, upper, nearest)} == {np.dtype(np.float32)}
@@ -389,19 +391,19 @@ def test_bounds_are_rounded_outwards_to_float32():
 
 
 def test_what_is_measured_is_recorded_rounded(monkeypatch):
-    recorded = {}
+    recorded = []
     original = chunks._rounded
 
-    def rounded(name: str, values: np.ndarray) -> np.ndarray:
-        recorded[name] = values
-        return original(name, values)
+    def rounded(values: np.ndarray, rounding: Rounding) -> np.ndarray:
+        recorded.append((values, rounding))
+        return original(values, rounding)
 
     monkeypatch.setattr(chunks, "_rounded", rounded)
     cells = run(sweep({}, {"seed": (0, 1, 2)}))
-    assert recorded.keys() == measures.variables(("off",), ("l2",)).keys()
-    for name, values in recorded.items():
-        assert values.dtype == np.float64
-        assert np.array_equal([cell[name] for cell in cells], original(name, values)[:3])
+    rows = measures.variables(("off",), ("l2",))
+    for (name, row), (values, rounding) in zip(rows.items(), recorded, strict=True):
+        assert values.dtype == np.float64 and rounding is row.rounding
+        assert np.array_equal([cell[name] for cell in cells], original(values, rounding)[:3])
 
 
 # Values of JAX's global settings that change numbers, or break programs, where nothing guards against them.

@@ -299,7 +299,7 @@ def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
     assert "tiny: 0 of 48 networks done" in out
     told = shlex.split(out.partition("resume with: ")[2])
     assert told == ["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)]
-    monkeypatch.setattr(cli, "_draw", lambda folder: [])
+    monkeypatch.setattr(cli, "_draw", lambda *_: [])
     assert command(*told[1:])[0] == 0
     assert "48 of 48 networks done" in command("status", folder)[1]
 
@@ -327,7 +327,7 @@ def test_check(tmp_path, command, tiny):
 
 @pytest.mark.filterwarnings("default")
 def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(cli, "_draw", lambda folder: [])
+    monkeypatch.setattr(cli, "_draw", lambda *_: [])
     sweep, folder = write(tmp_path, MANY), tmp_path / ("long name " * 9) / "100% {of} it's"
     assert command("run", sweep, "--out", folder)[2] == ""
     chunks = folder / "chunks"

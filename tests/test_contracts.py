@@ -26,12 +26,21 @@ def test_names_of_the_package():
     assert set(subspace_adv.__all__) == {
         "Network",
         "Plan",
+        "Points",
+        "Subspace",
         "Sweep",
+        "Trained",
         "UserError",
+        "attack",
+        "bracket",
+        "certify",
         "load_networks",
+        "load_points",
+        "measure",
         "open_results",
         "plan",
         "run",
+        "train",
     }
     for name in subspace_adv.__all__:
         assert getattr(subspace_adv, name).__doc__
@@ -45,7 +54,15 @@ def test_signatures():
     assert parameters(subspace_adv.plan)[:2] == ["sweep", "trainer"]
     assert parameters(subspace_adv.run)[:2] == ["sweep", "out"]
     assert parameters(subspace_adv.open_results) == ["folder"]
-    assert parameters(subspace_adv.load_networks) == ["folder", "coordinates"]
+    assert parameters(subspace_adv.load_networks) == parameters(subspace_adv.load_points) == ["folder", "coordinates"]
+    assert parameters(subspace_adv.Sweep) == ["name", "data", "network", "training", "measure", "axes"]
+    assert parameters(subspace_adv.train) == ["x", "y", "network", "settings"]
+    where = ["subspace", "basis", "region", "norm", "effort"]
+    assert parameters(subspace_adv.attack) == parameters(subspace_adv.certify) == ["network", "x", *where]
+    regions = ["subspace", "basis", "regions", "norms", "effort"]
+    assert parameters(subspace_adv.bracket) == ["network", "x", "y", *regions]
+    measured = ["subspace", "heldout", "regions", "norms", "loss", "effort"]
+    assert parameters(subspace_adv.measure) == ["network", "x", "y", *measured]
     assert subspace_adv.Network._fields == ("weight", "bias", "head", "head_bias")
 
 

@@ -16,8 +16,9 @@ from subspace_adv.attacks import (
 )
 from subspace_adv.contracts import Crossing, Local, Model
 from subspace_adv.models import TwoLayerLocal, local
-from subspace_adv.network import Network, key_of
+from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length
+from subspace_adv.streams import key_of
 
 FAR = 50.0  # taken for the end of all kinks
 
