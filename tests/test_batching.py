@@ -337,15 +337,20 @@ def test_widths_that_pad_alike_and_hyperparameters_share_programs():
 
 def test_bounds_are_rounded_outwards_to_float32():
     """Certified bounds to the next number below, found ones to the next above, all else to the nearest."""
+    rows = measures.variables(("off",), ("l2",))
+
+    def rounded(name: str, values: np.ndarray) -> np.ndarray:
+        return chunks._rounded(values, rows[name].rounding)
+
     exact = np.float32([0, 1, 0.1, 3.4028235e38, 1e-45]).astype(np.float64)
     for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_random", "margin"):
-        assert np.array_equal(chunks._rounded(name, exact), exact)
-        assert np.array_equal(chunks._rounded(name, np.array([np.inf])), [np.inf])
-        assert np.isnan(chunks._rounded(name, np.array([np.nan]))).all()
+        assert np.array_equal(rounded(name, exact), exact)
+        assert np.array_equal(rounded(name, np.array([np.inf])), [np.inf])
+        assert np.isnan(rounded(name, np.array([np.nan]))).all()
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.lognormal(0, 20, 1000), [1e-46, 1e39, 1 + 2.0**-30, 1 - 2.0**-30]])
     lower, upper, found, nearest = (
-        chunks._rounded(name, values)
+        rounded(name, values)
         for name in ("distance_off_l2_lower", "distance_off_l2_upper", "distance_universal_heldout", "output")
     )
     assert {array.dtype for array in (lower, upper, nearest)} == {np.dtype(np.float32)}
@@ -359,19 +364,18 @@ def test_bounds_are_rounded_outwards_to_float32():
 
 
 def test_what_is_measured_is_recorded_rounded(monkeypatch):
-    recorded = {}
-    original = chunks._rounded
+    rounded, original = [], chunks._rounded
 
-    def rounded(name: str, values: np.ndarray) -> np.ndarray:
-        recorded[name] = values
-        return original(name, values)
+    def record(values: np.ndarray, rounding: measures.Rounding) -> np.ndarray:
+        rounded.append((values, rounding))
+        return original(values, rounding)
 
-    monkeypatch.setattr(chunks, "_rounded", rounded)
+    monkeypatch.setattr(chunks, "_rounded", record)
     cells = run(sweep({}, {"seed": (0, 1, 2)}))
-    assert recorded.keys() == measures.variables(("off",), ("l2",)).keys()
-    for name, values in recorded.items():
-        assert values.dtype == np.float64
-        assert np.array_equal([cell[name] for cell in cells], original(name, values)[:3])
+    rows = measures.variables(("off",), ("l2",))
+    for (name, row), (values, rounding) in zip(rows.items(), rounded, strict=True):
+        assert values.dtype == np.float64 and rounding is row.rounding
+        assert np.array_equal([cell[name] for cell in cells], original(values, rounding)[:3])
 
 
 # Values of JAX's global settings that change numbers, or break programs, where nothing guards against them.
