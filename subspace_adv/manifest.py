@@ -11,13 +11,17 @@ import jax
 import numpy as np
 
 from subspace_adv import fused
+from subspace_adv.attacks import ATTACKS
 from subspace_adv.errors import brief
+from subspace_adv.measures import MEASURES
 from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
 
-FORMAT = 4
+FORMAT = 5
 """Of results folders; another one is refused."""
+_ORIGIN = ("versions", "machine", "rows")
+"""Parts of a manifest that tell with what the arrays were made."""
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "processor": platform.machine(),
             "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
         },
+        "rows": {"attacks": ", ".join(ATTACKS), "measures": ", ".join(MEASURES)},
         "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
 
@@ -57,7 +62,7 @@ def git_commit() -> str | None:
 
 def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str:
     """Of all that a chunk's arrays depend on."""
-    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", "versions", "machine")}
+    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", *_ORIGIN)}
     return sha256(json.dumps([decisive, number]).encode() + cells.astype("<i8").tobytes())
 
 
@@ -82,7 +87,7 @@ def _content(sweep: Sweep) -> dict[str, dict[str, Any]]:
 def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:
     """What of version, machine and chunks keeps a plan of a folder's sweep from being resumed here, in words."""
     here = describe(plan)
-    for part in ("versions", "machine"):
+    for part in _ORIGIN:
         for name, now in here[part].items():
             was = manifest[part].get(name)
             if was != now:

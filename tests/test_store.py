@@ -19,6 +19,7 @@ import pytest
 from shell import MANY, TINY, files, read
 
 from subspace_adv import Sweep, UserError, manifest, plan, store
+from subspace_adv.attacks import ATTACKS
 from subspace_adv.manifest import pack, unpack
 from subspace_adv.planning import Plan
 from subspace_adv.store import DamagedChunk, Store
@@ -462,6 +463,12 @@ def test_another_machine_is_refused(folder, planned, monkeypatch):
     assert "was made with device cpu, and this is gpu; choose" in refusal(Store.create, folder, planned)
 
 
+def test_other_attacks_or_measures_are_refused(folder, planned, monkeypatch):
+    monkeypatch.delitem(ATTACKS, "fab")
+    message = refusal(Store.create, folder, planned)
+    assert message == f"{folder}: was made with attacks fmn, fab, and this is fmn; choose another --out"
+
+
 def by(planned: Plan, trainer: Trainer) -> Plan:
     """The same plan for another trainer."""
     groups = {
@@ -586,9 +593,9 @@ def test_any_damage_to_the_manifest_is_noticed(folder, planned):
 def test_a_manifest_without_any_of_its_fields_is_damaged(folder):
     path = folder / "manifest.json"
     whole = json.loads(path.read_text())
-    fields = {"program", "format", "cells", "sweep", "versions", "machine", "chunks", "commit", "digest"}
+    fields = {"program", "format", "cells", "sweep", "versions", "machine", "rows", "chunks", "commit", "digest"}
     assert set(whole) == fields
-    within = [(part, name) for part in ("versions", "machine") for name in whole[part]]
+    within = [(part, name) for part in ("versions", "machine", "rows") for name in whole[part]]
     for part, name in [*((None, field) for field in fields), *within]:
         damaged = json.loads(path.read_text())
         (damaged[part] if part else damaged).pop(name)
@@ -621,6 +628,7 @@ def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
         (described | {"cells": 49}, 0, cells),
         (described | {"versions": described["versions"] | {"jax": "99"}}, 0, cells),
         *((described | {"machine": described["machine"] | {name: "?"}}, 0, cells) for name in described["machine"]),
+        *((described | {"rows": described["rows"] | {name: "?"}}, 0, cells) for name in described["rows"]),
         (described, 1, cells),
         (described, 0, cells[:-1]),
         (described, 0, cells + 1),
@@ -631,11 +639,11 @@ def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
     assert len(prints) == 1 + len(others)
 
 
-@pytest.mark.parametrize("older", [3, 99])
+@pytest.mark.parametrize("older", [4, 99])
 def test_another_format_is_refused(folder, older):
     whole = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(whole | {"format": older}))
-    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 4"
+    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 5"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):
