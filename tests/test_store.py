@@ -464,7 +464,7 @@ def test_another_machine_is_refused(folder, planned, monkeypatch):
 
 
 def test_other_attacks_or_measures_are_refused(folder, planned, monkeypatch):
-    monkeypatch.delitem(ATTACKS, "fab")
+    monkeypatch.setattr(ATTACKS, "_rows", {"fmn": ATTACKS["fmn"]})
     message = refusal(Store.create, folder, planned)
     assert message == f"{folder}: was made with attacks fmn, fab, and this is fmn; choose another --out"
 
