@@ -24,7 +24,7 @@ class Hyper(NamedTuple):
 class OffPart(enum.Enum):
     """What an optimizer does to the part of the weights off the span of the data, whose loss gradient is zero."""
 
-    SCALED = "scaled"  # every weight by the same factor, that of `theory.decay` (F1 in docs/theory.md)
+    SCALED = "scaled"  # every weight by the factor of `theory.decay`, of plain or heavy-ball steps (F1)
     COORDINATEWISE = "coordinatewise"  # each coordinate by itself; without weight decay, nothing where gradients are 0
     UNKNOWN = "unknown"  # so that training is never reduced to the span
 

@@ -2,6 +2,10 @@
 
 A network's seed makes keys of JAX, a data seed generators of NumPy. No stream depends on what another one draws, or how
 much of it; so a number that stands here is never given to anything else.
+
+Two pairs are alike where they should not be, and stay so until results may change. As the engine pins threefry, item i
+of a split is the key folded with i: the key of measuring is that of minibatches, whose epochs and attacked points so
+share keys, which draw different things. And the generator of `FIXED_DATA_SEED` is that of the points of data seed 0.
 """
 
 import jax

@@ -78,7 +78,7 @@ def train(
         x: points (n, d).
         y: labels (n,), −1 or +1.
         hyper: learning rate, weight decay, stop rule.
-        key: of the minibatch order, as from `streams.training_keys` (read by "sgd").
+        key: of the minibatch order, as from `streams.training_keys` (read by optimizers on minibatches).
         recipe: loss, optimizer and trained fields; static.
 
     Returns:

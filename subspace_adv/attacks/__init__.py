@@ -45,11 +45,12 @@ class Directions(Protocol):
         """Directions in which flips are near.
 
         Args:
-            local: the signed output around a point, over r coordinates.
+            local: the signed output around a point, over r coordinates: in a sweep that measures L2 alone, canonical
+                ones of the span and what is off it (F6 in docs/theory.md), not those of R^d.
             norm: of the perturbation.
             steps: gradient steps of a run; an effort to be held to, in whatever the search does.
             restarts: its runs.
-            key: typed PRNG key, the same for all rows.
+            key: typed PRNG key, the same for all rows; one that draws folds it with a number of its own above 1.
             goal: coordinates (r,) of a point of the other prediction; None where none is known.
 
         Returns:

@@ -1,7 +1,7 @@
 """The kinds of data, a file and a row each: labelled points on a low-dimensional subspace, from settings alone."""
 
 from subspace_adv.data.chessboard import ChessboardData
-from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape
+from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
 from subspace_adv.data.line import LineData
 from subspace_adv.data.subspace import CLUSTER_SPREAD, SubspaceData
 from subspace_adv.rows import Rows
@@ -27,4 +27,5 @@ __all__ = [
     "LineData",
     "Shape",
     "SubspaceData",
+    "as_data",
 ]
