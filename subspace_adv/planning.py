@@ -10,8 +10,9 @@ from subspace_adv.costs import Seconds, step_flops
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError
+from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording, variables
-from subspace_adv.network import Law, padded_width
+from subspace_adv.network import padded_width
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.program import Program

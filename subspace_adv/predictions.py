@@ -7,8 +7,8 @@ import numpy as np
 
 from subspace_adv import theory
 from subspace_adv.data import DataSettings
+from subspace_adv.initialization import GAUSSIAN
 from subspace_adv.measures import Dimension, Variable
-from subspace_adv.network import GAUSSIAN
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep

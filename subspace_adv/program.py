@@ -5,8 +5,8 @@ from typing import NamedTuple
 from subspace_adv.costs import Search
 from subspace_adv.data import Shape
 from subspace_adv.geometry import region_dim
+from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording
-from subspace_adv.network import Law
 from subspace_adv.norms import NORMS
 from subspace_adv.training import Recipe
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
-from subspace_adv import network, training
+from subspace_adv import initialization, training
 from subspace_adv.data import KINDS, DataSettings
 from subspace_adv.fields import (
     AS_TUPLE,
@@ -39,7 +39,7 @@ _Norms = Annotated[
 class NetworkSettings(Table, frozen=True):
     """`[network]`: the initial law and what of it is trained ("hidden" for init "theory", else "all")."""
 
-    init: Annotated[network.Init, STATIC] = "paper-code"
+    init: Annotated[initialization.Init, STATIC] = "paper-code"
     trainable: Annotated[training.Trainable | None, STATIC] = None
     width: Annotated[Count, run_time(np.int32, shapes=True)] = 100
     init_scale: Annotated[Positive, run_time(np.float32)] = 1.0
@@ -103,7 +103,7 @@ def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
     return ("optimizer", some) if some else None
 
 
-def resolved_trainable(init: network.Init, trainable: training.Trainable | None) -> training.Trainable:
+def resolved_trainable(init: initialization.Init, trainable: training.Trainable | None) -> training.Trainable:
     """What is trained: as set, or by default of the initial law."""
     return trainable or ("hidden" if init == "theory" else "all")
 

@@ -12,9 +12,10 @@ from subspace_adv.brackets import Effort
 from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
+from subspace_adv.initialization import Law, init_network
 from subspace_adv.measures import MEASURES, Recording, Side, distance_name
 from subspace_adv.models import TWO_LAYER
-from subspace_adv.network import Law, Network, init_network
+from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, Hyper
 from subspace_adv.settings import MeasureSettings, NetworkSettings, TrainingSettings, entries, resolved_trainable

@@ -14,7 +14,8 @@ import optax
 from jax import random
 
 from subspace_adv import fused, streams
-from subspace_adv.network import Init, Network
+from subspace_adv.initialization import Init
+from subspace_adv.network import Network
 from subspace_adv.optimizers import OPTIMIZERS, Hyper
 
 Loss = Literal["logistic", "exponential"]

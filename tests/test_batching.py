@@ -20,8 +20,9 @@ from subspace_adv.data import LineData
 from subspace_adv.engine import chunks, programs
 from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
+from subspace_adv.initialization import init_network
 from subspace_adv.measures import Rounding
-from subspace_adv.network import Network, init_network
+from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan
 from subspace_adv.program import Program

@@ -17,9 +17,10 @@ from subspace_adv.brackets import Effort
 from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import Subspace, in_ambient, region_basis
+from subspace_adv.initialization import Law, init_network
 from subspace_adv.measures import Recording, variables
 from subspace_adv.models import TWO_LAYER, certificates
-from subspace_adv.network import Law, Network, init_network, output
+from subspace_adv.network import Network, output
 from subspace_adv.optimizers import Hyper
 from subspace_adv.training import Recipe, trained_fields
 

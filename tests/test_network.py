@@ -9,15 +9,16 @@ import pytest
 import reference
 from scipy import stats
 
-from subspace_adv import network
-from subspace_adv.network import Law, Network
+from subspace_adv import initialization, network
+from subspace_adv.initialization import Law
+from subspace_adv.network import Network
 
 LAWS = ["theory", "paper-code", "torch"]
 D, SCALE, WIDTH = 6, 0.5, 3000
 
 
 def draw(law: str, *, seed: int = 0, width: int = WIDTH, scale: float = 1.0, padded: int | None = None) -> Network:
-    drawn = network.init_network(
+    drawn = initialization.init_network(
         jax.random.key(seed),
         jnp.int32(width),
         jnp.float32(scale),
@@ -32,7 +33,7 @@ def small_networks() -> dict[str, Network]:
 
     def one(seed: jax.Array, law: str) -> Network:
         key, width, scale = jax.random.key(seed), jnp.int32(3), jnp.float32(SCALE)
-        return network.init_network(key, width, scale, law=Law(law, 3, 2, 2))
+        return initialization.init_network(key, width, scale, law=Law(law, 3, 2, 2))
 
     seeds = np.arange(2000, dtype=np.uint32)
     return {law: jax.tree.map(np.asarray, jax.vmap(functools.partial(one, law=law))(seeds)) for law in LAWS}

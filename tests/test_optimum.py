@@ -26,8 +26,9 @@ from subspace_adv.brackets import Effort, bracket
 from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, Subspace, region_basis
+from subspace_adv.initialization import Init, Law, init_network
 from subspace_adv.models import TWO_LAYER
-from subspace_adv.network import Init, Law, Network, init_network
+from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import MeasureSettings
 from subspace_adv.training import Recipe, trained_fields

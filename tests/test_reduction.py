@@ -15,10 +15,12 @@ from scipy import stats
 from shell import read
 
 from subspace_adv import engine, load_networks, measures, run
+from subspace_adv.chi import chi_of_normal
 from subspace_adv.data import KINDS, SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import Subspace, in_ambient
-from subspace_adv.network import Law, Network, ambient_off_weights, chi_of_normal, init_network, off_weights
+from subspace_adv.initialization import Law, ambient_off_weights, init_network, off_weights
+from subspace_adv.network import Network
 from subspace_adv.planning import plan
 from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep

@@ -16,7 +16,8 @@ import pytest
 from subspace_adv import engine, fused, planning, training
 from subspace_adv.data import LineData
 from subspace_adv.errors import UserError
-from subspace_adv.network import Law, Network, init_network
+from subspace_adv.initialization import Law, init_network
+from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT

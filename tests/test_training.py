@@ -13,7 +13,8 @@ import pytest
 
 from subspace_adv import training
 from subspace_adv.data import LineData, SubspaceData
-from subspace_adv.network import Law, Network, init_network
+from subspace_adv.initialization import Law, init_network
+from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Recipe, trained_fields
 

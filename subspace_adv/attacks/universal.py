@@ -8,8 +8,8 @@ import numpy as np
 from jax import random
 
 from subspace_adv import streams
+from subspace_adv.chi import chi_of_normal
 from subspace_adv.contracts import Model
-from subspace_adv.network import chi_of_normal
 from subspace_adv.norms import unit
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from subspace_adv import measures, network, streams, training
+from subspace_adv import initialization, measures, streams, training
 from subspace_adv.data import Data
 from subspace_adv.geometry import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.network import Network
@@ -33,9 +33,11 @@ def fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
     """Training state of a cell's network, not yet trained."""
     draw, order_key = _draw(program, lane)
     basis = span.basis if program.reads_basis else None
-    drawn = network.init_network(**draw, basis=basis)
+    drawn = initialization.init_network(**draw, basis=basis)
     if not program.reduced:
-        weight = drawn.weight.astype(jnp.float64) @ span.basis.T + network.ambient_off_weights(**draw, basis=span.basis)
+        weight = drawn.weight.astype(jnp.float64) @ span.basis.T + initialization.ambient_off_weights(
+            **draw, basis=span.basis
+        )
         drawn = drawn._replace(weight=weight)
     drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
     return training.start(drawn, hyper_of(lane), order_key, recipe=program.recipe)
@@ -46,7 +48,7 @@ def ambient(program: Program, trained: Network, lane: Lane, decay: jax.Array, sp
     if not program.reduced:
         return trained
     draw, _ = _draw(program, lane)
-    off = decay * network.ambient_off_weights(**draw, basis=span.basis)
+    off = decay * initialization.ambient_off_weights(**draw, basis=span.basis)
     return trained._replace(weight=trained.weight.astype(jnp.float64) @ span.basis.T + off)
 
 
@@ -55,7 +57,7 @@ def _in_canonical(program: Program, trained: Network, lane: Lane, decay: jax.Arr
     if not program.reduced:
         return trained._replace(weight=canonical_coordinates(trained.weight, span.basis))
     draw, _ = _draw(program, lane)
-    off = network.off_weights(**draw, basis=span.basis if program.reads_basis else None)
+    off = initialization.off_weights(**draw, basis=span.basis if program.reads_basis else None)
     off = decay * off.astype(jnp.float64)
     return trained._replace(weight=jnp.concatenate([trained.weight, off], axis=1))
 
