@@ -119,6 +119,7 @@ def least_on_circles(network: Deep, x: np.ndarray) -> float:
     return float(jnp.min(jax.lax.map(around(network, jnp.asarray(x), jnp.eye(2)).crossing, directions).upper))
 
 
+@pytest.mark.slow
 def test_attacks_find_flips_of_any_model_that_keeps_the_contract(network, x64):
     x, direction = np.array([0.4, -0.3]), np.array([0.6, 0.8])
 

@@ -126,7 +126,7 @@ class RingData(DataSettings, frozen=True):
 
 def test_a_kind_of_data_with_settings_of_its_own_serves_a_whole_sweep(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "ring", RingData)
-    sweep = small("kind=ring,line", "radius=2.0,0.5", "turn=0,1", "plane=last", "seed=0,1", "norms=l2,linf")
+    sweep = small("kind=ring,line", "radius=2.0,0.5", "turn=0,1", "plane=last", "seed=0,1")
     assert sweep.dataset({"kind": "line"}).shape.samples == 7 and sweep.dataset({}).shape.samples == 4
     assert Sweep.from_toml(write(tmp_path, sweep.to_toml())) == sweep
     assert len(plan(sweep).groups) == 2 and replicates() == ("seed", "data_seed", "turn")
@@ -142,8 +142,6 @@ def test_a_kind_of_data_with_settings_of_its_own_serves_a_whole_sweep(tmp_path, 
             network = load_networks(tmp_path / "ring", **at)
             outputs = np.maximum(points @ network.weight.T + network.bias, 0) @ network.head + network.head_bias
             np.testing.assert_allclose(dataset["output"].sel(at)[:4], outputs, atol=1e-4)
-    off = dataset["distance_off_l2_upper"].sel(kind="ring").values
-    np.testing.assert_array_equal(off, dataset["distance_off_linf_upper"].sel(kind="ring").values)
     assert [row.networks for row in tables.summarize(dataset)] == 4 * [4]
 
 
@@ -185,6 +183,7 @@ def axes(local, norm, steps, restarts, key, goal):
     return jnp.concatenate([ahead, -ahead])
 
 
+@pytest.mark.slow
 def test_an_attack_that_is_added_counts_beside_the_others(tmp_path, monkeypatch):
     """In the full space, as off the line nothing is searched."""
     effort = ("regions=full", "attack_steps=6", "restarts=2")
