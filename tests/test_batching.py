@@ -160,7 +160,7 @@ FIELDS = {  # two values of each field that may be an axis, beside other setting
     "attack_steps": (SEARCHED, (1, 30)),
     "restarts": (SEARCHED, (1, 30)),
 }
-OF_THE_BASE_PROGRAM = ("width", "init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")
+OF_THE_BASE_PROGRAM = ("init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_a_field_of_a_sweep_takes_the_names_of_its_table(table, field):
         small(f"{field}=l3")
 
 
+@pytest.mark.slow
 def test_another_name_of_a_norm_is_measured_and_drawn_as_the_norm_is(tmp_path, monkeypatch):
     monkeypatch.setitem(NORMS, "sup", NORMS["linf"])
     run(small("norms=linf,sup"), tmp_path / "both")
@@ -68,15 +69,22 @@ def test_another_name_of_a_norm_is_measured_and_drawn_as_the_norm_is(tmp_path, m
         assert (found > 0).any()
 
 
-def test_an_optimizer_that_does_not_say_what_it_does_to_the_off_part_is_never_reduced(tmp_path, monkeypatch):
-    """Not even where the span is of coordinate axes, or where it is the whole space; and nothing is predicted of it."""
-    row = Optimizer(make=lambda hyper: optax.rmsprop(hyper.learning_rate), off=OffPart.UNKNOWN, moments=1)
-    monkeypatch.setitem(OPTIMIZERS, "rmsprop", row)
+RMSPROP = Optimizer(make=lambda hyper: optax.rmsprop(hyper.learning_rate), off=OffPart.UNKNOWN, moments=1)
+
+
+def test_an_optimizer_that_does_not_say_what_it_does_to_the_off_part_is_never_reduced(monkeypatch):
+    """Not even where the span is of coordinate axes, or where it is the whole space."""
+    monkeypatch.setitem(OPTIMIZERS, "rmsprop", RMSPROP)
     subspace = ["kind=subspace", "ambient_dim=3", "data_seed=1", "basis=axis-aligned"]
     for overrides in ([], [*subspace, "subspace_dim=2"], [*subspace, "subspace_dim=3"]):
         [group] = plan(small("optimizer=rmsprop", *overrides)).groups
         assert not group.program.reduced
         assert group.why[0] == "what rmsprop does to weights off the span of the data is not known"
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_is_added_trains_and_nothing_is_predicted_of_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "rmsprop", RMSPROP)
     run(small("optimizer=rmsprop"), tmp_path)
     dataset = open_results(tmp_path)
     assert np.isnan(dataset["predicted_decay"]).all()
