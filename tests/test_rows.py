@@ -12,8 +12,7 @@ from shell import TINY, read, write
 
 from subspace_adv import Sweep, UserError, load_networks, open_results, plan, run, tables
 from subspace_adv.attacks import ATTACKS, minimal_norm_attack
-from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape
-from subspace_adv.data.kind import as_data
+from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
 from subspace_adv.geometry import Subspace
 from subspace_adv.measures import MEASURES, Measure, Rounding, distance_name, distance_parts, variables
