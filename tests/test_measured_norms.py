@@ -132,10 +132,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("overrides", "norms"),
-    [pytest.param(*CASES[name], id=name, marks=[pytest.mark.slow] * (name != "linf alone")) for name in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "norms"), CASES.values(), ids=CASES)
 def test_brackets_of_a_sweep_hold_the_optimum_in_ambient_coordinates(overrides, norms):
     found = measured(*overrides)
     if importlib.util.find_spec("pyscipopt") is None:

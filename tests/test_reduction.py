@@ -281,9 +281,8 @@ def plain(rng: np.random.Generator, width: int, ambient_dim: int) -> Network:
     return Network(fan_in * weight, bias, fan_hidden * head, head_bias)
 
 
-@pytest.mark.parametrize(
-    ("width", "ambient_dim"), [(5, 8), *(pytest.param(*size, marks=pytest.mark.slow) for size in [(5, 12), (8, 4)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "ambient_dim"), [(5, 8), (5, 12), (8, 4)])
 def test_canonical_networks_have_the_law_of_plain_ones(width, ambient_dim):
     """What is measured off the span, of 2,000 networks and of 2,000 that NumPy draws in all coordinates."""
     sweep = sized("paper-code", width, ambient_dim, 2000)

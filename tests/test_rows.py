@@ -131,6 +131,7 @@ class RingData(DataSettings, frozen=True):
         return True
 
 
+@pytest.mark.slow
 def test_a_kind_of_data_with_settings_of_its_own_serves_a_whole_sweep(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "ring", RingData)
     sweep = small("kind=ring,line", "radius=2.0,0.5", "turn=0,1", "plane=last", "seed=0,1")
