@@ -3,7 +3,7 @@
 `what` is always the function that was called, as messages begin.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from subspace_adv.fields import Table, checked
 from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
-from subspace_adv.rows import Rows, nearest
+from subspace_adv.rows import nearest, one_of
 from subspace_adv.settings import read_where
 
 _ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
@@ -100,10 +100,10 @@ def orthonormal(what: str, basis: Any, d: int) -> np.ndarray:
     return found
 
 
-def word(what: str, name: str, given: object, known: Iterable[str]) -> None:
+def word(what: str, name: str, given: object, known: Collection[str]) -> None:
     """Refuse what is none of some words."""
     try:
-        Rows(name, dict.fromkeys(known)).name(given)
+        one_of(given, known)
     except ValueError as error:
         raise UserError(f"{what}: {name} = {brief(given)}: {error}") from None
 

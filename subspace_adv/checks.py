@@ -1,5 +1,6 @@
 """The predicted law of the off gradient (F3 in docs/theory.md) against what a sweep measured."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -165,16 +166,17 @@ def _measured(dataset: xr.Dataset) -> _Measured:
 
 def _shapes(kinds: np.ndarray, column: Callable[[str], np.ndarray]) -> list[Shape]:
     """Sizes of the data that networks were trained on, given the kind of each and a column of each of its fields."""
-    shapes: list[Shape | None] = [None] * len(kinds)
-    for kind in set(kinds):
-        mine, row = np.flatnonzero(kinds == kind), KINDS[kind]
-        fields = [column(leaf)[mine].tolist() for leaf in row.model_fields]
-        known: dict[tuple, Shape] = {}
-        for place, values in zip(mine, zip(*fields, strict=True) if fields else len(mine) * [()], strict=True):
-            if values not in known:
-                known[values] = row(**dict(zip(row.model_fields, values, strict=True))).shape
-            shapes[place] = known[values]
-    return [shape for shape in shapes if shape]
+
+    @functools.cache
+    def shape(kind: str, values: tuple) -> Shape:
+        row = KINDS[kind]
+        return row(**dict(zip(row.model_fields, values, strict=True))).shape
+
+    columns = {leaf: column(leaf).tolist() for kind in set(kinds) for leaf in KINDS[kind].model_fields}
+    return [
+        shape(kind, tuple(columns[leaf][place] for leaf in KINDS[kind].model_fields))
+        for place, kind in enumerate(kinds.tolist())
+    ]
 
 
 def _independent(valid: np.ndarray) -> tuple[np.ndarray, ...]:

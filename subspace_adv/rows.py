@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import TypeVar
 
 Row = TypeVar("Row")
@@ -75,11 +75,20 @@ class Rows(MutableMapping[str, Row]):
         Raises:
             ValueError: telling what it must be.
         """
-        if value not in self:
-            *others, last = map(repr, self)
-            names = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"must be {names}{nearest(str(value), self, otherwise_all=False)}")
-        return str(value)
+        return one_of(value, self)
+
+
+def one_of(value: object, known: Collection[str]) -> str:
+    """A value, which must be one of some names.
+
+    Raises:
+        ValueError: telling what it must be.
+    """
+    if value not in known:
+        *others, last = map(repr, known)
+        names = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"must be {names}{nearest(str(value), known, otherwise_all=False)}")
+    return str(value)
 
 
 def nearest(name: str, known: Iterable[str], *, otherwise_all: bool = True) -> str:

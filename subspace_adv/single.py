@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _GIVEN_BASIS = "basis"  # in names of distances, where a region would stand
 _DRAWN = ("init", "width", "init_scale")  # what tells the law of a network
 _EFFORT = arguments.fields(MeasureSettings, but=("regions", "norms")) | {"seed": NetworkSettings}
-
-
 _SIDES: tuple[Side, Side] = ("lower", "upper")
 _LEAVE_OUT = "leave it out where basis=, the directions allowed, is given"
 
@@ -304,10 +302,8 @@ def _measured(
     for region in regions:
         for norm in norms:
             arguments.check_coordinates(what, norm, np.asarray(region_basis(space, region)))
-    values, loss = (
-        arguments.settings(what, effort, _EFFORT),
-        checked(TrainingSettings, "loss", asked[2], f"{what}: loss"),
-    )
+    values = arguments.settings(what, effort, _EFFORT)
+    loss = checked(TrainingSettings, "loss", asked[2], f"{what}: loss")
     further = np.zeros((0, d)) if heldout is None else arguments.points(what, heldout, "heldout", d)
     if y is None:
         labels = np.where(engine.alone(TWO_LAYER.output, net, points, x64=True) < 0, -1.0, 1.0)
