@@ -25,7 +25,7 @@ import numpy as np
 
 from subspace_adv import bench
 from subspace_adv.datasets import load_data, load_span
-from subspace_adv.laws import Law, init_network
+from subspace_adv.initialization import Law, init_network
 from subspace_adv.planning import Plan, plan
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer

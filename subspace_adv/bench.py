@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subspace_adv import engine, fused, runner
+from subspace_adv import engine, runner
+from subspace_adv.models import TWO_LAYER
 from subspace_adv.planning import Group, Plan, in_ambient_coordinates, plan
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
@@ -163,12 +164,13 @@ def matrix_product_flops(size: int = 2048, rounds: int = 5) -> float:
 
 def machine() -> dict[str, str]:
     """What figures belong to."""
-    device = jax.devices()[0]
+    device, kernel = jax.devices()[0], TWO_LAYER.kernel
+    assert kernel
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": str(runner.cores()),
         "devices": f"{jax.local_device_count()} × {device.device_kind}",
-        "kernel": fused.unavailable() or fused.label(),
+        "kernel": kernel.unavailable(None) or kernel.label(),
         "jax": jax.__version__,
         "python": platform.python_version(),
     }

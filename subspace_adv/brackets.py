@@ -118,6 +118,8 @@ def bracket(
         attack = minimal_norm_attack(
             network, point, basis, norm=norm, key=key, toward=toward, model=model, **effort._asdict()
         )
+        if model.certificate is None:
+            return jnp.zeros_like(attack.distance), attack
         return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
 
     return jax.vmap(one)(x, _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x)))

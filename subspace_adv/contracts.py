@@ -1,6 +1,7 @@
-"""What attacks, certificates and measures ask of a network, whatever it is made of."""
+"""What training, attacks, certificates and measures ask of a network, whatever it is made of: Model and Local."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -81,16 +82,95 @@ class Local(Protocol):
         ...
 
 
-class Model(NamedTuple):
-    """What is asked of a kind of network; static, and its functions written for one network, a pytree of parameters."""
+class Form(NamedTuple):
+    """How networks are held while they train, and what differentiates them; for leading axes of networks too."""
 
-    output: Callable[[Any, jax.Array], jax.Array]  # (network, x (..., d)) → N(x), (...)
-    local: Callable[[Any, jax.Array, jax.Array], Local]  # (network, x (d,), basis (d, r)) → s·N around x
-    # (network, x (d,), basis (d, r), *, norm, upper) → (), a radius within which no perturbation flips x, at best
-    # `upper`, a distance at which one does; 0 where nothing is certified.
-    certificate: Callable[..., jax.Array]
-    # (network, basis (d, r)) → (d,), the one vector within the basis that is meant to lower the output at all points.
-    universal_direction: Callable[[Any, jax.Array], jax.Array]
+    to_training: Callable[[Any], Any]  # parameters → the same under the same names, laid out for speed
+    from_training: Callable[[Any], Any]  # and back
+    # (held parameters, x (n, d)) → outputs (n,), and what takes ∂loss/∂outputs (n,) to the gradient, shaped like what
+    # is held.
+    outputs_and_pullback: Callable[[Any, jax.Array], tuple[jax.Array, Callable[[jax.Array], Any]]]
+
+
+class Kernel(NamedTuple):
+    """A compiled trainer of one model's networks, which takes the place of the program that XLA compiles."""
+
+    unavailable: Callable[[str | None], str | None]  # platform, or None for JAX's → why it cannot serve, if so
+    instruction_set: Callable[[], str]
+    # (state, x, y, hyper, recipe, steps) → state, as `training.advance`: all with a leading axis of networks, which
+    # the points may lack.
+    advance: Callable[..., Any]
+
+    def label(self) -> str:
+        """The trainer with what decides its rounding, "fused (avx512)"."""
+        return f"fused ({self.instruction_set()})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A kind of networks: the contract of a row of `MODELS`.
+
+    Static, and its functions written for one network, whose parameters are a pytree of arrays with names. A point x
+    enters through the first affine layer alone: N(x) = rest(params, W x + b), (W, b) = first(params), so that weights
+    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes all of it but the first five
+    and `universal_weights` from these.
+    """
+
+    # (key, width, init_scale, *, law, basis=None) → float32 parameters, W (padded_width, r) in coordinates of the law's
+    # span and drawn as `initialization` draws it: what is off the span is drawn apart.
+    init: Callable[..., Any]
+    first: Callable[[Any], tuple[jax.Array, jax.Array]]  # params → W (m, d), b (m,)
+    with_first_weight: Callable[[Any, jax.Array], Any]  # (params, W (m, d')) → params of a network on R^d'
+    rest: Callable[[Any, jax.Array], jax.Array]  # (params, z (..., m)) → output (...)
+    trained: Callable[[str, str], tuple[str, ...]]  # settings init and trainable → names of the parameters trained
+    # params → ā (m,), entries −1 or 1: −P Wᵀā is the one direction off the subspace that is meant to lower the output
+    # at all points (F4 in docs/theory.md).
+    universal_weights: Callable[[Any], jax.Array]
+    input_gradient: Callable[[Any, jax.Array], jax.Array]  # (params, x (n, d)) → ∇N (n, d)
+    local: Callable[[Any, jax.Array, jax.Array], Local]  # (params, x (d,), basis (d, r)) → s·N around x
+    form: Form
+    step_flops: Callable[..., int]  # (params' shapes, samples, trained) → operations of a gradient step, about
+    # (params, x (d,), basis (d, r), *, norm, upper) → (), a radius within which no perturbation flips x, at best
+    # `upper`, a distance at which one does; without one nothing is certified but along lines.
+    certificate: Callable[..., jax.Array] | None = None
+    kernel: Kernel | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no function.
+
+        Raises:
+            TypeError: naming the field.
+        """
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, part in parts.items():
+            expected = {"form": Form, "kernel": Kernel | None}.get(name, Callable)
+            if not (isinstance(part, expected) or (name == "certificate" and part is None)):
+                raise TypeError(f"{name} {part!r}: must be a {getattr(expected, '__name__', 'Kernel')}")
+
+    def preactivations(self, params: Any, x: jax.Array) -> jax.Array:
+        """What the first layer makes of x (..., d): W x + b, (..., m)."""
+        weight, bias = self.first(params)
+        inputs = x @ weight.T
+        return inputs + jnp.broadcast_to(bias, inputs.shape)
+
+    def output(self, params: Any, x: jax.Array) -> jax.Array:
+        """N(x), (...), of x (..., d)."""
+        return self.rest(params, self.preactivations(params, x))
+
+    def sensitivity(self, params: Any, x: jax.Array) -> jax.Array:
+        """a(x), (n, m), of x (n, d): the output's gradient in the first layer's preactivations."""
+        return jax.vmap(jax.grad(lambda z: self.rest(params, z)))(self.preactivations(params, x))
+
+
+def named(params: Any) -> dict[str, jax.Array]:
+    """The arrays of a pytree by name: of a field, or of keys with dots between."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def renamed(like: Any, arrays: Mapping[str, Any]) -> Any:
+    """A pytree of the structure of another one, of arrays by name."""
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named(like)])
 
 
 def prepared(network: Any, x: jax.Array, basis: jax.Array, norm: str = "l2") -> tuple[Any, jax.Array, jax.Array]:

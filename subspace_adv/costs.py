@@ -64,12 +64,6 @@ def whole(parts: list[Seconds]) -> Seconds:
     return Seconds(*(sum(values) for values in zip(*parts, strict=True)))._replace(starting=_START_SECONDS)
 
 
-def step_flops(samples: int, width: int, inputs: int, *, biases: bool) -> int:
-    """Floating-point operations of one gradient step of one network; a bias counts as one more input."""
-    r = inputs + biases
-    return samples * width * (4 * r + 5) + width * (4 * r + 6)
-
-
 def measuring_seconds(samples: int, heldout: int, width: int, searches: list[Search]) -> float:
     """Of one network on one core: what is recorded of every point, and the searches at the training points."""
     evaluations = sum(search_evaluations(s.steps, s.restarts) * (4 * s.dimension + 6) for s in searches)
@@ -89,16 +83,16 @@ def compiling_seconds(searches: int, trainer: Trainer) -> float:
     return _PROGRAM_SECONDS + _SEARCH_SECONDS * searches + (_XLA_SECONDS if trainer == "xla" else 0)
 
 
-def training_bytes(samples: int, width: int, inputs: int, moments: int) -> int:
+def training_bytes(samples: int, width: int, inputs: int, parameters: int, moments: int) -> int:
     """Of one network under training, with its activations.
 
     Args:
         samples: points.
         width: neurons.
         inputs: coordinates of a point.
+        parameters: of the network.
         moments: copies of the parameters that the optimizer keeps.
     """
-    parameters = width * (inputs + 2) + 1
     kept = 2 + moments  # parameters and changes
     # A refill holds the fresh networks beside the old ones; a step holds gradients and updates, and four arrays of
     # activations, preactivations and what is between them.

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from subspace_adv import fused
 from subspace_adv.attacks import ATTACKS
 from subspace_adv.errors import brief
 from subspace_adv.measures import MEASURES
@@ -44,8 +43,8 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def _trainer(group: Group) -> str:
     """What rounds the steps of training: the kernel does by its vector instructions."""
-    trainer = group.program.recipe.trainer
-    return fused.label() if trainer == "fused" else trainer
+    recipe = group.program.recipe
+    return recipe.model.kernel.label() if recipe.model.kernel and recipe.trainer == "fused" else recipe.trainer
 
 
 def git_commit() -> str | None:

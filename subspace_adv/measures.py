@@ -15,8 +15,6 @@ from subspace_adv.brackets import Effort
 from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT
 from subspace_adv.geometry import REGIONS, Region, Subspace
-from subspace_adv.models import TWO_LAYER
-from subspace_adv.network import Network
 from subspace_adv.rows import Rows
 from subspace_adv.subject import Subject
 from subspace_adv.training import Loss, loss_value
@@ -181,16 +179,18 @@ MEASURES: Rows[Measure] = Rows(
         "head_norm_active": Measure(
             dimensions=("point",),
             unit="1",
-            meaning="L2 norm of the output weights of the neurons active at the point",
+            meaning="L2 norm of the output's gradient in the first layer's preactivations: of two layers, that of "
+            "the output weights of the neurons active at the point",
             rounding=Rounding.NEAREST,
-            compute=lambda of: jnp.linalg.norm(of.active_heads, axis=1),
+            compute=lambda of: jnp.linalg.norm(of.sensitivities, axis=1),
         ),
         "head_sum_active": Measure(
             dimensions=("point",),
             unit="1",
-            meaning="sum of the sizes of the output weights of the neurons active at the point",
+            meaning="product of that gradient with the signs of the universal direction: of two layers, the sum of the "
+            "sizes of the output weights of the neurons active at the point",
             rounding=Rounding.NEAREST,
-            compute=lambda of: jnp.sum(of.active_heads, axis=1),
+            compute=lambda of: jnp.sum(of.sensitivities * of.universal_weights[None], axis=1),
         ),
         "distance_universal": Measure(
             dimensions=("point",),
@@ -239,7 +239,7 @@ MEASURES: Rows[Measure] = Rows(
     },
 )
 
-_TRAINED = ("status", "steps", *Network._fields)  # saved beside what is recorded
+_TRAINED = ("status", "steps")  # saved beside what is recorded
 
 
 def variables(regions: tuple[Region, ...], norms: tuple[str, ...]) -> dict[str, Measure]:
@@ -277,7 +277,7 @@ def _of_one(row: Measure, region: Region, norm: str) -> Callable[[Subject], jax.
 
 
 def measure(
-    network: Network,
+    network: Any,
     x: jax.Array,
     y: jax.Array,
     subspace: Subspace,
@@ -285,8 +285,8 @@ def measure(
     key: jax.Array,
     *,
     recording: Recording,
+    model: Model,
     unseen: int = 0,
-    model: Model = TWO_LAYER,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 

@@ -23,7 +23,12 @@ def preactivations(network: Network, x: jax.Array) -> jax.Array:
 
 def output(network: Network, x: jax.Array) -> jax.Array:
     """Network outputs N(x), (...), for x (..., d)."""
-    return jax.nn.relu(preactivations(network, x)) @ network.head + network.head_bias
+    return rest(network, preactivations(network, x))
+
+
+def rest(network: Network, z: jax.Array) -> jax.Array:
+    """Outputs (...) where the preactivations are z (..., m)."""
+    return jax.nn.relu(z) @ network.head + network.head_bias
 
 
 def input_gradient(network: Network, x: jax.Array) -> jax.Array:

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from subspace_adv import costs, devices, fused
-from subspace_adv.costs import Seconds, step_flops
+from subspace_adv import costs, devices
+from subspace_adv.contracts import named
+from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording, variables
+from subspace_adv.models import MODELS
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
@@ -20,7 +22,7 @@ from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import resolved_trainable, role
 from subspace_adv.sweep import Sweep
-from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer, trained_fields
+from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 _MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
@@ -55,7 +57,7 @@ class Group(NamedTuple):
     def step_flops(self) -> int:
         """Floating-point operations of one gradient step of one network."""
         p = self.program
-        return step_flops(p.shape.samples, p.law.padded_width, p.inputs, biases="bias" in p.recipe.trained)
+        return p.recipe.model.step_flops(p.parameters, p.shape.samples, p.recipe.trained)
 
     @property
     def fused(self) -> bool:
@@ -99,9 +101,8 @@ class Group(NamedTuple):
     def cell_bytes(self) -> int:
         """Bytes a cell takes in the results folder, uncompressed."""
         p = self.program
-        network = 4 * (p.law.padded_width * (p.inputs + 2) + 1)
         recorded = variables(p.recording.regions, p.recording.norms).values()
-        return network + 5 + sum(4 * v.values(p.shape.samples) for v in recorded)
+        return 4 * p.size + 5 + sum(4 * v.values(p.shape.samples) for v in recorded)
 
 
 class Plan(NamedTuple):
@@ -147,8 +148,8 @@ class Plan(NamedTuple):
         )
 
 
-def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:
-    """What advances networks, and why: the kernel of `fused` wherever it can, unless another trainer is requested.
+def choose_trainer(architecture: str, optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:
+    """What advances networks, and why: the model's kernel wherever it can, unless another trainer is requested.
 
     Raises:
         UserError: if the kernel is requested and cannot serve.
@@ -158,11 +159,21 @@ def choose_trainer(optimizer: str, requested: Trainer | None, device: Device) ->
         raise UserError(f"trainer {requested!r}: there is none of this name{nearest(str(requested), known)}")
     if requested == "xla":
         return "xla", "as requested"
-    why_not = None if OPTIMIZERS[optimizer].in_kernel else f"the kernel does not know {optimizer}"
-    why_not = fused.unavailable(device.platform) or why_not
+    why_not, kernel = _no_kernel(architecture, optimizer, device), MODELS[architecture].kernel
     if why_not and requested:
         raise UserError(f"trainer {requested!r} cannot serve: {why_not}; leave the trainer out, or request 'xla'")
-    return ("xla", why_not) if why_not else ("fused", f"the kernel serves ({fused.instruction_set()})")
+    if why_not or not kernel:
+        return "xla", why_not or ""
+    return "fused", f"the kernel serves ({kernel.instruction_set()})"
+
+
+def _no_kernel(architecture: str, optimizer: str, device: Device) -> str | None:
+    """Why no kernel can serve; None if one can."""
+    kernel = MODELS[architecture].kernel
+    if kernel is None:
+        return f"there is no kernel of architecture {architecture}"
+    unknown = None if OPTIMIZERS[optimizer].in_kernel else f"the kernel does not know {optimizer}"
+    return kernel.unavailable(device.platform) or unknown
 
 
 def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
@@ -240,14 +251,29 @@ def _program(
     shape = settings.shape
     init = value("init")
     trainable = resolved_trainable(init, value("trainable"))
-    trainer, why_trainer = choose_trainer(value("optimizer"), requested, device)
-    recipe = Recipe(value("loss"), value("optimizer"), trained_fields(init, trainable), trainer)
+    architecture = value("architecture")
+    model = MODELS[architecture]
+    trainer, why_trainer = choose_trainer(architecture, value("optimizer"), requested, device)
+    recipe = Recipe(model, value("loss"), value("optimizer"), model.trained(init, trainable), trainer)
     recording = Recording(
         sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
     )
     law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
     reduced, why_reduced = reduction(settings, recipe.optimizer, value("weight_decay"))
-    return Program(law, recipe, recording, shape, reduced, shared_data=True), settings, (why_reduced, why_trainer)
+    program = Program(law, recipe, recording, shape, reduced, shared_data=True)
+    _check_names(architecture, program)
+    return program, settings, (why_reduced, why_trainer)
+
+
+def _check_names(architecture: str, program: Program) -> None:
+    """Refuse a model whose parameters are not told apart by name, from each other and from what else is saved."""
+    parameters = named(program.parameters)
+    for name in program.recipe.trained:
+        if name not in parameters:
+            raise ValueError(f"architecture {architecture!r}: trains {name!r}{nearest(name, parameters)}")
+    taken = {"status", "steps", *program.recording.variables} & parameters.keys()
+    if taken:
+        raise ValueError(f"architecture {architecture!r}: calls a parameter {min(taken)!r}, as what is recorded is")
 
 
 def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
@@ -261,7 +287,7 @@ def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
         lanes = devices.lanes_in_cache(4 * n * m)
         tail = max(lanes // 4, 2)
     else:
-        size = costs.training_bytes(n, m, program.inputs, OPTIMIZERS[program.recipe.optimizer].moments)
+        size = costs.training_bytes(n, m, program.inputs, program.size, OPTIMIZERS[program.recipe.optimizer].moments)
         if not program.reduced:  # drawn in float64, with a basis of all dimensions
             size += costs.drawing_bytes(m, program.law.ambient_dim, program.law.off_dim)
         lanes = min(devices.filling(device, n * m, size), -(-cells // count))

@@ -1,7 +1,14 @@
 """What shapes a group's compiled programs, and what follows from it."""
 
-from typing import NamedTuple
+import functools
+import math
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from subspace_adv import streams
+from subspace_adv.contracts import Model
 from subspace_adv.costs import Search
 from subspace_adv.data import Shape
 from subspace_adv.geometry import region_dim
@@ -29,6 +36,16 @@ class Program(NamedTuple):
         return self.shape.span_dim if self.reduced else self.shape.ambient_dim
 
     @property
+    def parameters(self) -> Any:
+        """Shapes of a network's parameters, in the coordinates that it trains in: a pytree."""
+        return parameter_shapes(self.recipe.model, self.law._replace(span_dim=self.inputs))
+
+    @property
+    def size(self) -> int:
+        """Number of a network's parameters."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.parameters))
+
+    @property
     def canonical(self) -> bool:
         """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
         return all(NORMS[norm].is_euclidean for norm in self.recording.norms)
@@ -54,3 +71,15 @@ class Program(NamedTuple):
     def reads_basis(self) -> bool:
         """Whether it matters where the span lies in R^d."""
         return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))
+
+
+@functools.lru_cache(maxsize=256)
+def parameter_shapes(model: Model, law: Law) -> Any:
+    """Shapes of the parameters of a network drawn by a law: a pytree."""
+
+    def drawn(seed: jax.Array, width: jax.Array, init_scale: jax.Array, basis: jax.Array) -> Any:
+        init_key, _ = streams.training_keys(seed)
+        return model.init(init_key, width, init_scale, law=law, basis=basis)
+
+    kinds = ((), jnp.uint32), ((), jnp.int32), ((), jnp.float32), ((law.ambient_dim, law.span_dim), jnp.float32)
+    return jax.eval_shape(drawn, *(jax.ShapeDtypeStruct(*kind) for kind in kinds))

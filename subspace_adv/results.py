@@ -9,13 +9,16 @@ import jax
 import numpy as np
 
 from subspace_adv import devices, engine
+from subspace_adv.contracts import named, renamed
 from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
+from subspace_adv.initialization import Law
 from subspace_adv.measures import Variable, variables
-from subspace_adv.network import Network
+from subspace_adv.models import MODELS
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
+from subspace_adv.program import parameter_shapes
 from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import DamagedChunk, Store
@@ -124,7 +127,7 @@ def _shown(name: str, axes: list[str]) -> str:
     return f"{name}_value" if name in axes else name
 
 
-def load_networks(folder: str | Path, **coordinates: Any) -> Network:
+def load_networks(folder: str | Path, **coordinates: Any) -> Any:
     """Trained networks of a results folder.
 
     Args:
@@ -133,21 +136,20 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
             kept). Axes not named are kept whole.
 
     Returns:
-        Float32 host arrays weight (…, m, d), bias (…, m), head (…, m), head_bias (…), with leading axes as in
-        the Dataset. Widths and dimensions are those of the largest network selected; smaller ones are padded
-        with zeros, which changes no output. Networks not yet trained are NaN.
+        The parameters of the architecture, of "mlp" a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias
+        (…): float32 host arrays with leading axes as in the Dataset. Widths and dimensions are those of the largest
+        network selected; smaller ones are padded with zeros, which changes no output. Networks not yet trained are NaN.
 
     Raises:
-        UserError: for an unknown axis or value, or a folder that cannot be read.
+        UserError: for an unknown axis or value, networks of several architectures, or a folder that cannot be read.
     """
     store = Store.open(folder)
     _start_jax()
     sweep = store.sweep
     selected, shape = _select(sweep, coordinates)
     chosen, back = np.unique(selected, return_inverse=True)
-    m, d = int(sweep.column("width", chosen).max()), _largest_dimension(sweep, chosen)
-    shapes = {"weight": (m, d), "bias": (m,), "head": (m,), "head_bias": ()}
-    found = {name: np.full((len(chosen), *inner), np.nan, np.float32) for name, inner in shapes.items()}
+    like = _largest(sweep, chosen)
+    found = {name: np.full((len(chosen), *leaf.shape), np.nan, np.float32) for name, leaf in named(like).items()}
     groups = cut(sweep).groups
     any_trained = False
     for number, cells, arrays in _committed(store, chosen):
@@ -157,14 +159,15 @@ def load_networks(folder: str | Path, **coordinates: Any) -> Network:
         trained = {name: values[mine] for name, values in arrays.items()}
         group = next(group for group in groups if cells[0] in group.cells)
         networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
-        for name, values in found.items():
-            held = getattr(networks, name)[:, :m] if values.ndim > 1 else getattr(networks, name)
-            values[place] = 0
-            values[(place, *map(slice, held.shape[1:]))] = held
+        for name, held in named(networks).items():
+            found[name][place] = 0
+            sizes = tuple(map(min, held.shape[1:], found[name].shape[1:]))  # neurons beyond are padding
+            within = tuple(map(slice, sizes))
+            found[name][(place, *within)] = held[(slice(None), *within)]
     if not any_trained:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
-    selection = {name: values[back].reshape((*shape, *shapes[name])) for name, values in found.items()}
-    return Network(**selection)  # pyright: ignore[reportArgumentType]
+    selection = {name: values[back].reshape((*shape, *values.shape[1:])) for name, values in found.items()}
+    return renamed(like, selection)
 
 
 class Points(NamedTuple):
@@ -317,6 +320,12 @@ def _position(axis: str, values: tuple, wanted: Any) -> int:
     raise UserError(f"{axis} = {wanted}: not a value of this axis; the nearest is {values[near]}")
 
 
-def _largest_dimension(sweep: Sweep, cells: np.ndarray) -> int:
-    """Largest ambient dimension of some cells."""
-    return max(settings.shape.ambient_dim for settings in cell_data(sweep, cells)[0])
+def _largest(sweep: Sweep, cells: np.ndarray) -> Any:
+    """Shapes of the parameters of a network as wide, and of a space as large, as some of the cells have."""
+    architectures = sorted(set(sweep.column("architecture", cells).tolist()))
+    if len(architectures) > 1:
+        told = f"networks of {' and '.join(architectures)} are selected, whose parameters differ"
+        raise UserError(f"architecture: {told}; select one, such as architecture={architectures[0]!r}")
+    width = int(sweep.column("width", cells).max())
+    d = max(settings.shape.ambient_dim for settings in cell_data(sweep, cells)[0])
+    return parameter_shapes(MODELS[architectures[0]], Law(sweep.column("init", cells)[0], width, d, d))

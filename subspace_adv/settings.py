@@ -27,6 +27,7 @@ from subspace_adv.fields import (
     run_time,
 )
 from subspace_adv.geometry import Region
+from subspace_adv.models import MODELS
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, readers
 
@@ -37,8 +38,9 @@ _Norms = Annotated[
 
 
 class NetworkSettings(Table, frozen=True):
-    """`[network]`: the initial law and what of it is trained ("hidden" for init "theory", else "all")."""
+    """`[network]`: a row of `MODELS`, its initial law, what is trained ("hidden" for init "theory", else "all")."""
 
+    architecture: Annotated[str, PlainValidator(MODELS.name), STATIC] = "mlp"
     init: Annotated[initialization.Init, STATIC] = "paper-code"
     trainable: Annotated[training.Trainable | None, STATIC] = None
     width: Annotated[Count, run_time(np.int32, shapes=True)] = 100

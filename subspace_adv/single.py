@@ -12,7 +12,7 @@ from subspace_adv.brackets import Effort
 from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
-from subspace_adv.initialization import Law, init_network
+from subspace_adv.initialization import Law
 from subspace_adv.measures import MEASURES, Recording, Side, distance_name
 from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
@@ -57,13 +57,14 @@ def train(x: Any, y: Any, *, network: Network | None = None, **settings: Any) ->
     points = arguments.points("train", x)
     n, d = points.shape
     labels = arguments.labels("train", y, n)
-    homes = arguments.fields(NetworkSettings, TrainingSettings, but=() if network is None else _DRAWN)
+    unread = ("architecture", *(() if network is None else _DRAWN))
+    homes = arguments.fields(NetworkSettings, TrainingSettings, but=unread)
     values = arguments.settings("train", settings, homes)
     if not OPTIMIZERS[values["optimizer"]].full_batch and values["batch_size"] > n:
         raise UserError(f"train: batch_size = {values['batch_size']}: over the {n} points; at most {n} is possible")
     init, seed = values.get("init", "paper-code"), np.uint32(values["seed"])
-    trained = training.trained_fields(init, resolved_trainable(init, values["trainable"]))
-    recipe = Recipe(values["loss"], values["optimizer"], trained)
+    trained = TWO_LAYER.trained(init, resolved_trainable(init, values["trainable"]))
+    recipe = Recipe(TWO_LAYER, values["loss"], values["optimizer"], trained)
     types = entries()
     hyper = Hyper(**{name: types[name](values[name]) for name in Hyper._fields})
     if network is None:
@@ -219,7 +220,7 @@ def measure(
 
 def _draw(seed: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law) -> Network:
     init_key, _ = streams.training_keys(seed)
-    return init_network(init_key, width, init_scale, law=law)
+    return TWO_LAYER.init(init_key, width, init_scale, law=law)
 
 
 def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax.Array, *, recipe: Recipe) -> tuple:
@@ -243,7 +244,8 @@ def _measure(
     *,
     recording: Recording,
 ) -> dict[str, jax.Array]:
-    return measures.measure(network, x, y, subspace, heldout, streams.measuring_key(seed), recording=recording)
+    key = streams.measuring_key(seed)
+    return measures.measure(network, x, y, subspace, heldout, key, recording=recording, model=TWO_LAYER)
 
 
 def _bracketed(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from subspace_adv.attacks import AttackResult, descent_distance, random_directio
 from subspace_adv.brackets import Bracket, Effort, brackets
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import Region, Subspace
-from subspace_adv.network import Network, input_gradient, preactivations
 from subspace_adv.training import Loss
 
 
@@ -23,7 +23,7 @@ class Subject:
     which JAX lets no value go.
     """
 
-    network: Network  # weight (m, d)
+    network: Any  # parameters of the model's
     x: jax.Array  # (n, d), training points
     y: jax.Array  # (n,), labels −1 or +1
     subspace: Subspace  # the data's
@@ -53,12 +53,17 @@ class Subject:
     @cached_property
     def gradients(self) -> jax.Array:
         """∇N at the training points, (n, d)."""
-        return input_gradient(self.network, self.x)
+        return self.model.input_gradient(self.network, self.x)
 
     @cached_property
-    def active_heads(self) -> jax.Array:
-        """Sizes of the output weights of the neurons active at a training point, and 0 of the others, (n, m)."""
-        return jnp.where(preactivations(self.network, self.x) > 0, jnp.abs(self.network.head)[None, :], 0)
+    def sensitivities(self) -> jax.Array:
+        """a(x) at the training points, (n, m): of two layers, the output weights of active neurons and 0 of others."""
+        return self.model.sensitivity(self.network, self.x)
+
+    @cached_property
+    def universal_weights(self) -> jax.Array:
+        """ā, (m,): what the first layer's neurons weigh in the universal direction."""
+        return self.model.universal_weights(self.network)
 
     @cached_property
     def universal(self) -> tuple[AttackResult, AttackResult]:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from subspace_adv import engine, fused, measures, training
+from subspace_adv import engine, measures, training
 from subspace_adv.data import LineData
 from subspace_adv.engine import chunks, programs
 from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.initialization import init_network
 from subspace_adv.measures import Rounding
+from subspace_adv.models import fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan

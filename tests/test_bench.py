@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from subspace_adv import bench, engine, fused, reports
+from subspace_adv import bench, engine, reports
 from subspace_adv.errors import UserError
+from subspace_adv.models import fused
 
 TINY = bench.Problem(
     "tiny",

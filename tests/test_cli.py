@@ -18,7 +18,8 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, fused, open_results, plan, plots, reports, run, runner
+from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, reports, run, runner
+from subspace_adv.models import fused
 from subspace_adv.progress import count
 from subspace_adv.store import Store
 

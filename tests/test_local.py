@@ -1,11 +1,10 @@
 """Attacks on a model of which they know the contract alone: two hidden layers, by automatic differentiation."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deep import DEEP, Deep
 
 from subspace_adv.attacks import (
     ATTACKS,
@@ -14,109 +13,30 @@ from subspace_adv.attacks import (
     minimal_norm_attack,
     universal_attack,
 )
-from subspace_adv.contracts import Crossing, Local, Model
+from subspace_adv.contracts import Local
 from subspace_adv.models import TwoLayerLocal, local
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length
 from subspace_adv.streams import key_of
 
-FAR = 50.0  # taken for the end of all kinks
-
-
-class Deep(NamedTuple):
-    """A network of two hidden layers on the plane."""
-
-    layers: tuple[tuple[Any, Any], ...]  # weights (n, m) and biases (n,)
-    sign: Any = 1.0
-
-
-def output(network: Deep, x: Any) -> Any:
-    (*hidden, (head, head_bias)) = network.layers
-    for weight, bias in hidden:
-        x = jax.nn.relu(x @ weight.T + jnp.broadcast_to(bias, (*x.shape[:-1], len(bias))))
-    return (x @ head.T)[..., 0] + head_bias[0]
-
-
-class _DeepLocal(NamedTuple):
-    """Its signed output around a point, in the coordinates of the plane: sampled where there is no formula."""
-
-    network: Deep
-    x: Any
-    basis: Any
-    scale: float = 1.0  # of the perturbations, and of what they do to the output
-
-    @property
-    def dimension(self) -> int:
-        return self.basis.shape[1]
-
-    @property
-    def dtype(self) -> Any:
-        return self.x.dtype
-
-    def astype(self, dtype: Any) -> "_DeepLocal":
-        arrays = jax.tree.map(lambda a: a.astype(dtype), (self.network, self.x, self.basis))
-        return _DeepLocal(*arrays, self.scale)
-
-    def value(self, c: Any) -> Any:
-        moves = self.scale * c @ self.basis.T
-        return self.network.sign * output(self.network, moves + jnp.broadcast_to(self.x, moves.shape)) / self.scale
-
-    def value_and_gradient(self, c: Any) -> tuple[Any, Any]:
-        return self.value(c), jax.grad(lambda c: jnp.sum(self.value(c)))(c)
-
-    def crossing(self, direction: Any) -> Crossing:
-        radii = jnp.linspace(0, FAR, 20_001, dtype=self.dtype)
-        flips = self.value(radii[:, None] * direction[None]) < 0
-        first = jnp.argmax(flips)
-        upper = jnp.where(jnp.any(flips), radii[first], jnp.inf)
-        return Crossing(jnp.where(jnp.any(flips), radii[first - 1], 0), upper)
-
-    def reach(self, norm: str) -> Any:
-        return jnp.asarray(FAR / 10, self.dtype)
-
-    def beyond(self) -> "_DeepLocal":
-        return self._replace(scale=1000.0)
-
-    def values_along(self, directions: Any, radii: Any) -> Any:
-        return self.value(radii[None, :, None] * directions[:, None])
-
-    def asymptotes(self, directions: Any) -> tuple[Any, Any]:
-        near, far = self.values_along(directions, jnp.array([1.0, 2.0], self.dtype) * FAR).T
-        return (far - near) / FAR, 2 * near - far
-
-    def gradient_all_on(self) -> Any:
-        return self.value_and_gradient(jnp.zeros(self.dimension, self.dtype))[1]
-
-    def blurred(self, norm: str):
-        return lambda c, radius: self.value_and_gradient(c)
-
-
-def around(network: Deep, x: Any, basis: Any) -> _DeepLocal:
-    sign = jnp.where(output(network, x) < 0, -1, 1).astype(x.dtype)
-    return _DeepLocal(network._replace(sign=sign), x, basis)
-
-
-def steepest_drop(network: Deep, basis: Any) -> Any:
-    gradient = basis @ (basis.T @ jax.grad(lambda x: output(network, x))(jnp.zeros(len(basis), basis.dtype)))
-    return -gradient / jnp.linalg.norm(gradient)
-
-
-DEEP = Model(output, around, lambda network, x, basis, *, norm, upper: jnp.zeros_like(upper), steepest_drop)
+output, around = DEEP.output, DEEP.local
 
 
 @pytest.fixture(scope="module")
 def network() -> Deep:
-    rng = np.random.default_rng(3)
-    shapes = ((8, 2), (8, 8), (1, 8))
-    layers = tuple((rng.standard_normal(shape), rng.standard_normal(shape[0])) for shape in shapes)
-    return Deep(layers, np.float64(1))
+    rng = np.random.default_rng(16)
+    return Deep(*(rng.standard_normal(shape) for shape in ((8, 2), (8,), (8, 8), (8,))))
 
 
 def least_on_circles(network: Deep, x: np.ndarray) -> float:
-    """Distance of the nearest flip along many directions."""
+    """Distance of the nearest flip along many directions, from outputs alone."""
     angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
-    directions = jnp.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return float(jnp.min(jax.lax.map(around(network, jnp.asarray(x), jnp.eye(2)).crossing, directions).upper))
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    radii = np.linspace(0, 20, 4001)[1:]
+    hidden = np.maximum((x + radii[:, None, None] * directions) @ network.weight.T + network.bias, 0)
+    outputs = np.maximum(hidden @ network.hidden.T, 0) @ network.head
+    flips = np.sign(outputs) == -np.sign(float(output(network, jnp.asarray(x))))
+    return float(radii[flips.any(axis=1)].min())
 
 
 @pytest.mark.slow
@@ -132,7 +52,7 @@ def test_attacks_find_flips_of_any_model_that_keeps_the_contract(network, x64):
 
     best, along, (lower, both), descent = attacked(network)
     for found in (best, along, both):
-        assert np.sign(output(network, x + found.delta)) == -np.sign(output(network, x))
+        assert np.sign(output(network, jnp.asarray(x + found.delta))) == -np.sign(output(network, jnp.asarray(x)))
         assert np.linalg.norm(found.delta) == pytest.approx(found.distance)
     assert best.distance == pytest.approx(least_on_circles(network, x), rel=1e-2)
     assert best.distance < along.distance

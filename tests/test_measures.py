@@ -19,10 +19,10 @@ from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import Subspace, in_ambient, region_basis
 from subspace_adv.initialization import Law, init_network
 from subspace_adv.measures import Recording, variables
-from subspace_adv.models import TWO_LAYER, certificates
+from subspace_adv.models import TWO_LAYER, certificates, trained_fields
 from subspace_adv.network import Network, output
 from subspace_adv.optimizers import Hyper
-from subspace_adv.training import Recipe, trained_fields
+from subspace_adv.training import Recipe
 
 RANDOM, TRAINED, WIDTH = 8, 8, 30
 ALL = ("off", "on", "full")
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 def networks_on(data: Data) -> Network:
     """Networks as drawn, half of whose points are misclassified, and trained ones."""
-    recipe = Recipe("logistic", "gd", trained_fields("paper-code", "all"))
+    recipe = Recipe(TWO_LAYER, "logistic", "gd", trained_fields("paper-code", "all"))
     hyper = Hyper(*(np.float32(v) for v in (0.3, 0, 0)), np.int32(1), np.float32(0.3), np.int32(1500))
 
     def one(seed: jax.Array, steps: jax.Array) -> Network:

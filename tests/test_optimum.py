@@ -27,11 +27,11 @@ from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, Subspace, region_basis
 from subspace_adv.initialization import Init, Law, init_network
-from subspace_adv.models import TWO_LAYER
+from subspace_adv.models import TWO_LAYER, trained_fields
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import MeasureSettings
-from subspace_adv.training import Recipe, trained_fields
+from subspace_adv.training import Recipe
 
 TIGHT = 5e-6  # from the proven lower bound to the flip: HiGHS takes binaries for whole within 1e-6
 needs_scip = pytest.mark.skipif(importlib.util.find_spec("pyscipopt") is None, reason="pyscipopt is not installed")
@@ -183,7 +183,7 @@ def _trained(basis: str, index: int) -> Network:
     """A batch of `SEEDS` networks, padded and in float64, each trained to its stop."""
     family = _families(basis)[index]
     theory = family.law == "theory"
-    recipe = Recipe("logistic", "gd", trained_fields(family.law, "hidden" if theory else "all"))
+    recipe = Recipe(TWO_LAYER, "logistic", "gd", trained_fields(family.law, "hidden" if theory else "all"))
     rate, limit = np.float32(0.5 if theory else 0.2), np.int32(6000)
     hyper = Hyper(rate, np.float32(family.weight_decay), np.float32(0), np.int32(1), np.float32(0.3), limit)
     x, y, _ = family.data

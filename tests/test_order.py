@@ -21,7 +21,7 @@ from subspace_adv import attacks, brackets, measures, subject
 from subspace_adv.engine import chunks
 from subspace_adv.geometry import Subspace, region_basis
 from subspace_adv.measures import Recording
-from subspace_adv.models import crown_certificate, kink_certificate
+from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate
 from subspace_adv.network import Network
 
 BATCH, POINTS = 16, 3
@@ -216,7 +216,7 @@ def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(brackets, "bracket", bracket)
         patch.setattr(subject, "brackets", every)
-        record = measures.measure(network, x, y, subspace, x[:1], key, recording=RECORDING)
+        record = measures.measure(network, x, y, subspace, x[:1], key, recording=RECORDING, model=TWO_LAYER)
     assert len(flips) == len(REGIONS) * len(NORMS) + 1
     # All regions in one program: zero columns let nothing vary, so they make a smaller region of a larger one.
     d = x.shape[1]

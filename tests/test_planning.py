@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from shell import TINY, read
 
-from subspace_adv import Sweep, UserError, engine, fused, plan
-from subspace_adv.costs import step_flops
+from subspace_adv import Sweep, UserError, engine, plan
 from subspace_adv.data import KINDS, SubspaceData
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
+from subspace_adv.models import fused
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
@@ -268,13 +268,13 @@ def test_time_is_right_within_a_factor_of_two(name, seconds):
 
 
 def test_operations_of_a_step_are_counted():
-    assert step_flops(7, 100, 1, biases=True) == 7 * 100 * 13 + 100 * 14  # two inputs, one of them the bias
-    assert step_flops(3, 10, 2, biases=False) == 3 * 10 * 13 + 10 * 14
-    assert step_flops(25, 400, 3, biases=True) == 25 * 400 * 21 + 400 * 22
-    board = "[data]\nkind = 'chessboard'\n"
-    trained_biases, none = (plan(read(board, f"init={init}")).groups[0] for init in ("torch", "theory"))
-    assert trained_biases.step_flops == step_flops(25, 100, 3, biases=True)
-    assert none.step_flops == step_flops(25, 100, 3, biases=False)
+    """Two inputs, one of them the bias; two without; three, and a bias."""
+    line, board = "[data]\nkind = 'line'\n", "[data]\nkind = 'chessboard'\n"
+    found = [
+        plan(read(table, "width=100", f"init={init}")).groups[0].step_flops
+        for table, init in ((line, "torch"), (board, "theory"), (board, "torch"))
+    ]
+    assert found == [7 * 100 * 13 + 100 * 14, 25 * 100 * 17 + 100 * 18, 25 * 100 * 21 + 100 * 22]
 
 
 CPU = Device("cpu")

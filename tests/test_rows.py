@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from deep import DEEP, Deep
 from shell import TINY, read, write
 
-from subspace_adv import Sweep, UserError, load_networks, open_results, plan, run, tables
+from subspace_adv import Sweep, UserError, load_networks, load_points, open_results, plan, run, tables
 from subspace_adv.attacks import ATTACKS, minimal_norm_attack
+from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
 from subspace_adv.geometry import Subspace
 from subspace_adv.measures import MEASURES, Measure, Rounding, distance_name, distance_parts, variables
+from subspace_adv.models import MODELS
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, Optimizer
@@ -47,13 +50,13 @@ def test_an_unknown_name_is_an_error_that_tells_the_nearest():
 
 @pytest.mark.parametrize(
     ("table", "field"),
-    [(NORMS, "norms"), (OPTIMIZERS, "optimizer"), (KINDS, "kind")],
-    ids=["norms", "optimizers", "kinds"],
+    [(NORMS, "norms"), (OPTIMIZERS, "optimizer"), (KINDS, "kind"), (MODELS, "architecture")],
+    ids=["norms", "optimizers", "kinds", "models"],
 )
 def test_a_field_of_a_sweep_takes_the_names_of_its_table(table, field):
     for name in table:
         assert np.ravel(small(f"{field}={name}").values(field)).tolist() == [name]
-    with pytest.raises(ValueError, match=f"must be {', '.join(map(repr, list(table)[:-1]))} or "):
+    with pytest.raises(ValueError, match=f"must be {', '.join(map(repr, list(table)[:-1]))}"):
         small(f"{field}=l3")
 
 
@@ -307,3 +310,100 @@ def load_start(folder) -> np.ndarray:
     """Weights of the same networks before training."""
     run(small("max_steps=0"), folder)
     return load_networks(folder).weight
+
+
+def deep(*overrides: str, architecture: str = "deep", steps: int = 60) -> Sweep:
+    """A few deep networks in a random plane of a larger space."""
+    subspace = ("kind=subspace", "ambient_dim=5", "samples=3", "data_seed=1")
+    effort = ("regions=off", "attack_steps=8", "restarts=4", f"max_steps={steps}", "learning_rate=0.05")
+    return small(f"architecture={architecture}", *subspace, *effort, *overrides)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_added_trains_and_is_measured(tmp_path, monkeypatch):
+    """Its steps, distances and files against NumPy in float64, in all coordinates."""
+    monkeypatch.setitem(MODELS, "deep", DEEP)
+    sweep = deep("weight_decay=0.1")
+    [group] = plan(sweep).groups
+    assert group.program.reduced and group.program.recipe.trainer == "xla"
+    assert group.why[1] == "there is no kernel of architecture deep"
+    with pytest.raises(UserError, match="'fused' cannot serve: there is no kernel of architecture deep"):
+        plan(sweep, "fused")
+    run(sweep, tmp_path / "deep")
+    run(deep("weight_decay=0.1", steps=0), tmp_path / "fresh")
+    points = load_points(tmp_path / "deep")
+    fresh, trained = load_networks(tmp_path / "fresh"), load_networks(tmp_path / "deep")
+    assert isinstance(trained, Deep) and trained.weight.shape == (*sweep.shape, 3, 5)
+    dataset = open_results(tmp_path / "deep")
+    for seed in range(sweep.cells):
+        at = np.unravel_index(seed, sweep.shape)
+        data = points.x[at], points.y[at]
+        expected = descended(Deep(*(part[at] for part in fresh)), *data, steps=60, rate=0.05, decay=0.1)
+        for name, part in expected._asdict().items():
+            np.testing.assert_allclose(getattr(trained, name)[at], part, rtol=1e-3, atol=1e-5, err_msg=name)
+        outputs = deep_output(expected, points.x[at])
+        np.testing.assert_allclose(dataset["output"].values[at], outputs, rtol=1e-3, atol=1e-5)
+    assert not dataset["distance_off_l2_lower"].values.any()
+    assert np.isfinite(dataset["distance_off_l2_upper"]).mean() > 0.5
+    law = dataset["gradient_norm_off"] / dataset["predicted_gradient_norm_off"]
+    assert 0.2 < law.median() < 5
+
+
+def deep_output(network: Deep, x: np.ndarray) -> np.ndarray:
+    """Outputs (n,), in float64."""
+    hidden = np.maximum(x @ network.weight.T + network.bias, 0)
+    return np.maximum(hidden @ network.hidden.T, 0) @ network.head
+
+
+def descended(network: Deep, x: np.ndarray, y: np.ndarray, *, steps: int, rate: float, decay: float) -> Deep:
+    """Gradient descent on the logistic loss, the head held fixed."""
+    weight, bias, hidden, head = (part.astype(np.float64) for part in network)
+    for _ in range(steps):
+        z = x @ weight.T + bias
+        first = np.maximum(z, 0)
+        second = first @ hidden.T
+        slope = -y / (1 + np.exp(y * (np.maximum(second, 0) @ head))) / len(y)
+        of_second = slope[:, None] * (second > 0) * head
+        of_first = (of_second @ hidden) * (z > 0)
+        weight = weight - rate * (of_first.T @ x + decay * weight)
+        bias = bias - rate * (of_first.sum(axis=0) + decay * bias)
+        hidden = hidden - rate * (of_second.T @ first + decay * hidden)
+    return Deep(weight, bias, hidden, head)
+
+
+@pytest.mark.slow
+def test_networks_of_several_architectures_are_loaded_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "deep", DEEP)
+    run(deep(architecture="mlp,deep"), tmp_path)
+    with pytest.raises(UserError, match="architecture: networks of deep and mlp are selected"):
+        load_networks(tmp_path)
+    for name, kind in (("mlp", Network), ("deep", Deep)):
+        assert isinstance(load_networks(tmp_path, architecture=name), kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rest": None}, "rest None: must be a Callable"),
+        ({"form": None}, "form None: must be a Form"),
+        ({"kernel": "fused"}, "kernel 'fused': must be a Kernel"),
+        ({"certificate": 0.0}, "certificate 0.0: must be a Callable"),
+    ],
+)
+def test_a_model_that_leaves_something_out_is_refused(change, told):
+    with pytest.raises(TypeError, match=told):
+        dataclasses.replace(DEEP, **change)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'rest'"):
+        Model(**{field.name: getattr(DEEP, field.name) for field in dataclasses.fields(DEEP) if field.name != "rest"})
+
+
+def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
+    with pytest.raises(TypeError, match="architecture 'none': is a function; must be a Model"):
+        MODELS["none"] = lambda params, x: x
+    monkeypatch.setitem(MODELS, "deep", dataclasses.replace(DEEP, trained=lambda init, trainable: ("weights",)))
+    with pytest.raises(ValueError, match="architecture 'deep': trains 'weights'; did you mean 'weight'"):
+        plan(deep())
+    clash = dataclasses.replace(MEASURES["margin"])
+    monkeypatch.setattr(MEASURES, "_rows", {**MEASURES, "head": clash})
+    with pytest.raises(ValueError, match="architecture 'mlp': calls a parameter 'head', as what is recorded is"):
+        plan(small())

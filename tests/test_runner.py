@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, write
 
-from subspace_adv import UserError, engine, fused, manifest, open_results, plan, planning, run, runner, store
+from subspace_adv import UserError, engine, manifest, open_results, plan, planning, run, runner, store
+from subspace_adv.models import fused
 from subspace_adv.runner import Listener, how_to_resume
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT, Trainer
 
@@ -200,7 +201,9 @@ def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monke
     assert resuming(tmp_path / "a", "fused").endswith(f"--out {tmp_path / 'a'}")
     choose = planning.choose_trainer
     monkeypatch.setattr(
-        planning, "choose_trainer", lambda optimizer, asked, device: choose(optimizer, asked or "xla", device)
+        planning,
+        "choose_trainer",
+        lambda kind, optimizer, asked, device: choose(kind, optimizer, asked or "xla", device),
     )
     assert resuming(tmp_path / "b", "xla").endswith(f"--out {tmp_path / 'b'}")
     assert resuming(tmp_path / "c", "fused").endswith(f"--out {tmp_path / 'c'} --trainer fused")

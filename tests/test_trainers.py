@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subspace_adv import engine, fused, planning, training
+from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law, init_network
+from subspace_adv.models import TWO_LAYER, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep
@@ -130,7 +131,7 @@ def ended(
         }
     )
     network = Network(*(np.float32(field) for field in ([[w] for w in given.weight], *given[1:4])))
-    recipe = training.Recipe(loss, "gd", trained, trainer)
+    recipe = training.Recipe(TWO_LAYER, loss, "gd", trained, trainer)
     state = _end(network, np.float32(given.x)[:, None], np.float32(given.y), hyper, recipe)
     return state.status.tolist(), state.step.tolist()
 

@@ -14,9 +14,10 @@ import pytest
 from subspace_adv import training
 from subspace_adv.data import LineData, SubspaceData
 from subspace_adv.initialization import Law, init_network
+from subspace_adv.models import TWO_LAYER, trained_fields
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
-from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Recipe, trained_fields
+from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT, Recipe
 
 WIDTH, PADDED, RATE = 20, 25, 0.05
 COUNTS = np.array([0, 1, 2, 3, 10, 100, 300, 1000])
@@ -158,7 +159,7 @@ def test_gradient_descent_agrees_with_float64_step_by_step(law, loss, trainable)
     fields = trained_fields(law, trainable)
     settings = dict(fields=fields, loss=loss, weight_decay=0.003, batches=full_batches(LINE, 1000))
     for network, path in steady_starts(law, LINE, 3, **settings):
-        found, status, steps = trained(network, LINE, Recipe(loss, "gd", fields), weight_decay=0.003)
+        found, status, steps = trained(network, LINE, Recipe(TWO_LAYER, loss, "gd", fields), weight_decay=0.003)
         np.testing.assert_array_equal(steps, COUNTS)
         np.testing.assert_array_equal(status, STEP_LIMIT)
         for i, count in enumerate(COUNTS):
@@ -176,7 +177,9 @@ def test_gradient_descent_agrees_with_float64_at_any_size(samples, dim, trainabl
     settings = dict(fields=fields, weight_decay=0.003, batches=full_batches(data, 300))
     [(network, path)] = steady_starts("paper-code", data, 1, **settings)
     counts = np.minimum(COUNTS, 300)
-    found, _, _ = trained(network, data, Recipe("logistic", "gd", fields), weight_decay=0.003, max_steps=counts)
+    found, _, _ = trained(
+        network, data, Recipe(TWO_LAYER, "logistic", "gd", fields), weight_decay=0.003, max_steps=counts
+    )
     for i, count in enumerate(counts):
         assert distance(path[count], real(found, i)) < 1e-4
 
@@ -223,7 +226,7 @@ def test_momentum_and_adam_agree_with_optax_alone(optimizer, standard_promotion)
     found, _, _ = trained(
         network,
         LINE,
-        Recipe("logistic", optimizer, fields),
+        Recipe(TWO_LAYER, "logistic", optimizer, fields),
         learning_rate=0.01 if optimizer == "adam" else 0.05,
         momentum=0.8,
         weight_decay=0.01,
@@ -241,19 +244,19 @@ class Axes:
 
 def sgd_batches(network: Network, key_seed: int, batch_size: int, steps: int) -> tuple[list[np.ndarray], list[dict]]:
     """The points that each step of SGD used, and the parameters after each step."""
-    recipe = Recipe("logistic", "sgd", ("weight",))
+    recipe = Recipe(TWO_LAYER, "logistic", "sgd", ("weight",))
     f32 = functools.partial(np.asarray, dtype=np.float32)
     hyper = Hyper(f32(RATE), f32(0), f32(0), np.int32(batch_size), f32(np.inf), np.int32(steps))
     state = training.start(network, hyper, jax.random.key(key_seed), recipe=recipe)
     weights = [network.weight]
     for _ in range(steps):
         state = _sgd_step(state, Axes.x, Axes.y, hyper)
-        weights.append(np.asarray(training.finish(state).weight))
+        weights.append(np.asarray(training.finish(state, TWO_LAYER).weight))
     used = [np.flatnonzero((after != before).any(axis=0)) for before, after in itertools.pairwise(weights)]
     return used, weights
 
 
-_sgd_step = jax.jit(functools.partial(training.step, recipe=Recipe("logistic", "sgd", ("weight",))))
+_sgd_step = jax.jit(functools.partial(training.step, recipe=Recipe(TWO_LAYER, "logistic", "sgd", ("weight",))))
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (5, [5, 2]), (7, [7])])
@@ -286,7 +289,7 @@ def test_sgd_trains_every_field_like_float64_on_the_same_batches():
     found, _, _ = trained(
         network,
         LINE,
-        Recipe("logistic", "sgd", fields),
+        Recipe(TWO_LAYER, "logistic", "sgd", fields),
         seed=5,
         batch_size=3,
         weight_decay=0.003,
@@ -296,7 +299,7 @@ def test_sgd_trains_every_field_like_float64_on_the_same_batches():
         assert distance(path[count], real(found, i)) < 1e-4
 
 
-GD_ALL = Recipe("logistic", "gd", trained_fields("paper-code", "all"))
+GD_ALL = Recipe(TWO_LAYER, "logistic", "gd", trained_fields("paper-code", "all"))
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +346,7 @@ def test_a_satisfied_stop_rule_takes_one_step_and_no_step_where_none_is_allowed(
 
 def test_a_diverging_network_stops_with_status_3_and_its_neighbours_do_not_notice():
     network, fields = start("paper-code", 0), trained_fields("paper-code", "all")
-    recipe = Recipe("exponential", "gd", fields)
+    recipe = Recipe(TWO_LAYER, "exponential", "gd", fields)
     rates = np.float32([0.05, 1e6, 0.05, 1e30, 0.02, 1e6, 0.02, 0.05])
     found, status, steps = trained(network, LINE, recipe, learning_rate=rates, max_steps=40)
     assert DIVERGED == 3
@@ -359,7 +362,7 @@ def test_a_stopped_network_is_never_touched_again():
     network = start("theory", 0, dim=7)
     f32 = functools.partial(np.asarray, dtype=np.float32)
     hyper = Hyper(f32(RATE), f32(0), f32(0), np.int32(3), f32(np.inf), np.int32(2))
-    state = training.start(network, hyper, jax.random.key(0), recipe=Recipe("logistic", "sgd", ("weight",)))
+    state = training.start(network, hyper, jax.random.key(0), recipe=Recipe(TWO_LAYER, "logistic", "sgd", ("weight",)))
     for _ in range(3):
         state = _sgd_step(state, Axes.x, Axes.y, hyper)
     assert state.status == STEP_LIMIT and state.step == 2
@@ -392,7 +395,7 @@ def off_factors(optimizer: str, rate: float, decay: float, momentum: float, step
 def test_the_off_part_never_learns(optimizer):
     """W^t off the span of the points is ρ_t·W⁰ (F1)."""
     data, network, rate, decay = plane(), start("paper-code", 0, 12), np.float32(0.1), np.float32(0.05)
-    recipe = Recipe("logistic", optimizer, trained_fields("paper-code", "all"))
+    recipe = Recipe(TWO_LAYER, "logistic", optimizer, trained_fields("paper-code", "all"))
     counts = np.minimum(COUNTS, 100)
     settings = dict(learning_rate=rate, momentum=0.7, batch_size=4, max_steps=counts)
     for decay in (0.0, np.float32(0.05)):
@@ -406,7 +409,10 @@ def test_the_off_part_never_learns(optimizer):
 
 
 def test_the_off_part_learns_under_adam_unless_the_subspace_is_axis_aligned(standard_promotion):
-    network, recipe = start("paper-code", 0, 12), Recipe("logistic", "adam", trained_fields("paper-code", "all"))
+    network, recipe = (
+        start("paper-code", 0, 12),
+        Recipe(TWO_LAYER, "logistic", "adam", trained_fields("paper-code", "all")),
+    )
     for basis in ("random", "axis-aligned"):
         data = plane(basis)
         found, _, _ = trained(network, data, recipe, learning_rate=0.01, max_steps=np.minimum(COUNTS, 100))
@@ -422,7 +428,7 @@ def test_the_off_part_learns_under_adam_unless_the_subspace_is_axis_aligned(stan
 def test_padded_neurons_stay_zero_and_change_nothing(optimizer, standard_promotion):
     """A network in wider arrays trains as it does alone, up to the order of summation (F11)."""
     fields = trained_fields("paper-code", "all")
-    recipe = Recipe("logistic", optimizer, fields)
+    recipe = Recipe(TWO_LAYER, "logistic", optimizer, fields)
     settings = dict(weight_decay=0.01, batch_size=3, learning_rate=0.01, max_steps=np.minimum(COUNTS, 100))
     padded = start("paper-code", 4)
     exact = Network(*(field[:WIDTH] if field.ndim else field for field in padded))

@@ -13,10 +13,28 @@ from subspace_adv.contracts import Model
 from subspace_adv.norms import unit
 
 
+def universal_direction(model: Model, network: Any, basis: jax.Array) -> jax.Array:
+    """The one vector of a region, of L2 length 1, meant to lower the output at all points (F4 in docs/theory.md).
+
+    It does so to first order with high probability in a large codimension, and not at every point always; a ray
+    that never crosses zero is found out by its exact crossing.
+
+    Args:
+        model: kind of the network.
+        network: parameters of the model's.
+        basis: orthonormal (d, r), of the orthogonal complement of the subspace.
+
+    Returns:
+        (d,), the direction of −P Wᵀā, with two layers that of P(Σ_{uᵢ<0} wᵢ − Σ_{uᵢ>0} wᵢ); zeros if that vanishes.
+    """
+    weight, _ = model.first(network)
+    return basis @ unit((-model.universal_weights(network) @ weight) @ basis, "l2")
+
+
 def universal_descent(model: Model, network: Any, x: jax.Array, basis: jax.Array) -> jax.Array:
-    """Coordinates (r,), within a basis (d, r), of ± the model's universal direction, whichever lowers |N| at x (d,)."""
+    """Coordinates (r,), within a basis (d, r), of ± the universal direction, whichever lowers |N| at x (d,)."""
     sign = jnp.where(model.output(network, x) < 0, -1, 1).astype(x.dtype)
-    return sign * model.universal_direction(network, basis) @ basis
+    return sign * universal_direction(model, network, basis) @ basis
 
 
 def random_direction(key: jax.Array, basis: jax.Array, unseen: int = 0) -> jax.Array:

@@ -1,5 +1,6 @@
 """Trains and measures the cells of chunks, many networks side by side, each to its own stop."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from subspace_adv import theory, training
+from subspace_adv.contracts import Model, named, renamed
 from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.inputs import arguments, points_of, span_of
 from subspace_adv.engine.networks import Lane, hyper_of
@@ -16,7 +18,6 @@ from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
 from subspace_adv.geometry import Subspace
 from subspace_adv.measures import Rounding
-from subspace_adv.network import Network
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.planning import Chunk, Group
 from subspace_adv.program import Program
@@ -76,7 +77,7 @@ class _Job:
         total = len(chunk.cells)
         self.chunk, self.cells = chunk, _cell_settings(sweep, chunk.cells)
         self.datasets, self.which = cell_data(sweep, chunk.cells)
-        shapes = jax.eval_shape(_outcome, empty)
+        shapes = jax.eval_shape(functools.partial(_outcome, model=chunk.group.program.recipe.model), empty)
         self.trained = {name: np.zeros((total, *leaf.shape[1:]), leaf.dtype) for name, leaf in shapes.items()}
         self.begun, self.left = 0, total
 
@@ -88,9 +89,9 @@ def _unbegun(jobs: Iterable[_Job]) -> Iterator[_Job]:
             yield job
 
 
-def _outcome(state: TrainState) -> dict[str, Any]:
+def _outcome(state: TrainState, model: Model) -> dict[str, Any]:
     """What is kept of networks once they have stopped."""
-    return training.finish(state)._asdict() | {"status": state.status, "steps": state.step}
+    return named(training.finish(state, model)) | {"status": state.status, "steps": state.step}
 
 
 class _Inputs(NamedTuple):
@@ -175,7 +176,7 @@ class _Lanes:
         stopped = busy[status[busy] != PENDING]
         if not len(stopped):
             return 0, taken, []
-        outcome = {name: np.asarray(values) for name, values in _outcome(self.state).items()}
+        outcome = {name: np.asarray(values) for name, values in _outcome(self.state, self.program.recipe.model).items()}
         jobs = dict.fromkeys(job for lane in stopped if (job := self.jobs[lane]))
         for job in jobs:
             lanes = np.array([lane for lane in stopped if self.jobs[lane] is job])
@@ -208,8 +209,8 @@ def train(
         stop: set to give up.
 
     Yields:
-        Each chunk, as soon as it is done, with weight (cells, m, d), bias, head (cells, m), head_bias, status and
-        steps (cells,).
+        Each chunk, as soon as it is done, with its networks' parameters by name, such as weight (cells, m, d), and
+        status and steps (cells,).
 
     Raises:
         Cancelled: soon after `stop` is set.
@@ -270,8 +271,8 @@ def measure(
     return measured
 
 
-def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray]) -> Network:
-    """Trained networks of a chunk in ambient coordinates, float32 host arrays.
+def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray]) -> Any:
+    """Parameters of the trained networks of a chunk in ambient coordinates, float32 host arrays.
 
     Args:
         sweep: the sweep.
@@ -280,7 +281,7 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
     """
     program, parts = chunk.group.program, []
     if not program.reduced:
-        return Network._make(trained[name] for name in Network._fields)
+        return _networks(program, trained)
     batches, arguments_of = _in_batches("ambient", sweep, program, chunk.cells, trained, jax.local_device_count())
     for rows in batches:
         with pinned(x64=True):
@@ -290,17 +291,23 @@ def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray])
         return jax.tree.map(lambda a: a.astype(np.float32), networks)
 
 
+def _networks(program: Program, trained: dict[str, np.ndarray]) -> Any:
+    """The parameters of what `train` yielded, with a leading axis."""
+    return renamed(program.parameters, trained)
+
+
 def _in_batches(
     name: str, sweep: Sweep, program: Program, cells: np.ndarray, trained: dict[str, np.ndarray], batch: int
 ) -> tuple[list[np.ndarray], Callable[[np.ndarray], tuple]]:
     """Rows of all cells in batches, in the last some again; and what yields a compiled program's arguments for rows."""
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
+    held = _networks(program, trained)
     momentum = settings["momentum"] if "momentum" in OPTIMIZERS[program.recipe.optimizer].reads else 0.0
     decay = theory.decay(trained["steps"], settings["learning_rate"], settings["weight_decay"], momentum)
 
     def arguments_of(rows: np.ndarray) -> tuple:
-        networks = Network._make(trained[field][rows] for field in Network._fields)
+        networks = _take(held, rows)
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
         inputs = [(load_data(dataset), span_of(name, program, dataset)) for dataset in here]
         data, span = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)

@@ -35,7 +35,7 @@ def arguments(name: str, program: Program, lanes: int) -> tuple:
         lane,
         Subspace(array(jnp.float64, *own, d, r), array(jnp.float64, *own, d, 0)),
     )
-    trained = jax.eval_shape(jax.vmap(training.finish), state)
+    trained = jax.eval_shape(functools.partial(training.finish, model=program.recipe.model), state)
     subspace = Subspace(array(jnp.float64, *own, r, k), array(jnp.float64, *own, r, r - k))
     data = Data(
         array(jnp.float32, *own, n, r), array(jnp.float32, *own, n), subspace, array(jnp.float32, *own, HELDOUT, r)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from subspace_adv import initialization, measures, streams, training
 from subspace_adv.data import Data
 from subspace_adv.geometry import Subspace, beside_span, canonical_coordinates, in_ambient
-from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
 from subspace_adv.training import TrainState
@@ -33,37 +32,40 @@ def fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
     """Training state of a cell's network, not yet trained."""
     draw, order_key = _draw(program, lane)
     basis = span.basis if program.reads_basis else None
-    drawn = initialization.init_network(**draw, basis=basis)
+    model = program.recipe.model
+    drawn = model.init(**draw, basis=basis)
     if not program.reduced:
-        weight = drawn.weight.astype(jnp.float64) @ span.basis.T + initialization.ambient_off_weights(
-            **draw, basis=span.basis
-        )
-        drawn = drawn._replace(weight=weight)
+        weight, _ = model.first(drawn)
+        off = initialization.ambient_off_weights(**draw, basis=span.basis)
+        drawn = model.with_first_weight(drawn, weight.astype(jnp.float64) @ span.basis.T + off)
     drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
     return training.start(drawn, hyper_of(lane), order_key, recipe=program.recipe)
 
 
-def ambient(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+def ambient(program: Program, trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
     """A trained network in ambient coordinates: what training left alone is drawn again, times its decay."""
     if not program.reduced:
         return trained
     draw, _ = _draw(program, lane)
     off = decay * initialization.ambient_off_weights(**draw, basis=span.basis)
-    return trained._replace(weight=trained.weight.astype(jnp.float64) @ span.basis.T + off)
+    weight, _ = program.recipe.model.first(trained)
+    return program.recipe.model.with_first_weight(trained, weight.astype(jnp.float64) @ span.basis.T + off)
 
 
-def _in_canonical(program: Program, trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+def _in_canonical(program: Program, trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
     """A trained network in canonical coordinates (F6 in docs/theory.md)."""
+    model = program.recipe.model
+    weight, _ = model.first(trained)
     if not program.reduced:
-        return trained._replace(weight=canonical_coordinates(trained.weight, span.basis))
+        return model.with_first_weight(trained, canonical_coordinates(weight, span.basis))
     draw, _ = _draw(program, lane)
     off = initialization.off_weights(**draw, basis=span.basis if program.reads_basis else None)
     off = decay * off.astype(jnp.float64)
-    return trained._replace(weight=jnp.concatenate([trained.weight, off], axis=1))
+    return model.with_first_weight(trained, jnp.concatenate([weight, off], axis=1))
 
 
 def measured(
-    program: Program, trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace
+    program: Program, trained: Any, lane: Lane, decay: jax.Array, data: Data, span: Subspace
 ) -> dict[str, jax.Array]:
     """All that is recorded of a trained network, in float64."""
     key = streams.measuring_key(lane["seed"])
@@ -77,4 +79,5 @@ def measured(
         net = ambient(program, trained, lane, decay, span)
         x, heldout = x @ span.basis.T, heldout @ span.basis.T
         subspace, unseen = in_ambient(subspace, span), 0
-    return measures.measure(net, x, y, subspace, heldout, key, recording=program.recording, unseen=unseen)
+    what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen}
+    return measures.measure(net, x, y, subspace, heldout, key, **what)

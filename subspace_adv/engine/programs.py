@@ -19,7 +19,6 @@ from subspace_adv.engine.kept import compiled_or_kept, keep_compiled
 from subspace_adv.engine.networks import Lane
 from subspace_adv.engine.pinned import compiler_options, pinned
 from subspace_adv.geometry import Subspace
-from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
 from subspace_adv.training import TrainState
@@ -57,14 +56,14 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         one = functools.partial(training.advance, recipe=program.recipe, steps=steps)
         return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
 
-    def measure(trained: Network, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
+    def measure(trained: Any, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
         block = min(program.measured_at_once, share) if on_cpu else share
         one = functools.partial(networks.measured, program)
         if program.shared_data:
             return jax.lax.map(lambda a: one(*a, data=data, span=span), (trained, lane, decay), batch_size=block)
         return jax.lax.map(lambda a: one(*a), (trained, lane, decay, data, span), batch_size=block)
 
-    def ambient(trained: Network, lane: Lane, decay: jax.Array, span: Subspace) -> Network:
+    def ambient(trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
         one = functools.partial(networks.ambient, program)
         if program.shared_data:
             return jax.lax.map(lambda a: one(*a, span=span), (trained, lane, decay))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from subspace_adv.contracts import Blurred, Crossing, prepared
 from subspace_adv.network import Network, output, preactivations
-from subspace_adv.norms import dual_length, unit
+from subspace_adv.norms import dual_length
 
 # With a few inputs, XLA on CPU runs products written out as one pass of vector code.
 _MAX_INPUTS_WRITTEN_OUT = 8
@@ -163,22 +163,6 @@ def local(network: Network, x: jax.Array, basis: jax.Array) -> TwoLayerLocal:
     return TwoLayerLocal(
         preactivations(network, x), network.weight @ basis, sign * network.head, sign * network.head_bias
     )
-
-
-def universal_direction(network: Network, basis: jax.Array) -> jax.Array:
-    """The one vector of a region, of L2 length 1, meant to lower the output at all points (F4 in docs/theory.md).
-
-    It does so to first order with high probability in a large codimension, and not at every point always; a ray
-    that never crosses zero is found out by its exact crossing.
-
-    Args:
-        network: weight (m, d).
-        basis: orthonormal (d, r), of the orthogonal complement of the subspace.
-
-    Returns:
-        (d,), the direction of P(Σ_{uᵢ<0} wᵢ − Σ_{uᵢ>0} wᵢ); zeros if that vanishes.
-    """
-    return basis @ unit((-jnp.sign(network.head) @ network.weight) @ basis, "l2")
 
 
 def _ascending(values: jax.Array) -> jax.Array:

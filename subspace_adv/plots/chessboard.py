@@ -10,9 +10,17 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from subspace_adv import engine
-from subspace_adv.models import TWO_LAYER
-from subspace_adv.network import Network
-from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
+from subspace_adv.contracts import Model
+from subspace_adv.plots.panels import (
+    DISTANCE_NOTE,
+    Load,
+    draw_points,
+    headline,
+    model_of,
+    panel_title,
+    panels,
+    trained_networks,
+)
 
 _MAX_SURFACES = 32  # whose decision surfaces are computed
 _PLANE = 0.5  # height of the chessboard
@@ -35,11 +43,12 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     flat, distance = [], None
     for i, panel in enumerate(shown):
         networks = trained_networks(dataset, load, panel.arm, _MAX_SURFACES)
+        look = {"model": model_of(dataset, panel.arm), "plane": _PLANE, "reach": _REACH}
         solid: Any = figure.add_subplot(2, len(shown), i + 1, projection="3d", computed_zorder=False)
-        _draw_surface(solid, x, y, flip_heights(networks[0], x, y, plane=_PLANE, reach=_REACH))
+        _draw_surface(solid, x, y, flip_heights(networks[0], x, y, **look))
         draw_points(solid, dataset, depthshade=False)
         solid.set_title(panel_title(dataset, panel))
-        heights = np.stack([flip_heights(net, *coarse, plane=_PLANE, reach=_REACH) for net in networks])
+        heights = np.stack([flip_heights(net, *coarse, **look) for net in networks])
         median = np.median(np.minimum(np.abs(heights), _REACH), axis=0)
         ax = figure.add_subplot(2, len(shown), len(shown) + i + 1, sharey=flat[0] if flat else None)
         distance = ax.contourf(*coarse, median, levels=np.linspace(0, 1, 11), extend="max")
@@ -56,13 +65,14 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     return figure
 
 
-def flip_heights(network: Network, x: np.ndarray, y: np.ndarray, *, plane: float, reach: float) -> np.ndarray:
+def flip_heights(network: Any, x: np.ndarray, y: np.ndarray, *, model: Model, plane: float, reach: float) -> np.ndarray:
     """Signed height above a plane z = const of the nearest flip straight up or down (F5 in docs/theory.md).
 
     Args:
-        network: one network on R³, weight (m, 3).
+        network: parameters of one network on R³.
         x: first coordinates, (..., k).
         y: second coordinates, (..., k).
+        model: kind of the network.
         plane: height z of the plane.
         reach: largest distance at which a flip is looked for.
 
@@ -71,16 +81,17 @@ def flip_heights(network: Network, x: np.ndarray, y: np.ndarray, *, plane: float
     """
     points = np.stack([x, y, np.full_like(x, plane)], axis=-1)
     rows = points.reshape(-1, *points.shape[-2:])
-    up, down = engine.alone(_crossings, jax.tree.map(lambda a: np.asarray(a, np.float64), network), rows, x64=True)
+    net = jax.tree.map(lambda a: np.asarray(a, np.float64), network)
+    up, down = engine.alone(_crossings, net, rows, x64=True, model=model)
     heights = np.where(up <= down, up, -down).reshape(x.shape)
     return np.where(np.abs(heights) <= reach, heights, np.inf)
 
 
-def _crossings(network: Network, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _crossings(network: Any, rows: jax.Array, *, model: Model) -> tuple[jax.Array, jax.Array]:
     """Distances up and down to a flip, (p, k), of points (p, k, 3), row by row to stay in the cache."""
 
     def of_one(point: jax.Array) -> tuple[jax.Array, jax.Array]:
-        vertical = TWO_LAYER.local(network, point, jnp.eye(3, 1, -2, point.dtype))
+        vertical = model.local(network, point, jnp.eye(3, 1, -2, point.dtype))
         return vertical.crossing(jnp.ones(1)).upper, vertical.crossing(-jnp.ones(1)).upper
 
     return jax.lax.map(jax.vmap(of_one), rows)

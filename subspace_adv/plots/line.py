@@ -11,8 +11,17 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from subspace_adv import engine
-from subspace_adv.network import Network, output
-from subspace_adv.plots.panels import DISTANCE_NOTE, Load, draw_points, headline, panel_title, panels, trained_networks
+from subspace_adv.contracts import Model
+from subspace_adv.plots.panels import (
+    DISTANCE_NOTE,
+    Load,
+    draw_points,
+    headline,
+    model_of,
+    panel_title,
+    panels,
+    trained_networks,
+)
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#5FA6D0", "#F7F7F7", "#EE9A5E"])
 _MAX_NETWORKS = 200  # whose predictions are averaged
@@ -33,7 +42,8 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1)
     share = None
     for ax, panel in zip(axes, shown, strict=True):
-        outputs = _outputs(trained_networks(dataset, load, panel.arm, _MAX_NETWORKS), grid)
+        networks = trained_networks(dataset, load, panel.arm, _MAX_NETWORKS)
+        outputs = _outputs(model_of(dataset, panel.arm), networks, grid)
         positive = 100 * (outputs > 0).mean(axis=0)
         share = ax.contourf(ticks, ticks, positive, levels=np.linspace(0, 100, 11), cmap=_SHARES)
         share.set_rasterized(True)
@@ -58,12 +68,12 @@ def _draw_boundary(ax: Axes, ticks: np.ndarray, values: np.ndarray, **look: Any)
         ax.contour(ticks, ticks, values, levels=[0], colors="black", **look)
 
 
-def _outputs(networks: Sequence[Network], points: np.ndarray) -> np.ndarray:
+def _outputs(model: Model, networks: Sequence[Any], points: np.ndarray) -> np.ndarray:
     """Outputs (networks, k, k') at a grid of points (k, k', d)."""
-    stacked = Network(*(np.stack(parts).astype(np.float32) for parts in zip(*networks, strict=True)))  # pyright: ignore
-    return engine.alone(_output_each, stacked, points.astype(np.float32), x64=False)
+    stacked = jax.tree.map(lambda *parts: np.stack(parts).astype(np.float32), *networks)
+    return engine.alone(_output_each, stacked, points.astype(np.float32), x64=False, model=model)
 
 
-def _output_each(networks: Network, points: jax.Array) -> jax.Array:
+def _output_each(networks: Any, points: jax.Array, *, model: Model) -> jax.Array:
     """Network by network and row by row, to stay in the cache."""
-    return jax.lax.map(lambda net: jax.lax.map(lambda row: output(net, row), points), networks)
+    return jax.lax.map(lambda net: jax.lax.map(lambda row: model.output(net, row), points), networks)

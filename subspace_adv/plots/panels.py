@@ -4,18 +4,20 @@ import textwrap
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from subspace_adv.contracts import Model
 from subspace_adv.measures import distance_name
-from subspace_adv.network import Network
+from subspace_adv.models import MODELS
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
 
-Load = Callable[..., Network]
-"""`load_networks` of one folder: axis values → trained networks."""
+Load = Callable[..., Any]
+"""`load_networks` of one folder: axis values → parameters of trained networks."""
 
 # Okabe and Ito's palette, whose colours readers with any colour vision tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -60,17 +62,22 @@ def is_trained(status: xr.DataArray) -> np.ndarray:
     return ~np.isin(status.values, (PENDING, DIVERGED))
 
 
-def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> list[Network]:
-    """The first trained networks of an arm, at most `count`."""
+def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
+    """The kind of an arm's networks."""
+    return MODELS[arm["architecture"] if "architecture" in arm else dataset.attrs["architecture"]]
+
+
+def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> list[Any]:
+    """Parameters of the first trained networks of an arm, at most `count`."""
     status = dataset["status"].sel(arm)
     chosen = {str(axis): value for axis, value in arm.items()}
     if status.ndim:
         axis = str(status.dims[0])
         some = is_trained(status).any(axis=tuple(range(1, status.ndim)))
         chosen[axis] = dataset[axis].values[some][:count].tolist()
-    flat = [np.reshape(array, (-1, *array.shape[status.ndim :])) for array in load(**chosen)]
-    networks = [Network(*one) for one in zip(*flat, strict=True)]
-    return [network for network in networks if np.isfinite(network.head_bias)][:count]
+    flat = jax.tree.map(lambda a: np.reshape(a, (-1, *a.shape[status.ndim :])), load(**chosen))
+    trained = [i for i, one in enumerate(jax.tree.leaves(flat)[0]) if np.isfinite(one).all()]
+    return [jax.tree.map(lambda a, i=i: a[i], flat) for i in trained[:count]]
 
 
 def draw_points(ax: Any, dataset: xr.Dataset, **options: Any) -> None:

@@ -19,7 +19,7 @@ _TARGET = "subspace_adv_advance"
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library with its handler registered, or why there is none."""
-    spec = importlib.util.find_spec(f"{__package__}._fused")
+    spec = importlib.util.find_spec("subspace_adv._fused")
     if spec is None or spec.origin is None:
         return None, "the fused trainer was not built; reinstall the package where there is a C++ compiler"
     jax.devices("cpu")  # a handler that JAX refuses while it starts would keep it from starting
@@ -59,11 +59,6 @@ def unavailable(platform: str | None = None) -> str | None:
 def instruction_set() -> str:
     """The vector instructions the kernel uses on this machine: "avx512", "avx2" or "generic"."""
     return library().subspace_adv_instruction_set().decode()
-
-
-def label() -> str:
-    """The trainer with what decides its rounding, "fused (avx512)"."""
-    return f"fused ({instruction_set()})"
 
 
 class Networks(NamedTuple):

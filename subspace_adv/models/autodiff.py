@@ -1,0 +1,168 @@
+"""A model from its initial law, its first layer and the rest; all else by automatic differentiation and search."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv.contracts import Blurred, Crossing, Form, Model, prepared
+from subspace_adv.norms import dual_length
+
+_FAR = 1e3  # where an output is as it is far away, in reaches of the first layer's kinks
+_SCAN = 2_048  # points of a ray at which a flip is looked for: half of them evenly up to the reach, half out to _FAR
+_HALVINGS = 60  # of the interval of the scan that holds the first flip
+_ROUNDING = 2.0**-30  # of the output at the point: a flip is one past it, float32's errors in 2⁻¹² of it
+
+
+def model(
+    *,
+    init: Callable[..., Any],
+    first: Callable[[Any], tuple[jax.Array, jax.Array]],
+    with_first_weight: Callable[[Any, jax.Array], Any],
+    rest: Callable[[Any, jax.Array], jax.Array],
+    trained: Callable[[str, str], tuple[str, ...]],
+) -> Model:
+    """A model without a kernel or a certificate; arguments as the fields of `contracts.Model`.
+
+    The universal direction weighs the first layer's neurons by the signs of the output's gradient at x = 0.
+    """
+
+    def output(params: Any, x: jax.Array) -> jax.Array:
+        weight, bias = first(params)
+        inputs = x @ weight.T
+        return rest(params, inputs + jnp.broadcast_to(bias, inputs.shape))
+
+    def universal_weights(params: Any) -> jax.Array:
+        _, bias = first(params)
+        return jnp.where(jax.grad(lambda z: rest(params, z))(bias) < 0, -1, 1).astype(bias.dtype)
+
+    def outputs_and_pullback(params: Any, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+        outputs, pullback = jax.vjp(lambda params: output(params, x), params)
+        return outputs, lambda output_gradient: pullback(output_gradient)[0]
+
+    return Model(
+        init=init,
+        first=first,
+        with_first_weight=with_first_weight,
+        rest=rest,
+        trained=trained,
+        universal_weights=universal_weights,
+        input_gradient=lambda params, x: jax.vmap(jax.grad(lambda point: output(params, point)))(x),
+        local=functools.partial(_local, first, rest),
+        form=Form(lambda params: params, lambda params: params, outputs_and_pullback),
+        step_flops=_step_flops,
+    )
+
+
+class AutodiffLocal(NamedTuple):
+    """The contract `Local`, c ↦ s·rest(z + rates·c), without a formula for its zeros: rays are scanned."""
+
+    rest: Any  # z (..., m) → signed output (...), a pytree of the parameters that it holds
+    z: jax.Array  # (m,), first layer's preactivations at x
+    rates: jax.Array  # (m, r), their derivatives in c
+    scale: jax.Array  # (), of the perturbations and of what they do to the output
+
+    @property
+    def dimension(self) -> int:
+        """Number r of coordinates."""
+        return self.rates.shape[1]
+
+    @property
+    def dtype(self) -> Any:
+        """Type of its numbers."""
+        return self.z.dtype
+
+    def astype(self, dtype: Any) -> "AutodiffLocal":
+        """The same in numbers of another type."""
+        return jax.tree.map(lambda a: a.astype(dtype), self)
+
+    def value(self, c: jax.Array) -> jax.Array:
+        """Signed output (...) at the coordinates (..., r)."""
+        moved = (self.scale * c) @ self.rates.T
+        return self.rest(moved + jnp.broadcast_to(self.z, moved.shape)) / self.scale
+
+    def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Signed output (...) and its gradient (..., r) at the coordinates (..., r)."""
+        value, pullback = jax.vjp(self.value, c)
+        return value, pullback(jnp.ones_like(value))[0]
+
+    def crossing(self, direction: jax.Array) -> Crossing:
+        """First flip that a scan of a ray (r,) meets; nothing is certified."""
+        length = jnp.sqrt(jnp.sum(direction**2))
+        near = self.reach("l2") / jnp.where(length > 0, length, 1)
+        even = jnp.linspace(0, 1, _SCAN // 2, dtype=self.dtype)
+        radii = near * jnp.concatenate([even, jnp.geomspace(1, _FAR, _SCAN // 2 + 1, dtype=self.dtype)[1:]])
+        allowance = _ROUNDING * jnp.abs(self.value(jnp.zeros_like(direction)))
+
+        def flips(radius: jax.Array) -> jax.Array:
+            return self.value(radius * direction) < -allowance
+
+        found = jax.vmap(flips)(radii)
+        first = jnp.argmax(found)
+
+        def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            inside = flips(middle)
+            return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+        _, upper = jax.lax.fori_loop(0, _HALVINGS, halve, (radii[jnp.maximum(first - 1, 0)], radii[first]))
+        return Crossing(jnp.zeros_like(upper), jnp.where(jnp.any(found), upper, jnp.inf))
+
+    def reach(self, norm: str) -> jax.Array:
+        """Least radius within which each of the first layer's neurons that varies can change its sign; at least 1."""
+        speed = dual_length(self.rates, norm)
+        return jnp.maximum(jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0)), 1)
+
+    def beyond(self) -> "AutodiffLocal":
+        """The output as it is far away."""
+        return self._replace(scale=jnp.asarray(_FAR, self.dtype) * self.reach("l2"))
+
+    def values_along(self, directions: jax.Array, radii: jax.Array) -> jax.Array:
+        """Signed outputs (k, q) on rays (k, r), each at all of the radii (q,)."""
+        return jax.lax.map(lambda radius: self.value(radius * directions), radii).T
+
+    def asymptotes(self, directions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Slopes (k,) and constants (k,) of the lines through two values far out on rays (k, r)."""
+        far = _FAR * self.reach("l2")
+        one, two = self.values_along(directions, jnp.stack([far, 2 * far])).T
+        return (two - one) / far, 2 * one - two
+
+    def gradient_all_on(self) -> jax.Array:
+        """Gradient (r,) where every neuron of the first layer is positive."""
+        highest = jnp.max(jnp.abs(self.z))
+        return jax.grad(self.rest)(jnp.full_like(self.z, highest)) @ self.rates
+
+    def blurred(self, norm: str) -> Blurred:
+        """Outputs and gradients as they are: what the rest jumps by is not known."""
+        del norm
+        return lambda c, radius: self.value_and_gradient(c)
+
+
+def _local(
+    first: Callable[[Any], tuple[jax.Array, jax.Array]],
+    rest: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    x: jax.Array,
+    basis: jax.Array,
+) -> AutodiffLocal:
+    """The signed output around x (d,) over coordinates of the columns of `basis` (d, r)."""
+    params, x, basis = prepared(params, x, basis)
+    weight, bias = first(params)
+    z = weight @ x + bias
+    sign = jnp.where(rest(params, z) < 0, -1, 1).astype(x.dtype)
+    held = jax.tree_util.Partial(_signed, jax.tree_util.Partial(rest), params, sign)
+    return AutodiffLocal(held, z, weight @ basis, jnp.ones_like(sign))
+
+
+def _signed(rest: Callable[[Any, jax.Array], jax.Array], params: Any, sign: jax.Array, z: jax.Array) -> jax.Array:
+    return sign * rest(params, z)
+
+
+def _step_flops(shapes: Any, samples: int, trained: tuple[str, ...]) -> int:
+    """Forward, both products backward, and the update of every parameter."""
+    del trained
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return 6 * samples * parameters + 6 * parameters
