@@ -89,12 +89,14 @@ def subspace(what: str, given: Any, d: int) -> Subspace:
     return Subspace(*bases)  # pyright: ignore[reportArgumentType]
 
 
-def orthonormal(what: str, basis: Any, d: int) -> np.ndarray:
-    """Orthonormal columns (d, r)."""
-    found = array(f"{what}: basis", basis, 2, f"({d}, r)")
-    if len(found) != d:
-        raise UserError(f"{what}: basis: is of shape {found.shape}; must be ({d}, r), for points of {d} coordinates")
-    if np.abs(found.T @ found - np.eye(found.shape[1])).max(initial=0) > _ORTHONORMAL:
+def frames(what: str, basis: Any, n: int, d: int) -> np.ndarray:
+    """Orthonormal columns, (d, r) for all points or (n, d, r), some for each."""
+    each = np.ndim(basis) == 3
+    found = array(f"{what}: basis", basis, 3 if each else 2, f"({d}, r)")
+    if found.shape[:-1] != ((n, d) if each else (d,)):
+        told = f"must be ({d}, r), or ({n}, {d}, r) for a basis of each of the {n} points"
+        raise UserError(f"{what}: basis: is of shape {found.shape}; {told}")
+    if np.abs(found.mT @ found - np.eye(found.shape[-1])).max(initial=0) > _ORTHONORMAL:
         told = "its columns are not orthonormal; Subspace.from_directions(basis).basis makes them so"
         raise UserError(f"{what}: basis: {told}")
     return found
@@ -110,8 +112,8 @@ def word(what: str, name: str, given: object, known: Collection[str]) -> None:
 
 def check_coordinates(what: str, norm: str, basis: np.ndarray) -> None:
     """Refuse norms but L2 in directions that are neither those of axes nor a single one: they are of coordinates."""
-    on_axes = (np.count_nonzero(basis, axis=0) == 1).all()
-    if not NORMS[norm].is_euclidean and basis.shape[1] > 1 and not on_axes:
+    on_axes = (np.count_nonzero(basis, axis=-2) == 1).all()
+    if not NORMS[norm].is_euclidean and basis.shape[-1] > 1 and not on_axes:
         told = "cannot be measured in directions off the coordinate axes: its norm is not that of coordinates there"
         raise UserError(f"{what}: norm {norm!r}: {told}; take 'l2', the region 'full', or a subspace of axes")
 

@@ -98,7 +98,8 @@ def bracket(
     Args:
         network: parameters of the model's.
         x: points (n, d).
-        basis: (d, r), orthonormal; of coordinate axes for norms other than L2, or a single column.
+        basis: the points' frames, (d, r) for all of them or (n, d, r), one a point: orthonormal; of coordinate axes for
+            norms other than L2, or a single column.
         key: typed PRNG key of the attacks' random starts.
         norm: of the distances.
         effort: of the attacks.
@@ -107,14 +108,15 @@ def bracket(
     Returns:
         The lower bounds (n,) and the attacks' results, with a leading axis over points.
     """
-    dimension = basis.shape[1]
+    dimension, own = basis.shape[-1], 0 if basis.ndim == 3 else None
     if dimension == 0:
         unbounded = jnp.full(len(x), jnp.inf, x.dtype)
         return unbounded, AttackResult(jnp.zeros_like(x), unbounded, jnp.zeros(len(x), bool))
     if dimension == 1:
-        return jax.vmap(lambda point: line_distance(network, point, basis[:, 0], norm, model=model))(x)
+        along = functools.partial(line_distance, norm=norm, model=model)
+        return jax.vmap(along, in_axes=(None, 0, own))(network, x, basis[..., 0])
 
-    def one(point: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
+    def one(point: jax.Array, basis: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
         attack = minimal_norm_attack(
             network, point, basis, norm=norm, key=key, toward=toward, model=model, **effort._asdict()
         )
@@ -122,7 +124,8 @@ def bracket(
             return jnp.zeros_like(attack.distance), attack
         return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
 
-    return jax.vmap(one)(x, _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x)))
+    toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
+    return jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, toward, keys)
 
 
 def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
-from subspace_adv.measures import Variable, variables
+from subspace_adv.measures import Variable, distance_parts, variables
 from subspace_adv.models import MODELS
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
@@ -101,7 +101,8 @@ def dataset_of(store: Store) -> "xr.Dataset":
         },
     )
     for name, variable in (table | PREDICTIONS).items():
-        dataset[_shown(name, axes)].attrs = {"long_name": variable.meaning, "units": variable.unit}
+        meaning = variable.meaning + (_uncertified(sweep) if (distance_parts(name) or ("",))[-1] == "lower" else "")
+        dataset[_shown(name, axes)].attrs = {"long_name": meaning, "units": variable.unit}
     dataset["status"].attrs = {
         "long_name": "outcome of training",
         "flag_values": np.arange(len(STATUS_MEANINGS), dtype=np.int8),
@@ -112,6 +113,12 @@ def dataset_of(store: Store) -> "xr.Dataset":
     dataset["input"].attrs = {"long_name": f"training point, {_COORDINATES}", "units": "input length"}
     dataset["heldout_input"].attrs = {"long_name": f"held-out point, {_COORDINATES}", "units": "input length"}
     return dataset
+
+
+def _uncertified(sweep: Sweep) -> str:
+    """What there is to say of lower bounds of models that certify nothing."""
+    none = [name for name in sweep.values("architecture") if MODELS[name].certificate is None]
+    return f"; no certificate for architecture {' and '.join(none)}: 0" if none else ""
 
 
 _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"

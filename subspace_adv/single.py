@@ -93,7 +93,8 @@ def attack(
         network: weight (m, d).
         x: points (n, d), or one (d,).
         subspace: the data's; perturbations may lie in a region of it.
-        basis: or the directions allowed themselves: (d, r), orthonormal columns.
+        basis: or the directions allowed themselves, orthonormal columns: (d, r) for all points, or (n, d, r), one basis
+            a point.
         region: "off" (by default), "on" or "full", of the subspace.
         norm: "l2", "linf" or "l1"; the last two in the full space, on coordinate axes or along one direction alone.
         **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
@@ -150,7 +151,8 @@ def bracket(
         y: labels (n,), −1 or +1, where a misclassified point is to be at distance 0; the network's predictions if left
             out.
         subspace: the data's.
-        basis: or the directions allowed themselves: (d, r), orthonormal columns.
+        basis: or the directions allowed themselves, orthonormal columns: (d, r) for all points, or (n, d, r), one basis
+            a point.
         regions: of the subspace; "off", "on" and "full" by default.
         norms: of the distances.
         **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
@@ -270,7 +272,7 @@ def _bracketed(
     elif subspace is not None or region is not None:
         raise UserError(f"{what}: {'subspace' if region is None else 'region'}: {_LEAVE_OUT}")
     else:
-        directions = arguments.orthonormal(what, basis, d)
+        directions = arguments.frames(what, basis, *points.shape)
     arguments.check_coordinates(what, norm, directions)
     values = arguments.settings(what, effort, _EFFORT)
     run, seed = Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS)), np.uint32(values["seed"])

@@ -11,7 +11,7 @@ import subspace_adv
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
     ["errors", "rows", "fields", "streams", "norms", "geometry", "contracts"],
-    ["fused", "data", "network", "chi", "initialization", "optimizers", "reduction", "training", "models"],
+    ["data", "network", "chi", "initialization", "optimizers", "models", "reduction", "training"],
     ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
     ["engine", "arguments", "single", "manifest", "store", "predictions", "results", "runner"],
@@ -21,7 +21,7 @@ ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
     "data": ["kind", "line", "chessboard", "subspace"],
-    "models": ["two_layer", "certificates"],
+    "models": ["fused", "two_layer", "two_layer_training", "certificates", "autodiff"],
     "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "robustness"],
@@ -87,7 +87,7 @@ def test_imports_are_seen_in_every_form():
         "import subspace_adv.cli\nfrom subspace_adv import plots as p\ndef f():\n from subspace_adv.store import Store"
     )
     assert siblings(ast.parse(source)) == {"cli", "plots", "store"}
-    assert siblings(TREES["measures"]) >= {"attacks", "brackets", "network"}
+    assert siblings(TREES["measures"]) >= {"attacks", "brackets", "subject"}
     inside = "from subspace_adv.plots.panels import a\nfrom subspace_adv.plots import line\nimport subspace_adv.plots"
     assert siblings(ast.parse(inside)) == {"plots.panels", "plots.line", "plots"}
 
@@ -129,6 +129,16 @@ def test_attacks_know_a_network_by_its_contract_alone(name):
     names = set(imported(TREES[name]))
     assert not {other for other in names if other.startswith("subspace_adv.models")}
     assert not {other for other in names if other.startswith("subspace_adv.network")}
+
+
+@pytest.mark.parametrize("name", sorted({*FILES} - {name for name in FILES if name.partition(".")[0] == "models"}))
+def test_the_kernel_is_reached_through_the_model(name):
+    assert "subspace_adv.models.fused" not in set(imported(TREES[name]))
+
+
+@pytest.mark.parametrize("name", ["training", "subject", "measures", "brackets", "program", "planning"])
+def test_what_is_general_knows_no_model_s_parameters(name):
+    assert not {other for other in imported(TREES[name]) if other.endswith((".Network", ".TWO_LAYER"))}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"models", "models.certificates"}))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from deep import DEEP
 from jax.experimental.compilation_cache import compilation_cache
 
 from subspace_adv import engine, measures, training
@@ -22,7 +23,7 @@ from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.initialization import init_network
 from subspace_adv.measures import Rounding
-from subspace_adv.models import fused
+from subspace_adv.models import MODELS, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan
@@ -114,6 +115,7 @@ BITWISE = {
     "padded width": ({"seed": 1}, {"width": (41, 50, 3)}),
     "stop rule": ({}, {"stop_margin": (50.0, -2.0, -0.1), "max_steps": (20, 0, 1, 700)}),
     "optimizer": ({}, {"optimizer": ("sgd", "gd", "momentum"), "seed": (0, 1)}),
+    "architecture": ({}, ("mlp", "deep")),
     "init": ({"stop_margin": float("inf")}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
 }
 
@@ -145,6 +147,7 @@ FIELDS = {  # two values of each field that may be an axis, beside other setting
     "distribution": (SUBSPACE, ("sphere", "gaussian")),
     "labels": (SUBSPACE, ("random", "clusters")),
     "data_seed": (SUBSPACE, (0, 1)),
+    "architecture": ({}, ("mlp", "deep")),
     "init": ({"stop_margin": float("inf")}, ("theory", "torch")),
     "trainable": ({}, ("hidden", "all")),
     "width": ({}, (3, 50)),
@@ -167,8 +170,9 @@ OF_THE_BASE_PROGRAM = ("init_scale", "seed", "learning_rate", "weight_decay", "s
 @pytest.mark.parametrize(
     "leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf not in OF_THE_BASE_PROGRAM)) for leaf in FIELDS]
 )
-def test_cells_that_differ_in_one_field_each_equal_themselves_alone(leaf):
+def test_cells_that_differ_in_one_field_each_equal_themselves_alone(leaf, monkeypatch):
     """To the bit by one program; up to the order of summation by the one that gives each network its own points."""
+    monkeypatch.setitem(MODELS, "deep", DEEP)
     settings, values = FIELDS[leaf]
     axes = {"seed": (0, 1), leaf: values} if leaf != "seed" else {"seed": values}
     whole = sweep({name: value for name, value in settings.items() if name not in axes}, axes)

@@ -79,7 +79,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "labels",
             "data_seed",
         },
-        "network": {"init", "trainable", "width", "init_scale", "seed"},
+        "network": {"architecture", "init", "trainable", "width", "init_scale", "seed"},
         "training": {
             "loss",
             "optimizer",
@@ -100,6 +100,7 @@ def test_tables_and_fields_of_the_sweep_file():
     ("field", "values"),
     [
         ("kind", ["line", "chessboard", "subspace"]),
+        ("architecture", ["mlp"]),
         ("init", ["theory", "paper-code", "torch"]),
         ("trainable", ["all", "hidden"]),
         ("loss", ["logistic", "exponential"]),

@@ -43,7 +43,7 @@ def line_of(out: str, begin: str) -> str:
 
 def test_every_example_and_section_is_tested_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"one_network.py", "read_results.py", "panel.py"}
-    assert list(SCRIPTS) == ["A kind of data", "An optimizer", "A norm", "An attack", "A measure"]
+    assert list(SCRIPTS) == ["A kind of data", "A model", "An optimizer", "A norm", "An attack", "A measure"]
     assert all(len(found) == 1 for found in SCRIPTS.values())
 
 
@@ -153,6 +153,14 @@ def test_a_kind_of_data_can_be_added_as_told(tmp_path):
     out = script("A kind of data", tmp_path)
     for radius in (1.0, 2.0):
         assert numbers(line_of(out, f"radius {radius}: ")).tolist() == [6, radius, radius, 0]
+
+
+@pytest.mark.slow
+def test_a_model_can_be_added_as_told(tmp_path):
+    out = script("A model", tmp_path)
+    assert numbers(line_of(out, "weights of the second layer ")).tolist() == [2, 4, 8, 8]
+    plain, decayed = numbers(out.splitlines()[-1])
+    assert 0 < plain < decayed < np.inf
 
 
 @pytest.mark.slow

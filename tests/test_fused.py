@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from subspace_adv.fused import Networks
 
 from subspace_adv.models import fused
+from subspace_adv.models.fused import Networks
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 KERNELS = Path(fused.__file__).parents[1] / "kernels"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from subspace_adv import plots
 from subspace_adv.errors import UserError
+from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.plots.chessboard import flip_heights
 from subspace_adv.plots.panels import panels
@@ -44,7 +45,7 @@ def synthetic(axes: dict[str, tuple], d: int = 2, **attrs: Any) -> tuple[xr.Data
             "label": ("point", np.array([1, -1, 1], np.int8)),
             "input": (("point", "feature"), rng.uniform(-1, 1, (3, d))),
         },
-        attrs={"name": "synthetic", **attrs},
+        attrs={"name": "synthetic", "architecture": "mlp", **attrs},
     )
     inner = ((WIDTH, d), (WIDTH,), (WIDTH,), ())
     networks = [rng.standard_normal((*shape, *size)).astype(np.float32) for size in inner]
@@ -81,7 +82,7 @@ def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
         network.weight[1, 2] = 0  # a neuron that does not see z
         network.weight[2, 2] = 1e-4  # one whose kink is far away
         x, y = rng.uniform(-1, 1, (2, 3, 4))
-        heights = flip_heights(network, x, y, plane=plane, reach=reach)
+        heights = flip_heights(network, x, y, plane=plane, reach=reach, model=TWO_LAYER)
         t = np.linspace(-reach, reach, 6001)
         scan = output(network, np.stack(np.broadcast_arrays(x[..., None], y[..., None], plane + t), axis=-1))
         changes = np.diff(scan > 0, axis=-1)
@@ -100,9 +101,9 @@ def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
 def test_flip_height_takes_the_nearer_of_two_sheets_with_its_sign() -> None:
     # N = 1 − 5·relu(z − ½) − 10·relu(½ − z) vanishes 0.2 above and 0.1 below the plane z = ½.
     network = Network(*map(np.array, ([[0, 0, 1], [0, 0, -1]], [-0.5, 0.5], [-5, -10], 1.0)))
-    heights = flip_heights(network, np.zeros(2), np.ones(2), plane=0.5, reach=1.0)
+    heights = flip_heights(network, np.zeros(2), np.ones(2), plane=0.5, reach=1.0, model=TWO_LAYER)
     np.testing.assert_allclose(heights, -0.1, rtol=1e-9)
-    assert np.isinf(flip_heights(network, np.zeros(1), np.ones(1), plane=0.5, reach=0.05)).all()
+    assert np.isinf(flip_heights(network, np.zeros(1), np.ones(1), plane=0.5, reach=0.05, model=TWO_LAYER)).all()
 
 
 def test_panels_are_the_remedies_alone_and_together_if_trained() -> None:

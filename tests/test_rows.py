@@ -343,7 +343,8 @@ def test_a_model_that_is_added_trains_and_is_measured(tmp_path, monkeypatch):
             np.testing.assert_allclose(getattr(trained, name)[at], part, rtol=1e-3, atol=1e-5, err_msg=name)
         outputs = deep_output(expected, points.x[at])
         np.testing.assert_allclose(dataset["output"].values[at], outputs, rtol=1e-3, atol=1e-5)
-    assert not dataset["distance_off_l2_lower"].values.any()
+    lower = dataset["distance_off_l2_lower"]
+    assert not lower.values.any() and lower.attrs["long_name"].endswith("; no certificate for architecture deep: 0")
     assert np.isfinite(dataset["distance_off_l2_upper"]).mean() > 0.5
     law = dataset["gradient_norm_off"] / dataset["predicted_gradient_norm_off"]
     assert 0.2 < law.median() < 5

@@ -76,6 +76,29 @@ def test_an_attack_flips_and_nothing_shorter_than_certified_does(network, where)
     assert sa.certify(network, X[1], **where, norm="linf") == radii[1]
 
 
+def test_every_point_may_have_a_basis_of_its_own(network):
+    """Lines are crossed as each point's alone is; equal bases are as one; a plane's flips lie in it."""
+    turn = np.linspace(0, np.pi, len(X), endpoint=False)
+    zero = np.zeros_like(turn)
+    lines = np.stack([np.cos(turn), zero, np.sin(turn)], axis=1)[:, :, None]
+    found, radii = sa.attack(network, X, basis=lines, norm="linf"), sa.certify(network, X, basis=lines, norm="linf")
+    for i, (point, line) in enumerate(zip(X, lines, strict=True)):
+        alone = sa.attack(network, point, basis=line, norm="linf")
+        assert alone.delta.tobytes() == found.delta[i].tobytes() and alone.distance == found.distance[i]
+        assert sa.certify(network, point, basis=line, norm="linf") == radii[i]
+    shared, own = (sa.bracket(network, X, basis=b) for b in (np.eye(3)[:, 1:], np.stack([np.eye(3)[:, 1:]] * len(X))))
+    for name in shared:
+        np.testing.assert_allclose(own[name], shared[name], rtol=1e-9, err_msg=name)
+    planes = np.concatenate([lines, np.stack([-np.sin(turn), zero, np.cos(turn)], axis=1)[:, :, None]], axis=2)
+    planes[::2, :, 1] = [0, 1, 0]
+    attacked = sa.attack(network, X, basis=planes)
+    assert attacked.is_adv.any()
+    for x, delta, plane, flips in zip(X, attacked.delta, planes, attacked.is_adv, strict=True):
+        np.testing.assert_allclose(plane @ (plane.T @ delta), delta, atol=1e-12)
+        assert not flips or reference.output(network, x) * reference.output(network, x + (1 + 1e-9) * delta) <= 0
+    assert (sa.certify(network, X, basis=planes) <= attacked.distance).all()
+
+
 def test_a_bracket_is_of_the_network_s_own_prediction_unless_labels_are_given(network):
     wrong = Y * [1, 1, -1, 1]
     own, labelled = (sa.bracket(network, X, y, subspace=PLANE, regions=["off"]) for y in (None, wrong))
