@@ -115,7 +115,6 @@ BITWISE = {
     "padded width": ({"seed": 1}, {"width": (41, 50, 3)}),
     "stop rule": ({}, {"stop_margin": (50.0, -2.0, -0.1), "max_steps": (20, 0, 1, 700)}),
     "optimizer": ({}, {"optimizer": ("sgd", "gd", "momentum"), "seed": (0, 1)}),
-    "architecture": ({}, ("mlp", "deep")),
     "init": ({"stop_margin": float("inf")}, {"init": ("paper-code", "theory", "torch"), "seed": (0, 1)}),
 }
 
