@@ -63,8 +63,11 @@ def trained(network: Network, data, recipe: Recipe, *, seed: int = 0, **settings
     return jax.tree.map(np.asarray, found)
 
 
+_drawn = jax.jit(init_network, static_argnames="law")
+
+
 def start(law: str, seed: int, dim: int = 2) -> Network:
-    drawn = init_network(jax.random.key(seed), jnp.int32(WIDTH), jnp.float32(1), law=Law(law, PADDED, dim, dim))
+    drawn = _drawn(jax.random.key(seed), jnp.int32(WIDTH), jnp.float32(1), law=Law(law, PADDED, dim, dim))
     return jax.tree.map(np.asarray, drawn)
 
 
@@ -165,7 +168,7 @@ def test_gradient_descent_agrees_with_float64_step_by_step(law, loss, trainable)
             assert distance(path[count], real(found, i)) < 1e-4
 
 
-@pytest.mark.parametrize("trainable", ["all", "hidden"])
+@pytest.mark.parametrize("trainable", ["all", pytest.param("hidden", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("samples", "dim"), [(50, 4), (6, 12), (20, 16)], ids=["many points", "many inputs", "many of both"]
 )
