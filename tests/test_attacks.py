@@ -12,6 +12,7 @@ from optimum import ORDER
 from reference import Ray
 
 from subspace_adv import attacks, models
+from subspace_adv.engine.pinned import compiler_options
 from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 
@@ -19,6 +20,7 @@ DTYPES = [np.float64, np.float32]
 # What the bounds may give away: over the rounding allowance at the widths below, relative to the terms' sizes.
 SLACK = {np.float64: 4e-11, np.float32: 2e-5}
 PADDED = 64
+AS_MEASURED = compiler_options(quick=True)  # rounding is a matter of how programs are compiled
 
 
 def _cases() -> list[tuple[np.ndarray, ...]]:
@@ -56,8 +58,9 @@ def _cases() -> list[tuple[np.ndarray, ...]]:
 def test_first_crossing_brackets_a_dense_scan(dtype):
     """Lower ≤ first flip ≤ upper, each within the slack of it; no flip before lower, a true one at upper."""
     cases = [np.array(values).astype(dtype) for values in zip(*_cases(), strict=True)]
+    first_crossing = jax.jit(jax.vmap(models.first_crossing), compiler_options=AS_MEASURED)
     with jax.enable_x64(dtype == np.float64):
-        lower, upper = map(np.asarray, jax.jit(jax.vmap(models.first_crossing))(*cases))
+        lower, upper = map(np.asarray, first_crossing(*cases))
     assert lower.dtype == upper.dtype == dtype
     crossings = 0
     for i, case in enumerate(zip(*cases, strict=True)):
@@ -112,8 +115,9 @@ def test_line_distance_is_the_nearer_flip_of_both_rays(dtype):
     """In float32 near the origin only: its allowance does not cover preactivations that cancel."""
     counted = slice(200 if dtype == np.float64 else 100)
     networks, x, directions = jax.tree.map(lambda a: a[counted].astype(dtype), _lines())
+    line_distance = jax.jit(jax.vmap(attacks.line_distance), compiler_options=AS_MEASURED)
     with jax.enable_x64(dtype == np.float64):
-        lower, flip = jax.jit(jax.vmap(attacks.line_distance))(networks, x, directions)
+        lower, flip = line_distance(networks, x, directions)
     lower, upper = np.asarray(lower), np.asarray(flip.distance)
     slack = SLACK[dtype]
     for i in range(len(x)):

@@ -122,6 +122,14 @@ def test_no_direction_flips_within_the_certificate(region):
     assert max(nearest) > 0.5  # the bound is not idle
 
 
+_jitted_kink = jax.jit(kink_certificate)
+
+
+def _kink(network: Network, x: np.ndarray, basis: np.ndarray) -> jax.Array:
+    """The certificate by a program that is compiled once for all networks of a shape."""
+    return _jitted_kink(Network(*map(np.asarray, network)), x, basis)
+
+
 @pytest.mark.parametrize("region", ["on", "full"])
 def test_networks_linear_all_around_are_certified_to_their_distance(x64, region):
     """Where no opposing neuron has a kink on the way the certificate is |N|/‖P∇N‖, the distance itself."""
@@ -129,8 +137,8 @@ def test_networks_linear_all_around_are_certified_to_their_distance(x64, region)
     network, x = reference.random_network(rng, 10, D), rng.standard_normal(D)
     network = network._replace(bias=network.bias + 50, head_bias=1 - 50 * network.head.sum())
     exact = abs(float(reference.output(network, x))) / np.linalg.norm(network.head @ network.weight @ REGIONS[region])
-    assert kink_certificate(network, x, REGIONS[region]) == pytest.approx(exact, rel=1e-6)
-    assert kink_certificate(network, x, REGIONS[region]) <= exact
+    assert _kink(network, x, REGIONS[region]) == pytest.approx(exact, rel=1e-6)
+    assert _kink(network, x, REGIONS[region]) <= exact
 
 
 def test_certificate_is_infinite_where_no_neuron_can_lower_the_output(x64):
@@ -140,28 +148,28 @@ def test_certificate_is_infinite_where_no_neuron_can_lower_the_output(x64):
     still = network._replace(weight=0 * network.weight)
     headless = network._replace(head=0 * network.head)
     asleep = network._replace(bias=-np.abs(network.weight @ x) - 1, head=np.abs(network.head), head_bias=1.0)
-    assert kink_certificate(still, x, np.eye(D)) == np.inf
-    assert kink_certificate(headless, x, np.eye(D)) == np.inf
-    assert kink_certificate(asleep, x, np.eye(D)) == np.inf
-    assert kink_certificate(asleep._replace(head=-asleep.head), x, np.eye(D)) < 1e3
-    assert kink_certificate(only_on, x, SUBSPACE.complement) > 1e3  # the rounding of a projection is not quite 0
-    assert kink_certificate(only_on, x, SUBSPACE.basis) < 1e3
+    assert _kink(still, x, np.eye(D)) == np.inf
+    assert _kink(headless, x, np.eye(D)) == np.inf
+    assert _kink(asleep, x, np.eye(D)) == np.inf
+    assert _kink(asleep._replace(head=-asleep.head), x, np.eye(D)) < 1e3
+    assert _kink(only_on, x, SUBSPACE.complement) > 1e3  # the rounding of a projection is not quite 0
+    assert _kink(only_on, x, SUBSPACE.basis) < 1e3
 
 
 def test_certificate_is_zero_where_the_output_is(x64):
     rng = np.random.default_rng(10)
     network, x = reference.random_network(rng, 10, D), rng.standard_normal(D)
     at_zero = network._replace(head_bias=network.head_bias - float(reference.output(network, x)))
-    assert kink_certificate(at_zero, x, np.eye(D)) == 0
+    assert _kink(at_zero, x, np.eye(D)) == 0
     nothing = Network(*(0 * np.asarray(field) for field in network))
-    assert kink_certificate(nothing, x, np.eye(D)) == 0
+    assert _kink(nothing, x, np.eye(D)) == 0
 
 
 def test_certificate_does_not_depend_on_the_sign_of_the_output(x64):
     network, x = _case(2)
     negated = network._replace(head=-network.head, head_bias=-network.head_bias)
     basis = REGIONS["full"]
-    assert kink_certificate(network, x, basis) == kink_certificate(negated, x, basis)
+    assert _kink(network, x, basis) == _kink(negated, x, basis)
 
 
 # The cap ---------------------------------------------------------------------------------------------------------
@@ -360,14 +368,15 @@ def test_crown_certificate_scales_with_the_inputs(norm):
 def test_crown_certificate_of_degenerate_networks_is_a_number(norm, x64):
     rng = np.random.default_rng(14)
     network, x = reference.random_network(rng, 10, D), rng.standard_normal(D)
+    network = Network(*map(np.float64, network))
     certify = jax.jit(functools.partial(crown_certificate, norm=norm))
     still = network._replace(weight=0 * network.weight)
     headless = network._replace(head=0 * network.head)
-    asleep = network._replace(bias=-np.abs(network.weight @ x) - 1, head=np.abs(network.head), head_bias=1.0)
+    asleep = network._replace(bias=-np.abs(network.weight @ x) - 1, head=np.abs(network.head), head_bias=np.float64(1))
     for safe in (still, headless, asleep):
         assert certify(safe, x, np.eye(D), upper=jnp.float64(7)) == 7
         assert 1 <= certify(safe, x, np.eye(D), upper=jnp.float64(np.inf)) < np.inf
-    tie = network._replace(head_bias=network.head_bias - float(reference.output(network, x)))
+    tie = network._replace(head_bias=network.head_bias - np.float64(reference.output(network, x)))
     nothing = Network(*(0 * np.asarray(field) for field in network))
     for upper in (2.0**-100, 1.0, np.inf):
         assert certify(tie, x, np.eye(D), upper=jnp.float64(upper)) == 0

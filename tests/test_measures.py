@@ -322,8 +322,9 @@ def test_distance_along_a_direction_in_a_linear_network(x64):
     rng = np.random.default_rng(0)
     a, c = rng.standard_normal(6), 0.3
     network = Network(*map(jnp.asarray, (np.stack([a, -a]), np.zeros(2), np.array([1.0, -1.0]), np.float64(c))))
+    descent_distance = jax.jit(attacks.descent_distance)
     for x, v in rng.standard_normal((20, 2, 6)):
         v /= np.linalg.norm(v)
         expected = abs(a @ x + c) / abs(a @ v)
-        assert attacks.descent_distance(network, jnp.asarray(x), jnp.asarray(v)) == pytest.approx(expected, rel=1e-9)
-    assert np.isinf(attacks.descent_distance(network, jnp.asarray(a), jnp.zeros(6)))
+        assert descent_distance(network, jnp.asarray(x), jnp.asarray(v)) == pytest.approx(expected, rel=1e-9)
+    assert np.isinf(descent_distance(network, jnp.asarray(a), jnp.zeros(6)))

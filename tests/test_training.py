@@ -152,9 +152,16 @@ def steady_starts(law: str, data, count: int, **settings) -> list[tuple[Network,
     return found[:count]
 
 
-@pytest.mark.parametrize("trainable", ["all", "hidden"])
-@pytest.mark.parametrize("loss", ["logistic", "exponential"])
-@pytest.mark.parametrize("law", ["theory", "paper-code"])
+# Each takes long to compile. The quick half has every pair of a law, a loss and what is trained.
+GD_CASES = [
+    pytest.param(law, loss, trainable, marks=[pytest.mark.slow] * ((i + j + k) % 2))
+    for i, law in enumerate(("theory", "paper-code"))
+    for j, loss in enumerate(("logistic", "exponential"))
+    for k, trainable in enumerate(("all", "hidden"))
+]
+
+
+@pytest.mark.parametrize(("law", "loss", "trainable"), GD_CASES)
 def test_gradient_descent_agrees_with_float64_step_by_step(law, loss, trainable):
     fields = trained_fields(law, trainable)
     settings = dict(fields=fields, loss=loss, weight_decay=0.003, batches=full_batches(LINE, 1000))
@@ -166,7 +173,7 @@ def test_gradient_descent_agrees_with_float64_step_by_step(law, loss, trainable)
             assert distance(path[count], real(found, i)) < 1e-4
 
 
-@pytest.mark.parametrize("trainable", ["all", "hidden"])
+@pytest.mark.parametrize("trainable", ["all", pytest.param("hidden", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("samples", "dim"), [(50, 4), (6, 12), (20, 16)], ids=["many points", "many inputs", "many of both"]
 )
