@@ -117,7 +117,8 @@ class Model:
     """
 
     # (key, width, init_scale, *, law, basis=None) → float32 parameters, W (padded_width, r) in coordinates of the law's
-    # span and drawn as `initialization` draws it: what is off the span is drawn apart.
+    # span and drawn as `initialization` draws it: what is off the span is drawn apart. Neurons past `width` are inert:
+    # zero weights to them and from them (F11).
     init: Callable[..., Any]
     first: Callable[[Any], tuple[jax.Array, jax.Array]]  # params → W (m, d), b (m,)
     with_first_weight: Callable[[Any, jax.Array], Any]  # (params, W (m, d')) → params of a network on R^d'

@@ -74,7 +74,10 @@ def search_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def far_rays_key() -> jax.Array:
-    """The key of the rays along which descents beyond all kinks begin: the same for all networks and points."""
+    """The key of the rays along which descents beyond all kinks begin: the same for all networks and points.
+
+    That of seed 0, which itself draws nothing else.
+    """
     return key_of(0)
 
 
