@@ -1,6 +1,7 @@
 """The rules of the package's structure: imports point one way, and each concern has one home."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +154,14 @@ CORE = [name for name in FILES if name.partition(".")[0] in LINES[0] + LINES[1]]
 def test_the_numeric_core_does_no_input_or_output(name):
     outside = {module.split(".")[0] for module in imported(TREES[name])} & {"os", "pathlib", "logging", "sys", "xarray"}
     assert not outside and not called(TREES[name]) & {"open", "input"}
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER.parent / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_what_benchmarks_import_is_there(path):
+    """They are not run by any test: what moves would leave them behind."""
+    ours = [name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith("subspace_adv.")]
+    assert ours
+    for module, _, name in (full.rpartition(".") for full in ours):
+        assert f"{module}.{name}".removeprefix("subspace_adv.") in FILES or hasattr(
+            importlib.import_module(module), name
+        )
