@@ -119,7 +119,7 @@ BITWISE = {
 }
 
 
-FAST = {"seed and init_scale", "weight_decay and learning_rate", "padded width", "stop rule"}  # all by one program
+FAST = {"seed and init_scale", "weight_decay and learning_rate", "stop rule"}  # all by one program
 
 
 @pytest.mark.parametrize(
@@ -471,6 +471,7 @@ def set_flags(flags: dict) -> None:
         jax.config.update(flag, value)
 
 
+@pytest.mark.slow
 def test_networks_do_not_depend_on_global_settings_of_jax(restored_flags):
     """All at once, after which what is compiled is traced again: keys, types, precisions and guards are pinned."""
     expected = everything("sgd", measured=False)

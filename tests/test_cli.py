@@ -381,6 +381,7 @@ def test_counts_and_durations_are_short():
     assert [cli._duration(s) for s in (3, 119, 600, 7200)] == ["3 s", "119 s", "10 min", "2.0 h"]
 
 
+@pytest.mark.slow
 def test_a_run_as_a_process_is_quiet_and_ends_in_its_table(tmp_path):
     """Also where matplotlib is set up for other work, as in a notebook."""
     write(tmp_path, TINY, "tiny.toml")

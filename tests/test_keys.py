@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 from shell import read
 
@@ -43,6 +44,7 @@ def test_networks_of_different_seeds_are_independent():
         assert len(np.unique(values)) == 255
 
 
+@pytest.mark.slow
 def test_attacks_on_different_points_and_networks_start_from_keys_of_their_own(monkeypatch):
     """By an attack that says what it draws; cells of one seed draw the same."""
 

@@ -11,11 +11,12 @@ from descent import Settings, descend
 from reference import Ray
 from test_batching import cells_of, sweep
 
-from subspace_adv import engine, fused
+from subspace_adv import engine
 from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.engine import chunks
 from subspace_adv.geometry import Subspace
+from subspace_adv.models import fused
 from subspace_adv.network import Network
 from subspace_adv.planning import Chunk, Group, plan
 from subspace_adv.sweep import Sweep

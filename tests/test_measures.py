@@ -79,7 +79,7 @@ def measured(data: Data, networks: Network, regions: tuple = ALL) -> Measured:
     recording = Recording(regions, ("l2",), attack_steps=10, restarts=3, loss="exponential")
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), data)
     with jax.enable_x64(True):
-        one = functools.partial(measures.measure, recording=recording)
+        one = functools.partial(measures.measure, recording=recording, model=TWO_LAYER)
         batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)))
         record = batched(networks, *wide, jax.random.split(jax.random.key(1), len(networks.head)))
         return Measured(data, networks, jax.tree.map(np.asarray, record))

@@ -311,6 +311,7 @@ def test_what_is_trained_so_far_is_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.stem for path in paths] == ["boundaries", "remedies", "fooling_rate"]
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_to_the_byte_if_drawn_again_whatever_the_users_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

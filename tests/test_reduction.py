@@ -112,7 +112,7 @@ def test_training_in_coordinates_of_the_span_is_another_where_adam_is_refused(st
     assert apart(trained(sweep, reduced=True)[1], trained(sweep)[1]) > 1e-2
 
 
-@pytest.mark.parametrize(("decay", "coordinates"), [(0, 2), (0.05, 5)])
+@pytest.mark.parametrize(("decay", "coordinates"), [(0, 2), pytest.param(0.05, 5, marks=pytest.mark.slow)])
 def test_adam_with_decay_or_without_is_adam_in_all_coordinates(decay, coordinates, standard_promotion):
     """In float64 NumPy; with decay it is trained there, as a weight off the span is then no multiple of its start."""
     axes = f'seed = [0, 1]\nweight_decay = [{decay}]\noptimizer = ["adam"]\ninit = ["paper-code"]\n'

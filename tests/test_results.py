@@ -508,6 +508,7 @@ sys.stdout.buffer.write(networks.weight.tobytes())
 """
 
 
+@pytest.mark.slow
 def test_reading_needs_no_accelerator_and_no_encoding(tiny, tmp_path):
     (tmp_path / "résultats").symlink_to(tiny)
     without = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}

@@ -234,6 +234,7 @@ def told(**changed) -> Measure:
     return Measure(**fields | changed)
 
 
+@pytest.mark.slow
 def test_a_measure_that_is_added_is_recorded_and_rounded_as_it_says(tmp_path, monkeypatch):
     """And a family of them, for every region and norm."""
     for rounding in Rounding:
@@ -266,6 +267,7 @@ def test_a_measure_that_is_added_is_recorded_and_rounded_as_it_says(tmp_path, mo
         np.testing.assert_allclose(gap.values[flips], (upper - lower).values[flips], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_results_without_a_measure_are_refused_once_it_is_added(tmp_path, monkeypatch):
     run(small("seed=0:2"), tmp_path)
     monkeypatch.setitem(MEASURES, "third", told())
@@ -288,7 +290,7 @@ def test_a_measure_that_computes_another_shape_or_takes_a_name_is_refused(tmp_pa
         patch.setitem(MEASURES, "third", told(dimensions=()))
         with pytest.raises(ValueError, match=r"measure 'third': is of shape \(.*\), and by its dimensions of \(\)"):
             run(small("seed=0:2"), tmp_path)
-    for name in ("steps", "weight", "distance_off_l2_lower"):
+    for name in ("steps", "distance_off_l2_lower"):
         with monkeypatch.context() as patch:
             patch.setitem(MEASURES, name, told())
             with pytest.raises(ValueError, match=f"measure '{name}': there is a variable of this name already"):

@@ -77,7 +77,7 @@ def test_an_attack_flips_and_nothing_shorter_than_certified_does(network, where)
 
 
 def test_every_point_may_have_a_basis_of_its_own(network):
-    """Lines are crossed as each point's alone is; equal bases are as one; a plane's flips lie in it."""
+    """Lines are crossed as each point's alone is."""
     turn = np.linspace(0, np.pi, len(X), endpoint=False)
     zero = np.zeros_like(turn)
     lines = np.stack([np.cos(turn), zero, np.sin(turn)], axis=1)[:, :, None]
@@ -86,10 +86,19 @@ def test_every_point_may_have_a_basis_of_its_own(network):
         alone = sa.attack(network, point, basis=line, norm="linf")
         assert alone.delta.tobytes() == found.delta[i].tobytes() and alone.distance == found.distance[i]
         assert sa.certify(network, point, basis=line, norm="linf") == radii[i]
+
+
+@pytest.mark.slow
+def test_planes_of_each_point_s_own_are_searched(network):
+    """Equal ones are as one; flips lie in the plane of their point."""
     shared, own = (sa.bracket(network, X, basis=b) for b in (np.eye(3)[:, 1:], np.stack([np.eye(3)[:, 1:]] * len(X))))
     for name in shared:
         np.testing.assert_allclose(own[name], shared[name], rtol=1e-9, err_msg=name)
-    planes = np.concatenate([lines, np.stack([-np.sin(turn), zero, np.cos(turn)], axis=1)[:, :, None]], axis=2)
+    turn = np.linspace(0, np.pi, len(X), endpoint=False)
+    lines, upright = (
+        np.stack([np.cos(t), np.zeros_like(t), np.sin(t)], axis=1)[:, :, None] for t in (turn, turn + np.pi / 2)
+    )
+    planes = np.concatenate([lines, upright], axis=2)
     planes[::2, :, 1] = [0, 1, 0]
     attacked = sa.attack(network, X, basis=planes)
     assert attacked.is_adv.any()
@@ -117,6 +126,7 @@ def test_a_bracket_is_of_the_network_s_own_prediction_unless_labels_are_given(ne
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_a_sweep_measured_by_hand_is_as_recorded(ran):
     folder, dataset = ran
     for seed in range(3):

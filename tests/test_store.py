@@ -20,6 +20,7 @@ from shell import MANY, TINY, files, read
 
 from subspace_adv import Sweep, UserError, manifest, plan, store
 from subspace_adv.attacks import ATTACKS
+from subspace_adv.contracts import Kernel
 from subspace_adv.manifest import pack, unpack
 from subspace_adv.planning import Plan
 from subspace_adv.store import DamagedChunk, Store
@@ -482,14 +483,14 @@ def by(planned: Plan, trainer: Trainer) -> Plan:
 
 
 def test_another_trainer_or_instruction_set_is_refused(tmp_path, planned, monkeypatch):
-    monkeypatch.setattr(manifest.fused, "instruction_set", lambda: "avx2")
+    monkeypatch.setattr(Kernel, "label", lambda kernel: "fused (avx2)")
     made, kernel = Store.create(tmp_path, planned), by(planned, "fused")
     made.close()
     difference = "was made with trainer xla, and this is fused (avx2); choose another --out"
     assert refusal(Store.create, tmp_path, kernel) == f"{tmp_path}: {difference}"
     other = Store.create(tmp_path / "kernel", kernel)
     other.close()
-    monkeypatch.setattr(manifest.fused, "instruction_set", lambda: "avx512")
+    monkeypatch.setattr(Kernel, "label", lambda kernel: "fused (avx512)")
     difference = "was made with trainer fused (avx2), and this is fused (avx512); choose another --out"
     assert refusal(Store.create, tmp_path / "kernel", kernel) == f"{tmp_path / 'kernel'}: {difference}"
     wider = Store.create(tmp_path / "wider", kernel)

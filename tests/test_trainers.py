@@ -1,5 +1,6 @@
 """One network, three ways to train it: the kernel, XLA's program and float64; on one core, two, or several devices."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -17,7 +18,7 @@ from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law, init_network
-from subspace_adv.models import TWO_LAYER, fused
+from subspace_adv.models import MODELS, TWO_LAYER, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep
@@ -88,7 +89,8 @@ def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
     sweep = Sweep("a", training={"optimizer": "adam"})
     with pytest.raises(UserError, match=r"trainer 'fused' cannot serve: .*; leave the trainer out, or request 'xla'"):
         planning.plan(sweep, "fused")
-    monkeypatch.setattr(fused, "unavailable", lambda platform: "there is no compiler")
+    kernel = TWO_LAYER.kernel._replace(unavailable=lambda platform: "there is no compiler")
+    monkeypatch.setattr(MODELS, "_rows", {"mlp": dataclasses.replace(TWO_LAYER, kernel=kernel)})
     with pytest.raises(UserError, match="trainer 'fused' cannot serve: there is no compiler"):
         planning.plan(line_sweep(1), "fused")
     [group] = planning.plan(line_sweep(1)).groups
