@@ -163,11 +163,11 @@ FIELDS = {  # two values of each field that may be an axis, beside other setting
     "attack_steps": (SEARCHED, (1, 30)),
     "restarts": (SEARCHED, (1, 30)),
 }
-OF_THE_BASE_PROGRAM = ("init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")
+QUICK = ("init_scale", "weight_decay", "stop_margin")  # by the program of the settings as they are
 
 
 @pytest.mark.parametrize(
-    "leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf not in OF_THE_BASE_PROGRAM)) for leaf in FIELDS]
+    "leaf", [pytest.param(leaf, marks=[pytest.mark.slow] * (leaf not in QUICK)) for leaf in FIELDS]
 )
 def test_cells_that_differ_in_one_field_each_equal_themselves_alone(leaf, monkeypatch):
     """To the bit by one program; up to the order of summation by the one that gives each network its own points."""

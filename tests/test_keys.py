@@ -29,6 +29,7 @@ seed = "0:256"
 """
 
 
+@pytest.mark.slow
 def test_networks_of_different_seeds_are_independent():
     """All parameters in ambient coordinates: those of a seed, and those of it and of the next one."""
     sweep = read(DRAWN)

@@ -53,7 +53,7 @@ CASES = [
     ("fused", "momentum"),
     pytest.param(("xla", "momentum"), marks=pytest.mark.slow),
     pytest.param(("xla", "sgd"), marks=pytest.mark.slow),
-    ("xla", "adam"),
+    pytest.param(("xla", "adam"), marks=pytest.mark.slow),
 ]
 # What is trained of a network, and the settings that say so.
 TRAINED = {

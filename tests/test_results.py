@@ -227,6 +227,7 @@ def test_sizes_that_differ_by_kind_are_coordinates_along_it():
     assert (shared["subspace_dim"], along) == (1, {"samples": ("kind", [20, 7])})
 
 
+@pytest.mark.slow
 def test_the_dataset_of_several_kinds_has_their_sizes(mixed):
     dataset = open_results(mixed)
     assert dataset["samples"].dims == ("kind",)
@@ -283,6 +284,7 @@ def test_the_loss_as_an_axis_keeps_its_name(tmp_path):
     assert np.allclose(dataset["loss_value"].sel(loss="exponential"), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_points_have_the_axes_of_the_data(mixed):
     dataset, sweep = open_results(mixed), read(MIXED)
     assert list(dataset.dims)[:4] == ["seed", "kind", "ambient_dim", "data_seed"]
@@ -312,6 +314,7 @@ def test_points_have_the_axes_of_the_data(mixed):
                 assert np.isnan(output[:, n:]).all()
 
 
+@pytest.mark.slow
 def test_axes_that_a_kind_does_not_read_repeat_its_cells(mixed):
     line = open_results(mixed).sel(kind="line")
     for name in line.data_vars:
@@ -345,8 +348,12 @@ def assert_networks_reproduce_outputs(folder, sweep) -> None:
             assert not near.all()
 
 
-def test_networks_reproduce_the_stored_outputs(tiny, mixed):
+def test_networks_reproduce_the_stored_outputs(tiny):
     assert_networks_reproduce_outputs(tiny, read(TINY))
+
+
+@pytest.mark.slow
+def test_networks_of_several_kinds_reproduce_the_stored_outputs(mixed):
     assert_networks_reproduce_outputs(mixed, read(MIXED))
 
 
@@ -362,6 +369,7 @@ def test_networks_of_several_widths_are_padded_with_zeros(tiny):
     assert (networks.head != 0).any(axis=(1, 2)).tolist() == [[True] * 3 + [False] * 2, [True] * 5]
 
 
+@pytest.mark.slow
 def test_networks_of_several_dimensions_are_padded_with_zeros(mixed):
     networks = load_networks(mixed)
     assert networks.weight.shape == (2, 2, 2, 3, 3, 3)
@@ -446,6 +454,7 @@ def test_unknown_axes_and_values_are_refused(tiny, coordinates, message):
     assert str(refused.value).startswith(message)
 
 
+@pytest.mark.slow
 def test_misspelt_names_on_an_axis_are_refused(mixed):
     with pytest.raises(UserError, match="kind = 'lien': not a value of this axis; did you mean 'line'"):
         load_networks(mixed, kind="lien")
