@@ -112,8 +112,7 @@ class Model:
 
     Static, and its functions written for one network, whose parameters are a pytree of arrays with names. A point x
     enters through the first affine layer alone: N(x) = rest(params, W x + b), (W, b) = first(params), so that weights
-    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes all of it but the first five
-    and `universal_weights` from these.
+    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes a model of the first five fields.
     """
 
     # (key, width, init_scale, *, law, basis=None) → float32 parameters, W (padded_width, r) in coordinates of the law's
@@ -124,7 +123,7 @@ class Model:
     with_first_weight: Callable[[Any, jax.Array], Any]  # (params, W (m, d')) → params of a network on R^d'
     rest: Callable[[Any, jax.Array], jax.Array]  # (params, z (..., m)) → output (...)
     trained: Callable[[str, str], tuple[str, ...]]  # settings init and trainable → names of the parameters trained
-    # params → ā (m,), entries −1 or 1: −P Wᵀā is the one direction off the subspace that is meant to lower the output
+    # params → ā (m,), entries −1 or 1, of padding also 0: −P Wᵀā is the one direction off the subspace that is meant to lower the output
     # at all points (F4 in docs/theory.md).
     universal_weights: Callable[[Any], jax.Array]
     input_gradient: Callable[[Any, jax.Array], jax.Array]  # (params, x (n, d)) → ∇N (n, d)
@@ -132,7 +131,7 @@ class Model:
     form: Form
     step_flops: Callable[..., int]  # (params' shapes, samples, trained) → operations of a gradient step, about
     # (params, x (d,), basis (d, r), *, norm, upper) → (), a radius within which no perturbation flips x, at best
-    # `upper`, a distance at which one does; without one nothing is certified but along lines.
+    # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of `Local.crossing`.
     certificate: Callable[..., jax.Array] | None = None
     kernel: Kernel | None = None
 
