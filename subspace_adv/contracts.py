@@ -112,7 +112,8 @@ class Model:
 
     Static, and its functions written for one network, whose parameters are a pytree of arrays with names. A point x
     enters through the first affine layer alone: N(x) = rest(params, W x + b), (W, b) = first(params), so that weights
-    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes a model of the first five fields.
+    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes a model of the first five
+    fields.
     """
 
     # (key, width, init_scale, *, law, basis=None) → float32 parameters, W (padded_width, r) in coordinates of the law's
@@ -131,7 +132,8 @@ class Model:
     form: Form
     step_flops: Callable[..., int]  # (params' shapes, samples, trained) → operations of a gradient step, about
     # (params, x (d,), basis (d, r), *, norm, upper) → (), a radius within which no perturbation flips x, at best
-    # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of `Local.crossing`.
+    # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of
+    # `Local.crossing`.
     certificate: Callable[..., jax.Array] | None = None
     kernel: Kernel | None = None
 
