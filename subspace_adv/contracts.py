@@ -124,8 +124,8 @@ class Model:
     with_first_weight: Callable[[Any, jax.Array], Any]  # (params, W (m, d')) → params of a network on R^d'
     rest: Callable[[Any, jax.Array], jax.Array]  # (params, z (..., m)) → output (...)
     trained: Callable[[str, str], tuple[str, ...]]  # settings init and trainable → names of the parameters trained
-    # params → ā (m,), entries −1 or 1, of padding also 0: −P Wᵀā is the one direction off the subspace that is meant to lower the output
-    # at all points (F4 in docs/theory.md).
+    # params → ā (m,), entries −1 or 1, of padding also 0: −P Wᵀā is the one direction off the subspace that is meant to
+    # lower the output at all points (F4 in docs/theory.md).
     universal_weights: Callable[[Any], jax.Array]
     input_gradient: Callable[[Any, jax.Array], jax.Array]  # (params, x (n, d)) → ∇N (n, d)
     local: Callable[[Any, jax.Array, jax.Array], Local]  # (params, x (d,), basis (d, r)) → s·N around x
