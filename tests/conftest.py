@@ -50,3 +50,15 @@ def standard_promotion() -> Iterator[None]:
     """For Adam: optax raises a Python float to the power of an integer count, which strict promotion forbids."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a tiny sweep, which tests of several files read."""
+    from shell import TINY, read
+
+    from subspace_adv import run
+
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    run(read(TINY), folder)
+    return folder

@@ -18,7 +18,7 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, reports, run, runner
+from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, reports, runner
 from subspace_adv.models import fused
 from subspace_adv.progress import count
 from subspace_adv.store import Store
@@ -49,13 +49,6 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         return status, out, err
 
     return called
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("results") / "tiny"
-    run(read(TINY), folder)
-    return folder
 
 
 def assert_refused(answer: tuple[int, str, str], *words: str) -> None:

@@ -39,13 +39,6 @@ data_seed = [2, 1, 4]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results") / "tiny"
-    run(read(TINY), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "mixed"
     run(read(MIXED), folder)

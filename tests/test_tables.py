@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import binomtest, bootstrap, sem, t
-from shell import TINY, read
 
-from subspace_adv import run
+from subspace_adv import open_results
 from subspace_adv.tables import (
     Estimate,
     _curve,
@@ -166,8 +165,8 @@ def test_both_kinds_of_seeds_are_repetitions(known):
     assert rows[0].networks == 2 * SEEDS
 
 
-def test_a_real_run_has_a_table(tmp_path):
-    dataset = run(read(TINY), tmp_path)
+def test_a_real_run_has_a_table(tiny):
+    dataset = open_results(tiny)
     rows = summarize(dataset)
     assert len(rows) == 4
     mine, standard = rows[1], rows[0]

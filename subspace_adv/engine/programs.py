@@ -25,12 +25,11 @@ from subspace_adv.training import TrainState
 
 _compiling = threading.RLock()
 
-# Of several groups, which follow one another. XLA on CPU maps each kernel by itself: a program that measures takes some
-# thousand mappings, and a Linux process may have 65,530, beyond which it dies.
-_LOADED_PROGRAMS = 12
+# Programs of several groups, which follow one another. XLA on CPU maps each kernel by itself: a program that measures
+# takes 2,000 to 3,600 mappings, another one up to 300, and a Linux process may have 65,530, beyond which it dies.
+_LOADED_PROGRAMS = {"fill": 20, "advance": 20, "measure": 12, "ambient": 20}
 
 
-@functools.lru_cache(maxsize=_LOADED_PROGRAMS)
 def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     """One of a group's compiled programs for so many lanes, over all local devices; traced once a run.
 
@@ -94,10 +93,16 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
 def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
     """One of a group's compiled programs, as `_compile` describes them."""
     with _compiling:
-        return _compile(name, program, lanes, steps)
+        return _loaded[name](program, lanes, steps)
 
 
-@functools.lru_cache(maxsize=_LOADED_PROGRAMS)
+_loaded = {
+    name: functools.lru_cache(maxsize=most)(functools.partial(_compile, name))
+    for name, most in _LOADED_PROGRAMS.items()
+}
+
+
+@functools.lru_cache(maxsize=_LOADED_PROGRAMS["measure"])
 def _alone(function: Callable[..., Any], static: tuple) -> Any:
     options = compiler_options(quick=True) if jax.default_backend() == "cpu" else {}
     return jax.jit(functools.partial(function, **dict(static)), compiler_options=options)
