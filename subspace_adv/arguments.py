@@ -17,6 +17,7 @@ from subspace_adv.rows import nearest, one_of
 from subspace_adv.settings import read_where
 
 _ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
+_ROUNDED = 1e-13  # and how far without being made so
 
 
 def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
@@ -86,20 +87,36 @@ def subspace(what: str, given: Any, d: int) -> Subspace:
     if any(len(part) != d for part in bases) or sum(part.shape[1] for part in bases) != d:
         shapes = " and ".join(str(part.shape) for part in bases)
         raise UserError(f"{what}: subspace: has bases of shapes {shapes}; must be of R^{d}, as the points are")
-    return Subspace(*bases)  # pyright: ignore[reportArgumentType]
+    both = np.concatenate(bases, axis=1)
+    if np.abs(both.T @ both - np.eye(d)).max() > _ORTHONORMAL:
+        told = "its basis and its complement are not orthonormal; Subspace.from_directions(directions) makes both"
+        raise UserError(f"{what}: subspace: {told}")
+    k = bases[0].shape[1]
+    return Subspace(*np.split(_polished(both), [k], axis=1))  # pyright: ignore[reportArgumentType]
 
 
 def frames(what: str, basis: Any, n: int, d: int) -> np.ndarray:
     """Orthonormal columns, (d, r) for all points or (n, d, r), some for each."""
-    each = np.ndim(basis) == 3
-    found = array(f"{what}: basis", basis, 3 if each else 2, f"({d}, r)")
+    try:
+        each = np.ndim(basis) == 3
+    except ValueError:  # lists of different lengths
+        each = False
+    found = array(f"{what}: basis", basis, 3 if each else 2, f"({d}, r), or ({n}, {d}, r) for a basis of each point")
     if found.shape[:-1] != ((n, d) if each else (d,)):
         told = f"must be ({d}, r), or ({n}, {d}, r) for a basis of each of the {n} points"
         raise UserError(f"{what}: basis: is of shape {found.shape}; {told}")
     if np.abs(found.mT @ found - np.eye(found.shape[-1])).max(initial=0) > _ORTHONORMAL:
-        told = "its columns are not orthonormal; Subspace.from_directions(basis).basis makes them so"
+        told = "its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one basis so"
         raise UserError(f"{what}: basis: {told}")
-    return found
+    return _polished(found)
+
+
+def _polished(basis: np.ndarray) -> np.ndarray:
+    """The orthonormal columns nearest to (…, d, r): certified radii are lengths within them."""
+    if np.abs(basis.mT @ basis - np.eye(basis.shape[-1])).max(initial=0) < _ROUNDED:
+        return basis
+    left, _, right = np.linalg.svd(basis, full_matrices=False)
+    return left @ right
 
 
 def word(what: str, name: str, given: object, known: Collection[str]) -> None:
@@ -108,6 +125,13 @@ def word(what: str, name: str, given: object, known: Collection[str]) -> None:
         one_of(given, known)
     except ValueError as error:
         raise UserError(f"{what}: {name} = {brief(given)}: {error}") from None
+
+
+def names(what: str, name: str, given: object) -> list:
+    """A list of words, which one alone is not."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"{what}: {name} = {brief(given)}: must be a list of names, such as [{given!r}]")
+    return list(given)
 
 
 def check_coordinates(what: str, norm: str, basis: np.ndarray) -> None:

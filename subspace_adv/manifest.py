@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from subspace_adv.attacks import ATTACKS
+from subspace_adv.contracts import named
 from subspace_adv.errors import brief
 from subspace_adv.measures import MEASURES
 from subspace_adv.planning import Group, Plan
@@ -36,7 +37,11 @@ def describe(plan: Plan) -> dict[str, Any]:
             "processor": platform.machine(),
             "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
         },
-        "rows": {"attacks": ", ".join(ATTACKS), "measures": ", ".join(MEASURES)},
+        "rows": {
+            "attacks": ", ".join(ATTACKS),
+            "measures": ", ".join(MEASURES),
+            "parameters": "; ".join(sorted({_parameters(group) for group in plan.groups})),
+        },
         "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
 
@@ -45,6 +50,11 @@ def _trainer(group: Group) -> str:
     """What rounds the steps of training: the kernel does by its vector instructions."""
     recipe = group.program.recipe
     return recipe.model.kernel.label() if recipe.model.kernel and recipe.trainer == "fused" else recipe.trainer
+
+
+def _parameters(group: Group) -> str:
+    """Names of the parameters that a group's networks have."""
+    return ", ".join(named(group.program.parameters))
 
 
 def git_commit() -> str | None:

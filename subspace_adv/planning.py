@@ -1,12 +1,15 @@
 """How a sweep will be carried out: which cells share a compiled program, and which run and are saved together."""
 
+import functools
 import itertools
 from typing import Any, NamedTuple, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import costs, devices
-from subspace_adv.contracts import named
+from subspace_adv.contracts import Model, named
 from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.devices import Device
@@ -17,7 +20,7 @@ from subspace_adv.models import MODELS
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
-from subspace_adv.program import Program
+from subspace_adv.program import Program, parameter_shapes
 from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import resolved_trainable, role
@@ -254,26 +257,58 @@ def _program(
     architecture = value("architecture")
     model = MODELS[architecture]
     trainer, why_trainer = choose_trainer(architecture, value("optimizer"), requested, device)
-    recipe = Recipe(model, value("loss"), value("optimizer"), model.trained(init, trainable), trainer)
+    recipe = Recipe(model, value("loss"), value("optimizer"), tuple(model.trained(init, trainable)), trainer)
     recording = Recording(
         sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
     )
     law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
     reduced, why_reduced = reduction(settings, recipe.optimizer, value("weight_decay"))
     program = Program(law, recipe, recording, shape, reduced, shared_data=True)
-    _check_names(architecture, program)
+    _check_model(architecture, program)
     return program, settings, (why_reduced, why_trainer)
 
 
-def _check_names(architecture: str, program: Program) -> None:
-    """Refuse a model whose parameters are not told apart by name, from each other and from what else is saved."""
-    parameters = named(program.parameters)
+def _check_model(architecture: str, program: Program) -> None:
+    """Refuse a model that does not keep its contract, as far as shapes and names tell.
+
+    Raises:
+        ValueError: naming the architecture.
+    """
+    model, parameters = program.recipe.model, named(program.parameters)
+    told = f"architecture {architecture!r}: "
+    wrong = _wrong_shapes(model, program.law._replace(span_dim=program.inputs))
+    if wrong:
+        raise ValueError(told + wrong)
     for name in program.recipe.trained:
         if name not in parameters:
-            raise ValueError(f"architecture {architecture!r}: trains {name!r}{nearest(name, parameters)}")
+            raise ValueError(f"{told}trains {name!r}{nearest(name, parameters)}")
+    marker: Any = jax.ShapeDtypeStruct((), jnp.float32)  # stands for the weight, to be found again
+    first = [
+        name for name, leaf in named(model.with_first_weight(program.parameters, marker)).items() if leaf is marker
+    ]
+    if not set(first) & set(program.recipe.trained):
+        raise ValueError(f"{told}does not train its first weight, whose part off the span would yet decay")
     taken = {"status", "steps", *program.recording.variables} & parameters.keys()
     if taken:
-        raise ValueError(f"architecture {architecture!r}: calls a parameter {min(taken)!r}, as what is recorded is")
+        raise ValueError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is")
+
+
+@functools.lru_cache(maxsize=256)
+def _wrong_shapes(model: Model, law: Law) -> str | None:
+    """What of a model's parameters and outputs is not as its contract says."""
+    m, r, parameters = law.padded_width, law.span_dim, parameter_shapes(model, law)
+    if len(named(parameters)) < len(jax.tree.leaves(parameters)):
+        return "two of its parameters have one name"
+    weight, bias = jax.eval_shape(model.first, parameters)
+    for what, found, expected in (("weight", weight.shape, (m, r)), ("bias", bias.shape, (m,))):
+        if found != expected:
+            return f"its first {what} is of shape {found}; must be {expected}, of {m} neurons on {r} inputs"
+    for points in ((), (3,)):
+        z = jax.ShapeDtypeStruct((*points, m), weight.dtype)
+        found = jax.eval_shape(model.rest, parameters, z).shape
+        if found != points:
+            return f"its rest makes {found} of preactivations {z.shape}; must make {points}"
+    return None
 
 
 def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         },
     )
     for name, variable in (table | PREDICTIONS).items():
-        meaning = variable.meaning + (_uncertified(sweep) if (distance_parts(name) or ("",))[-1] == "lower" else "")
+        meaning = variable.meaning + (_uncertified(sweep, name) if name.startswith("distance_") else "")
         dataset[_shown(name, axes)].attrs = {"long_name": meaning, "units": variable.unit}
     dataset["status"].attrs = {
         "long_name": "outcome of training",
@@ -115,10 +115,14 @@ def dataset_of(store: Store) -> "xr.Dataset":
     return dataset
 
 
-def _uncertified(sweep: Sweep) -> str:
-    """What there is to say of lower bounds of models that certify nothing."""
+def _uncertified(sweep: Sweep, name: str) -> str:
+    """What there is to say of the distances of models that certify nothing."""
     none = [name for name in sweep.values("architecture") if MODELS[name].certificate is None]
-    return f"; no certificate for architecture {' and '.join(none)}: 0" if none else ""
+    if not none:
+        return ""
+    lower = (distance_parts(name) or ("",))[-1] == "lower"
+    told = "no certificate, and so 0," if lower else "by a search along rays, and not exact,"
+    return f"; {told} for architecture {' and '.join(none)}"
 
 
 _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"

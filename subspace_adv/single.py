@@ -174,7 +174,7 @@ def bracket(
     outputs = engine.alone(TWO_LAYER.output, net, points, x64=True)
     right = np.ones(len(points), bool) if y is None else arguments.labels("bracket", y, len(points)) * outputs > 0
     told = {"output": (MEASURES["output"].unit, MEASURES["output"].meaning, outputs)}
-    for norm in checked(MeasureSettings, "norms", list(norms), "bracket: norms"):
+    for norm in checked(MeasureSettings, "norms", arguments.names("bracket", "norms", norms), "bracket: norms"):
         lower, found = _bracketed("bracket", network, x, None, basis, None, norm, effort)
         for side, distances in zip(_SIDES, (lower, found.distance), strict=True):
             row = MEASURES[distance_name("{region}", "{norm}", side)]
@@ -301,8 +301,11 @@ def _measured(
     points = arguments.points(what, x)
     n, d = points.shape
     net, space = arguments.network(what, network, d, np.float64), arguments.subspace(what, subspace, d)
-    regions = checked(MeasureSettings, "regions", list(REGIONS if asked[0] is None else asked[0]), f"{what}: regions")
-    norms = checked(MeasureSettings, "norms", list(asked[1]), f"{what}: norms")
+    words = {"regions": REGIONS if asked[0] is None else asked[0], "norms": asked[1]}
+    regions, norms = (
+        checked(MeasureSettings, name, arguments.names(what, name, given), f"{what}: {name}")
+        for name, given in words.items()
+    )
     for region in regions:
         for norm in norms:
             arguments.check_coordinates(what, norm, np.asarray(region_basis(space, region)))

@@ -112,7 +112,10 @@ class Store:
             raise UserError(f"{file}: cannot be read: {error.strerror}") from None
         if change:
             raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
-        return cls(folder, Sweep.from_toml(file), manifest)
+        try:
+            return cls(folder, Sweep.from_toml(file), manifest)
+        except UserError as error:
+            raise UserError(f"{error}; a row that was added where the sweep ran must be added here too") from None
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan) -> Self:

@@ -69,8 +69,8 @@ def universal_distance(
         width: m.
 
     Returns:
-        The distance, of the shape that the arguments broadcast to; inf where no neuron is active.
+        The distance, of the shape that the arguments broadcast to; inf where no neuron is active, or the output rises.
     """
     slope = np.asarray(scale * np.sqrt(dof / width)) * head_sum
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(slope == 0, np.float32(np.inf), np.abs(output) / slope)
+        return np.where(slope <= 0, np.float32(np.inf), np.abs(output) / slope)

@@ -13,8 +13,8 @@ from subspace_adv.attacks import (
     minimal_norm_attack,
     universal_attack,
 )
-from subspace_adv.contracts import Local
-from subspace_adv.models import TwoLayerLocal, local
+from subspace_adv.contracts import Local, Model
+from subspace_adv.models import TWO_LAYER, TwoLayerLocal, autodiff, local
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length
 from subspace_adv.streams import key_of
@@ -86,6 +86,43 @@ def test_a_two_layer_network_is_what_the_contract_says(x64):
         np.testing.assert_allclose((at, *blurred.T), (value, *gradient.T), rtol=1e-9)
         _, all_half_on = of.blurred(norm)(c, jnp.full(7, 1e12))
         np.testing.assert_allclose(all_half_on, jnp.tile(of.gradient_all_on() / 2, (7, 1)), rtol=1e-9)
+
+
+TWIN = autodiff.model(
+    init=TWO_LAYER.init,
+    first=TWO_LAYER.first,
+    with_first_weight=TWO_LAYER.with_first_weight,
+    rest=TWO_LAYER.rest,
+    trained=TWO_LAYER.trained,
+)
+
+
+def test_a_model_by_automatic_differentiation_is_the_one_by_hand(x64):
+    """Crossings of rays too, where one neuron's kink is a thousand times as far as the others'."""
+    rng = np.random.default_rng(1)
+    shapes = ((300, 40, 3), (300, 40), (300, 40), (300,))
+    networks = Network(*(rng.standard_normal(shape) for shape in shapes))
+    networks.weight[:, 0] *= 1e-3
+    x = rng.standard_normal((300, 3))
+
+    @jax.jit
+    @jax.vmap
+    def both(network: Network, x: jax.Array) -> tuple:
+        def told(model: Model) -> tuple:
+            of, c = model.local(network, x, jnp.eye(3)), jnp.array([0.3, -0.2, 0.1])
+            crossing = of.crossing(jnp.array([1.0, 0.0, 0.0])).upper
+            weights = model.universal_weights(network)
+            gradient, sensitivity = model.input_gradient(network, x[None]), model.sensitivity(network, x[None])
+            return crossing, (of.value(c), of.value_and_gradient(c), weights, gradient, sensitivity)
+
+        return told(TWIN), told(TWO_LAYER)
+
+    (found, twins), (exact, by_hand) = both(networks, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), twins, by_hand)
+    finite = np.isfinite(exact)
+    assert 100 < finite.sum() < 300 and (np.isfinite(found) == finite).mean() > 0.99
+    assert (found[finite] >= exact[finite] * (1 - 1e-6)).all()
+    assert np.isclose(found[finite], exact[finite], rtol=1e-6).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -346,7 +346,9 @@ def test_a_model_that_is_added_trains_and_is_measured(tmp_path, monkeypatch):
         outputs = deep_output(expected, points.x[at])
         np.testing.assert_allclose(dataset["output"].values[at], outputs, rtol=1e-3, atol=1e-5)
     lower = dataset["distance_off_l2_lower"]
-    assert not lower.values.any() and lower.attrs["long_name"].endswith("; no certificate for architecture deep: 0")
+    assert not lower.values.any() and lower.attrs["long_name"].endswith(
+        "; no certificate, and so 0, for architecture deep"
+    )
     assert np.isfinite(dataset["distance_off_l2_upper"]).mean() > 0.5
     law = dataset["gradient_norm_off"] / dataset["predicted_gradient_norm_off"]
     assert 0.2 < law.median() < 5
@@ -406,6 +408,14 @@ def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
     monkeypatch.setitem(MODELS, "deep", dataclasses.replace(DEEP, trained=lambda init, trainable: ("weights",)))
     with pytest.raises(ValueError, match="architecture 'deep': trains 'weights'; did you mean 'weight'"):
         plan(deep())
+    for change, told in (
+        ({"trained": lambda init, trainable: ["hidden"]}, "does not train its first weight"),
+        ({"rest": lambda params, z: z}, r"its rest makes \(3,\) of preactivations \(3,\); must make \(\)"),
+        ({"first": lambda params: (params.weight.T, params.bias)}, r"its first weight is of shape \(2, 3\)"),
+    ):
+        monkeypatch.setitem(MODELS._rows, "deep", dataclasses.replace(DEEP, **change))  # pyright: ignore
+        with pytest.raises(ValueError, match=f"architecture 'deep': {told}"):
+            plan(deep())
     clash = dataclasses.replace(MEASURES["margin"])
     monkeypatch.setattr(MEASURES, "_rows", {**MEASURES, "head": clash})
     with pytest.raises(ValueError, match="architecture 'mlp': calls a parameter 'head', as what is recorded is"):

@@ -88,6 +88,13 @@ def test_every_point_may_have_a_basis_of_its_own(network):
         assert sa.certify(network, point, basis=line, norm="linf") == radii[i]
 
 
+def test_a_basis_a_little_off_certifies_no_more_than_is_true():
+    """Of a linear output at distance 2 from its zero, along columns that are too short by less than is refused."""
+    linear = Network(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.zeros(2), np.array([1.0, -1]), np.zeros(()))
+    for basis in ((1 - 4e-7) * np.eye(3)[:, :2], np.eye(3)[:, :2]):
+        assert 2 - 1e-6 < sa.certify(linear, np.array([2.0, 0, 0]), basis=basis) <= 2
+
+
 @pytest.mark.slow
 def test_planes_of_each_point_s_own_are_searched(network):
     """Equal ones are as one; flips lie in the plane of their point."""
@@ -175,6 +182,22 @@ def test_points_of_several_datasets_are_padded(tmp_path):
 
 
 MISTAKES = {
+    "ragged bases": (
+        lambda net: sa.attack(net, X, basis=[np.eye(3)[:, :1], np.eye(3)]),
+        "attack: basis: holds object values; must be real numbers of shape (3, r), or (4, 3, r) for a basis of each",
+    ),
+    "bases of too few points": (
+        lambda net: sa.attack(net, X, basis=np.stack([np.eye(3)] * 2)),
+        "attack: basis: is of shape (2, 3, 3); must be (3, r), or (4, 3, r) for a basis of each of the 4 points",
+    ),
+    "scaled subspace": (
+        lambda net: sa.certify(net, X, subspace=Subspace(np.eye(3)[:, 2:], 0.5 * np.eye(3)[:, :2])),
+        "certify: subspace: its basis and its complement are not orthonormal; Subspace.from_directions(directions)",
+    ),
+    "one norm for several": (
+        lambda net: sa.bracket(net, X, subspace=PLANE, norms="l2"),
+        "bracket: norms = 'l2': must be a list of names, such as ['l2']",
+    ),
     "no directions": (lambda net: sa.attack(net, X), "attack: give subspace=, the data's, or basis=, the directions"),
     "two": (lambda net: sa.attack(net, X, subspace=PLANE, basis=np.eye(3)), "attack: subspace: leave it out where"),
     "region of a basis": (
@@ -205,7 +228,7 @@ MISTAKES = {
     ),
     "not orthonormal": (
         lambda net: sa.attack(net, X, basis=np.ones((3, 2))),
-        "attack: basis: its columns are not orthonormal; Subspace.from_directions(basis).basis makes them so",
+        "attack: basis: its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one basis so",
     ),
     "effort": (
         lambda net: sa.attack(net, X, subspace=PLANE, restart=3),

@@ -11,7 +11,8 @@ from subspace_adv.contracts import Blurred, Crossing, Form, Model, prepared
 from subspace_adv.norms import dual_length
 
 _FAR = 1e3  # where an output is as it is far away, in reaches of the first layer's kinks
-_SCAN = 2_048  # points of a ray at which a flip is looked for: half of them evenly up to the reach, half out to _FAR
+_SCAN = 1_024  # points of a ray at which a flip is looked for, between the first layer's kinks, and as many beyond them
+_LEAST_SCAN = 2  # of them between two neighbouring kinks
 _HALVINGS = 60  # of the interval of the scan that holds the first flip
 _ROUNDING = 2.0**-30  # of the output at the point: a flip is one past it, float32's errors in 2⁻¹² of it
 
@@ -26,7 +27,8 @@ def model(
 ) -> Model:
     """A model without a kernel or a certificate; arguments as the fields of `contracts.Model`.
 
-    The universal direction weighs the first layer's neurons by the signs of the output's gradient at x = 0.
+    The universal direction weighs the first layer's neurons by the signs of the output's gradient where all of their
+    preactivations are 1: of two layers, by the signs of the output weights.
     """
 
     def output(params: Any, x: jax.Array) -> jax.Array:
@@ -36,7 +38,8 @@ def model(
 
     def universal_weights(params: Any) -> jax.Array:
         _, bias = first(params)
-        return jnp.where(jax.grad(lambda z: rest(params, z))(bias) < 0, -1, 1).astype(bias.dtype)
+        gradient = jax.grad(lambda z: rest(params, z))(jnp.ones_like(bias))
+        return jnp.where(gradient < 0, -1, 1).astype(bias.dtype)
 
     def outputs_and_pullback(params: Any, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
         outputs, pullback = jax.vjp(lambda params: output(params, x), params)
@@ -90,10 +93,7 @@ class AutodiffLocal(NamedTuple):
 
     def crossing(self, direction: jax.Array) -> Crossing:
         """First flip that a scan of a ray (r,) meets; nothing is certified."""
-        length = jnp.sqrt(jnp.sum(direction**2))
-        near = self.reach("l2") / jnp.where(length > 0, length, 1)
-        even = jnp.linspace(0, 1, _SCAN // 2, dtype=self.dtype)
-        radii = near * jnp.concatenate([even, jnp.geomspace(1, _FAR, _SCAN // 2 + 1, dtype=self.dtype)[1:]])
+        radii = self._scanned(direction)
         allowance = _ROUNDING * jnp.abs(self.value(jnp.zeros_like(direction)))
 
         def flips(radius: jax.Array) -> jax.Array:
@@ -110,6 +110,18 @@ class AutodiffLocal(NamedTuple):
 
         _, upper = jax.lax.fori_loop(0, _HALVINGS, halve, (radii[jnp.maximum(first - 1, 0)], radii[first]))
         return Crossing(jnp.zeros_like(upper), jnp.where(jnp.any(found), upper, jnp.inf))
+
+    def _scanned(self, direction: jax.Array) -> jax.Array:
+        """Ascending radii at which a flip is looked for: between all kinks of the first layer, and far beyond."""
+        kink = -self.z / (self.rates @ direction)
+        kink = jnp.where(jnp.isfinite(kink) & (kink > 0), kink, 0)
+        last = jnp.max(kink)
+        ends = jnp.concatenate([jnp.zeros(1, self.dtype), jnp.sort(kink)])
+        between = max(_LEAST_SCAN, _SCAN // len(kink))
+        parts = jnp.linspace(0, 1, between + 1, dtype=self.dtype)[1:]
+        near = ends[:-1, None] + jnp.diff(ends)[:, None] * parts[None]
+        far = jnp.where(last > 0, last, 1) * jnp.geomspace(1, _FAR, _SCAN + 1, dtype=self.dtype)[1:]
+        return jnp.concatenate([jnp.zeros(1, self.dtype), near.ravel(), far])
 
     def reach(self, norm: str) -> jax.Array:
         """Least radius within which each of the first layer's neurons that varies can change its sign; at least 1."""
