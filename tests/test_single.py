@@ -228,7 +228,7 @@ MISTAKES = {
     ),
     "not orthonormal": (
         lambda net: sa.attack(net, X, basis=np.ones((3, 2))),
-        "attack: basis: its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one basis so",
+        "attack: basis: its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one",
     ),
     "effort": (
         lambda net: sa.attack(net, X, subspace=PLANE, restart=3),
