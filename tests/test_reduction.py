@@ -257,7 +257,7 @@ def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
     with jax.enable_x64(True):
         subspace = Subspace(*map(np.asarray, in_ambient(data.subspace, span)))
         points = [a.astype(np.float64) @ span.basis.T for a in (data.x, data.heldout)]
-        one = functools.partial(measures.measure, recording=program.recording)
+        one = functools.partial(measures.measure, recording=program.recording, model=program.recipe.model)
         batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)))
         keys = jax.random.split(jax.random.key(1), 8)
         ambient = batched(networks, points[0], data.y.astype(np.float64), subspace, points[1], keys)
