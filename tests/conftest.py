@@ -14,11 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process; the othe
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as subspace_adv/__init__.py has it
 
-# What tests compile themselves runs shortly, so it is compiled as soon as can be: code of level 0 is slower, and rounds
-# alike. The engine tells XLA its own levels, whatever the flags say.
+# What tests compile themselves runs shortly, so it is compiled as the engine compiles what runs once a network. The
+# engine tells XLA its own levels, whatever the flags say.
 if "--xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 import jax
 import pytest
