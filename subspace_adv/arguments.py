@@ -88,11 +88,9 @@ def subspace(what: str, given: Any, d: int) -> Subspace:
         shapes = " and ".join(str(part.shape) for part in bases)
         raise UserError(f"{what}: subspace: has bases of shapes {shapes}; must be of R^{d}, as the points are")
     both = np.concatenate(bases, axis=1)
-    if np.abs(both.T @ both - np.eye(d)).max() > _ORTHONORMAL:
-        told = "its basis and its complement are not orthonormal; Subspace.from_directions(directions) makes both"
-        raise UserError(f"{what}: subspace: {told}")
-    k = bases[0].shape[1]
-    return Subspace(*np.split(_polished(both), [k], axis=1))  # pyright: ignore[reportArgumentType]
+    told = "its basis and its complement are not orthonormal; Subspace.from_directions(directions) makes both"
+    parts = np.split(_orthonormal(f"{what}: subspace: {told}", both), [bases[0].shape[1]], axis=1)
+    return Subspace(*parts)  # pyright: ignore[reportArgumentType]
 
 
 def frames(what: str, basis: Any, n: int, d: int) -> np.ndarray:
@@ -105,17 +103,18 @@ def frames(what: str, basis: Any, n: int, d: int) -> np.ndarray:
     if found.shape[:-1] != ((n, d) if each else (d,)):
         told = f"must be ({d}, r), or ({n}, {d}, r) for a basis of each of the {n} points"
         raise UserError(f"{what}: basis: is of shape {found.shape}; {told}")
-    if np.abs(found.mT @ found - np.eye(found.shape[-1])).max(initial=0) > _ORTHONORMAL:
-        told = "its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one basis so"
-        raise UserError(f"{what}: basis: {told}")
-    return _polished(found)
+    told = "its columns are not orthonormal; Subspace.from_directions(columns).basis makes those of one basis so"
+    return _orthonormal(f"{what}: basis: {told}", found)
 
 
-def _polished(basis: np.ndarray) -> np.ndarray:
-    """The orthonormal columns nearest to (…, d, r): certified radii are lengths within them."""
-    if np.abs(basis.mT @ basis - np.eye(basis.shape[-1])).max(initial=0) < _ROUNDED:
-        return basis
-    left, _, right = np.linalg.svd(basis, full_matrices=False)
+def _orthonormal(refusal: str, columns: np.ndarray) -> np.ndarray:
+    """The orthonormal columns nearest to (…, d, r), in which certified radii are lengths; none if they are not near."""
+    gap = np.abs(columns.mT @ columns - np.eye(columns.shape[-1])).max(initial=0)
+    if gap > _ORTHONORMAL:
+        raise UserError(refusal)
+    if gap < _ROUNDED:
+        return columns
+    left, _, right = np.linalg.svd(columns, full_matrices=False)
     return left @ right
 
 

@@ -151,9 +151,7 @@ class Model:
 
     def preactivations(self, params: Any, x: jax.Array) -> jax.Array:
         """What the first layer makes of x (..., d): W x + b, (..., m)."""
-        weight, bias = self.first(params)
-        inputs = x @ weight.T
-        return inputs + jnp.broadcast_to(bias, inputs.shape)
+        return affine(*self.first(params), x)
 
     def output(self, params: Any, x: jax.Array) -> jax.Array:
         """N(x), (...), of x (..., d)."""
@@ -162,6 +160,12 @@ class Model:
     def sensitivity(self, params: Any, x: jax.Array) -> jax.Array:
         """a(x), (n, m), of x (n, d): the output's gradient in the first layer's preactivations."""
         return jax.vmap(jax.grad(lambda z: self.rest(params, z)))(self.preactivations(params, x))
+
+
+def affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
+    """W x + b, (..., m), of x (..., d), W (m, d) and b (m,)."""
+    inputs = x @ weight.T
+    return inputs + jnp.broadcast_to(bias, inputs.shape)
 
 
 def named(params: Any) -> dict[str, jax.Array]:

@@ -239,7 +239,8 @@ MEASURES: Rows[Measure] = Rows(
     },
 )
 
-_TRAINED = ("status", "steps")  # saved beside what is recorded
+TRAINED = ("status", "steps")
+"""Saved beside what is recorded, as are the network's parameters."""
 
 
 def variables(regions: tuple[Region, ...], norms: tuple[str, ...]) -> dict[str, Measure]:
@@ -255,7 +256,7 @@ def _named(names: Iterable[str], regions: tuple[Region, ...], norms: tuple[str, 
     """
     table: dict[str, Measure] = {}
     for name, row in _each(names, regions, norms):
-        if name in table or name in _TRAINED:
+        if name in table or name in TRAINED:
             raise ValueError(f"measure {name!r}: there is a variable of this name already")
         table[name] = row
     return table

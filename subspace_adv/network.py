@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+
+from subspace_adv.contracts import affine
 
 
 class Network(NamedTuple):
@@ -17,8 +18,7 @@ class Network(NamedTuple):
 
 def preactivations(network: Network, x: jax.Array) -> jax.Array:
     """Inputs w·x + b of the ReLUs, (..., m), for x (..., d)."""
-    inputs = x @ network.weight.T
-    return inputs + jnp.broadcast_to(network.bias, inputs.shape)
+    return affine(network.weight, network.bias, x)
 
 
 def output(network: Network, x: jax.Array) -> jax.Array:

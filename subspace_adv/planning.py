@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import costs, devices
-from subspace_adv.contracts import Model, named
+from subspace_adv.contracts import Kernel, Model, named
 from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law
-from subspace_adv.measures import Recording, variables
+from subspace_adv.measures import TRAINED, Recording, variables
 from subspace_adv.models import MODELS
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import OPTIMIZERS
@@ -162,21 +162,21 @@ def choose_trainer(architecture: str, optimizer: str, requested: Trainer | None,
         raise UserError(f"trainer {requested!r}: there is none of this name{nearest(str(requested), known)}")
     if requested == "xla":
         return "xla", "as requested"
-    why_not, kernel = _no_kernel(architecture, optimizer, device), MODELS[architecture].kernel
-    if why_not and requested:
-        raise UserError(f"trainer {requested!r} cannot serve: {why_not}; leave the trainer out, or request 'xla'")
-    if why_not or not kernel:
-        return "xla", why_not or ""
-    return "fused", f"the kernel serves ({kernel.instruction_set()})"
+    serving = _kernel(architecture, optimizer, device)
+    if isinstance(serving, Kernel):
+        return "fused", f"the kernel serves ({serving.instruction_set()})"
+    if requested:
+        raise UserError(f"trainer {requested!r} cannot serve: {serving}; leave the trainer out, or request 'xla'")
+    return "xla", serving
 
 
-def _no_kernel(architecture: str, optimizer: str, device: Device) -> str | None:
-    """Why no kernel can serve; None if one can."""
+def _kernel(architecture: str, optimizer: str, device: Device) -> Kernel | str:
+    """The kernel that can serve, or why none can."""
     kernel = MODELS[architecture].kernel
     if kernel is None:
         return f"there is no kernel of architecture {architecture}"
     unknown = None if OPTIMIZERS[optimizer].in_kernel else f"the kernel does not know {optimizer}"
-    return kernel.unavailable(device.platform) or unknown
+    return kernel.unavailable(device.platform) or unknown or kernel
 
 
 def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
@@ -288,7 +288,7 @@ def _check_model(architecture: str, program: Program) -> None:
     ]
     if not set(first) & set(program.recipe.trained):
         raise ValueError(f"{told}does not train its first weight, whose part off the span would yet decay")
-    taken = {"status", "steps", *program.recording.variables} & parameters.keys()
+    taken = {*TRAINED, *program.recording.variables} & parameters.keys()
     if taken:
         raise ValueError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is")
 

@@ -14,7 +14,7 @@ from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
-from subspace_adv.measures import Variable, distance_parts, variables
+from subspace_adv.measures import distance_parts, variables
 from subspace_adv.models import MODELS
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
@@ -60,7 +60,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         "status": np.full(sweep.cells, PENDING, np.int8),
         "steps": np.full(sweep.cells, np.nan, np.float64),
     }
-    inner = {name: _inner(variable) for name, variable in (table | PREDICTIONS).items()}
+    inner = {name: variable.dimensions for name, variable in (table | PREDICTIONS).items()}
     for name, variable in table.items():
         shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
@@ -117,7 +117,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
 
 def _uncertified(sweep: Sweep, name: str) -> str:
     """What there is to say of the distances of models that certify nothing."""
-    none = [name for name in sweep.values("architecture") if MODELS[name].certificate is None]
+    none = [kind for kind in sweep.values("architecture") if MODELS[kind].certificate is None]
     if not none:
         return ""
     lower = (distance_parts(name) or ("",))[-1] == "lower"
@@ -126,11 +126,6 @@ def _uncertified(sweep: Sweep, name: str) -> str:
 
 
 _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"
-
-
-def _inner(variable: Variable) -> tuple[str, ...]:
-    """Dimensions of a variable beside the sweep's axes."""
-    return variable.dimensions
 
 
 def _shown(name: str, axes: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.contracts import Blurred, Crossing, Form, Model, prepared
+from subspace_adv.contracts import Blurred, Crossing, Form, Model, affine, prepared
 from subspace_adv.norms import dual_length
 
 _FAR = 1e3  # where an output is as it is far away, in reaches of the first layer's kinks
@@ -32,9 +32,7 @@ def model(
     """
 
     def output(params: Any, x: jax.Array) -> jax.Array:
-        weight, bias = first(params)
-        inputs = x @ weight.T
-        return rest(params, inputs + jnp.broadcast_to(bias, inputs.shape))
+        return rest(params, affine(*first(params), x))
 
     def universal_weights(params: Any) -> jax.Array:
         _, bias = first(params)
