@@ -539,7 +539,7 @@ def test_only_a_damaged_entry_of_the_compiled_programs_is_replaced(kept):
 
 def test_programs_of_a_group_have_entries_of_their_own(kept):
     program = plan(sweep({"max_steps": 3})).groups[0].program
-    names = [programs._compile.__wrapped__("advance", program, lanes, 7).as_text()[:200] for lanes in (2, 2, 3)]
+    names = [programs._compile("advance", program, lanes, 7).as_text()[:200] for lanes in (2, 2, 3)]
     modules = [name.split(",")[0] for name in names]
     assert modules[0] == modules[1] != modules[2] and "jit_advance_" in modules[0]
 
