@@ -221,7 +221,7 @@ class Many(NamedTuple):
         (assert_same if self.trainer == "fused" else assert_close)(found, expected)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("xla", marks=pytest.mark.slow), "fused"])
+@pytest.fixture(scope="module", params=[pytest.param(trainer, marks=pytest.mark.slow) for trainer in ("xla", "fused")])
 def many(request) -> Many:
     """A grid of calm cells among diverging ones, in more lanes than a cell alone, refilled and packed at the end."""
     if request.param == "fused" and fused.unavailable():

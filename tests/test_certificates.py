@@ -294,10 +294,11 @@ def test_a_trial_ends_certified_or_given_up_and_keeps_what_holds(height, sound, 
 
 
 BASES = {"plane": np.eye(4)[:, :2], "full": np.eye(4)}
+NORMS = ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]  # each is compiled
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
-@pytest.mark.parametrize("region", BASES)
+@pytest.mark.parametrize("region", [pytest.param("plane", marks=pytest.mark.slow), "full"])
 def test_no_direction_flips_within_the_crown_certificate(region, norm, x64):
     """Wherever its search begins; in the plane the nearest of dense directions is often hardly farther."""
     rng, basis, ratios = np.random.default_rng(12), BASES[region], []
@@ -337,7 +338,7 @@ def _plain_crown(network: Network, x: np.ndarray, norm: str) -> float:
     return below
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_crown_certificate_is_tighter_than_crown(norm, x64):
     rng, gains = np.random.default_rng(13), []
     certify = jax.jit(functools.partial(crown_certificate, norm=norm))
@@ -350,7 +351,7 @@ def test_crown_certificate_is_tighter_than_crown(norm, x64):
     assert np.median(gains) > 1.2
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_crown_certificate_scales_with_the_inputs(norm):
     """By powers of two exactly; and the sizes of head and output do not matter."""
     networks, x = _cases()

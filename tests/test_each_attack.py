@@ -17,7 +17,7 @@ from subspace_adv.network import Network, output
 
 RANDOM, TRAINED, WIDTH = 16, 8, 12
 DIMS = {"l2": 5, "linf": 3, "l1": 4}
-QUICK_AND_SLOW = ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]
+NORMS = ("linf", "l2", "l1")
 
 
 def _trained(rng: np.random.Generator, dim: int) -> tuple[Network, np.ndarray]:
@@ -77,7 +77,8 @@ def _attacked(name: str, norm: str) -> attacks.AttackResult:
         return jax.tree.map(np.asarray, run(networks, x, keys))
 
 
-@pytest.mark.parametrize("norm", QUICK_AND_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["fmn", "fab", "universal"])
 def test_what_an_attack_finds_flips_at_the_distance_it_says(name, norm):
     found = _attacked(name, norm)
@@ -91,7 +92,8 @@ def test_what_an_attack_finds_flips_at_the_distance_it_says(name, norm):
 
 
 # What ratios to the least flip may be: at the median, at three quarters and at worst, where FAB may fail.
-@pytest.mark.parametrize("norm", QUICK_AND_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("name", "allowed"), [("fmn", (1.00001, 1.00001, 1.01)), ("fab", (1.005, 1.1, np.inf))])
 def test_an_attack_alone_is_near_the_least_flip(name, allowed, norm):
     least = _least(norm)

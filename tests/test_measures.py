@@ -173,6 +173,7 @@ def test_codimension_0_has_no_perturbation_off_the_subspace():
     np.testing.assert_array_equal(case.record["gradient_norm_off"], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("region", "basis"), [("off", "complement"), ("on", "basis")])
 def test_one_dimensional_regions_are_crossed_exactly(region, basis):
     case = _case("line", ("off", "on"))
@@ -219,6 +220,7 @@ def test_distances_along_a_direction_are_the_crossings_at_heldout_points_whateve
             assert case.record[f"distance_{name}_heldout"][i, j] == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_off_a_line_both_directions_are_the_one_there_is():
     """A crossing along either is one of the two rays; the shorter of both rays is the distance off the line."""
     record = _case("line", ("off", "on")).record

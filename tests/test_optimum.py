@@ -84,7 +84,7 @@ def test_optimum_on_a_line_is_the_first_flip_of_both_rays(norm):
     assert flips > 12
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))])
 def test_optimum_in_a_plane_is_that_of_dense_directions(norm):
     """Also from a loose known bound; nothing is found within less than the optimum."""
     angles = np.linspace(0, 2 * np.pi, 600, endpoint=False)

@@ -309,7 +309,7 @@ def test_canonical_networks_have_the_law_of_plain_ones(width, ambient_dim):
         assert stats.ks_2samp(1.2 * capped[0], capped[1]).pvalue < 1e-3, name  # it would see 20 %
 
 
-@pytest.mark.parametrize(("width", "off"), [(4, 7), (4, 4), (4, 2)])
+@pytest.mark.parametrize(("width", "off"), [*(pytest.param(4, off, marks=pytest.mark.slow) for off in (7, 4)), (4, 2)])
 def test_canonical_weights_are_a_bartlett_factor(width, off):
     """χ of l − j degrees of freedom on the diagonal, normal below, zero above, all independent."""
     d = 3 + off
@@ -340,7 +340,10 @@ def test_canonical_weights_of_a_narrow_network_are_the_first_of_a_wide_one(law):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("width", "d", "k"), [(6, 9, 2), (6, 5, 2), (3, 300, 2)])
+@pytest.mark.parametrize(
+    ("width", "d", "k"),
+    [(6, 9, 2), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((6, 5, 2), (3, 300, 2)))],
+)
 def test_ambient_weights_off_the_span_belong_to_the_canonical_ones(law, width, d, k):
     """Orthogonal to the span, of equal Gram matrix, and of the law of plain weights projected off it."""
     settings = SubspaceData(ambient_dim=d, subspace_dim=k)

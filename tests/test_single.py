@@ -89,10 +89,12 @@ def test_every_point_may_have_a_basis_of_its_own(network):
 
 
 def test_a_basis_a_little_off_certifies_no_more_than_is_true():
-    """Of a linear output at distance 2 from its zero, along columns that are too short by less than is refused."""
-    linear = Network(np.array([[1.0, 0, 0], [-1, 0, 0]]), np.zeros(2), np.array([1.0, -1]), np.zeros(()))
-    for basis in ((1 - 4e-7) * np.eye(3)[:, :2], np.eye(3)[:, :2]):
-        assert 2 - 1e-6 < sa.certify(linear, np.array([2.0, 0, 0]), basis=basis) <= 2
+    """Of a linear output at distance 2 from its zero, along a column that is too short by less than is refused."""
+    linear = Network(np.zeros((8, 3)), np.zeros(8), np.zeros(8), np.zeros(()))
+    linear.weight[:2, 2], linear.head[:2] = [1, -1], [1, -1]
+    for basis in ((1 - 4e-7) * np.eye(3)[:, 2:], np.eye(3)[:, 2:]):
+        radii = sa.certify(linear, np.array([[0, 0, 2.0]] * 4), basis=basis, norm="linf")
+        assert ((2 - 1e-6 < radii) & (radii <= 2)).all()
 
 
 @pytest.mark.slow

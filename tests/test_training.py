@@ -38,7 +38,6 @@ def points(ambient_dim: int, basis: str = "random", **settings) -> Points:
 
 
 LINE = Points(np.repeat(np.linspace(-1, 1, 7, dtype=np.float32)[:, None], 2, axis=1), LineData().draw().y)
-OPTIMIZERS = ["gd", "momentum", "sgd", "adam"]
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
@@ -152,12 +151,11 @@ def steady_starts(law: str, data, count: int, **settings) -> list[tuple[Network,
     return found[:count]
 
 
-# Each takes long to compile. The quick half has every pair of a law, a loss and what is trained.
+# Each takes long to compile. The quick ones have every law, loss and set of what is trained.
+GD_QUICK = {("theory", "logistic", "all"), ("paper-code", "exponential", "hidden")}
 GD_CASES = [
-    pytest.param(law, loss, trainable, marks=[pytest.mark.slow] * ((i + j + k) % 2))
-    for i, law in enumerate(("theory", "paper-code"))
-    for j, loss in enumerate(("logistic", "exponential"))
-    for k, trainable in enumerate(("all", "hidden"))
+    pytest.param(*case, marks=[pytest.mark.slow] * (case not in GD_QUICK))
+    for case in itertools.product(("theory", "paper-code"), ("logistic", "exponential"), ("all", "hidden"))
 ]
 
 
@@ -175,7 +173,12 @@ def test_gradient_descent_agrees_with_float64_step_by_step(law, loss, trainable)
 
 @pytest.mark.parametrize("trainable", ["all", pytest.param("hidden", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("samples", "dim"), [(50, 4), (6, 12), (20, 16)], ids=["many points", "many inputs", "many of both"]
+    ("samples", "dim"),
+    [
+        pytest.param(50, 4, id="many points", marks=pytest.mark.slow),
+        pytest.param(6, 12, id="many inputs", marks=pytest.mark.slow),
+        pytest.param(20, 16, id="many of both"),
+    ],
 )
 def test_gradient_descent_agrees_with_float64_at_any_size(samples, dim, trainable):
     """Sizes past which matrix products replace sums written out over inputs, over points, and over both."""
@@ -398,7 +401,7 @@ def off_factors(optimizer: str, rate: float, decay: float, momentum: float, step
     return np.array(factors)
 
 
-@pytest.mark.parametrize("optimizer", ["gd", "momentum", "sgd"])
+@pytest.mark.parametrize("optimizer", ["gd", "momentum", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_the_off_part_never_learns(optimizer):
     """W^t off the span of the points is ρ_t·W⁰ (F1)."""
     data, network, rate, decay = plane(), start("paper-code", 0, 12), np.float32(0.1), np.float32(0.05)
@@ -431,7 +434,9 @@ def test_the_off_part_learns_under_adam_unless_the_subspace_is_axis_aligned(stan
             assert np.linalg.norm(found.weight[-1] - found.weight[0]) > 0.5
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", ["gd", *(pytest.param(other, marks=pytest.mark.slow) for other in ("momentum", "sgd", "adam"))]
+)
 def test_padded_neurons_stay_zero_and_change_nothing(optimizer, standard_promotion):
     """A network in wider arrays trains as it does alone, up to the order of summation (F11)."""
     fields = trained_fields("paper-code", "all")
