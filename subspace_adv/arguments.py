@@ -59,7 +59,7 @@ def labels(what: str, y: Any, n: int) -> np.ndarray:
 def network(what: str, given: Any, d: int, dtype: type) -> Network:
     """One network of R^d, in arrays of a type."""
     if not isinstance(given, Network):
-        told = f"is a {type(given).__name__}; must be a Network(weight, bias, head, head_bias)"
+        told = f"must be a Network(weight, bias, head, head_bias), not {type(given).__name__}"
         raise UserError(f"{what}: network: {told}")
     weight = np.asarray(given.weight)
     if weight.ndim > 2:
@@ -81,7 +81,7 @@ def subspace(what: str, given: Any, d: int) -> Subspace:
     if given is None:
         raise UserError(f"{what}: give subspace=, the data's, or basis=, the directions allowed; one of the two")
     if not isinstance(given, Subspace):
-        told = f"is a {type(given).__name__}; must be a Subspace, such as Subspace.from_directions(directions (d, k))"
+        told = f"must be a Subspace, such as Subspace.from_directions(directions (d, k)), not {type(given).__name__}"
         raise UserError(f"{what}: subspace: {told}")
     bases = [array(f"{what}: subspace", part, 2, f"({d}, k)") for part in given]
     if any(len(part) != d for part in bases) or sum(part.shape[1] for part in bases) != d:

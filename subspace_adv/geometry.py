@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 
 Region = Literal["off", "on", "full"]
 REGIONS: tuple[Region, ...] = ("off", "on", "full")
@@ -40,7 +40,16 @@ class Subspace(NamedTuple):
 
     @classmethod
     def axis_aligned(cls, ambient_dim: int, subspace_dim: int) -> "Subspace":
-        """Span of the first `subspace_dim` coordinate axes of R^ambient_dim."""
+        """Span of the first `subspace_dim` coordinate axes of R^ambient_dim.
+
+        Raises:
+            UserError: if they are no whole numbers, or there are not so many axes.
+        """
+        for name, value in (("ambient_dim", ambient_dim), ("subspace_dim", subspace_dim)):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+                raise UserError(f"axis_aligned: {name} = {brief(value)}: must be a whole number, and at least 0")
+        if subspace_dim > ambient_dim:
+            raise UserError(f"axis_aligned: subspace_dim = {subspace_dim}: must be at most ambient_dim = {ambient_dim}")
         identity = np.eye(ambient_dim)
         return cls(identity[:, :subspace_dim], identity[:, subspace_dim:])  # pyright: ignore[reportArgumentType]
 

@@ -111,8 +111,9 @@ def test_a_benchmark_that_fails_leaves_the_figures_of_the_last(tmp_path, command
 
     file = write(tmp_path, "{}", "bench.json")
     monkeypatch.setattr(bench, "run", fails)
-    assert_refused(command("bench", "--json", file), "no compiler")
-    assert file.read_text() == "{}"
+    for place in (file, tmp_path / "new.json"):
+        assert_refused(command("bench", "--json", place), "no compiler")
+    assert file.read_text() == "{}" and files(tmp_path) == {file}
 
 
 def test_missing_sweep_file(tmp_path, command):

@@ -403,7 +403,7 @@ def test_a_model_that_leaves_something_out_is_refused(change, told):
 
 
 def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
-    with pytest.raises(TypeError, match="architecture 'none': is a function; must be a Model"):
+    with pytest.raises(TypeError, match="architecture 'none': must be a Model, not function"):
         MODELS["none"] = lambda params, x: x
     monkeypatch.setitem(MODELS, "deep", dataclasses.replace(DEEP, trained=lambda init, trainable: ("weights",)))
     with pytest.raises(ValueError, match="architecture 'deep': trains 'weights'; did you mean 'weight'"):

@@ -223,7 +223,11 @@ MISTAKES = {
         lambda net: sa.attack(net, X, basis=np.linalg.qr(np.ones((3, 3)) + np.eye(3))[0], norm="l1"),
         "attack: norm 'l1': cannot be measured in directions off the coordinate axes",
     ),
-    "array": (lambda net: sa.attack(net, X, subspace=np.eye(3)), "attack: subspace: is a ndarray; must be a Subspace"),
+    "a column rotated": (
+        lambda net: sa.attack(net, X, basis=[[0.6, 0], [0.8, 0], [0, 1]], norm="l1"),
+        "attack: norm 'l1': cannot be measured in directions off the coordinate axes",
+    ),
+    "array": (lambda net: sa.attack(net, X, subspace=np.eye(3)), "attack: subspace: must be a Subspace, such as"),
     "other space": (
         lambda net: sa.attack(net, X, subspace=Subspace.axis_aligned(4, 2)),
         "attack: subspace: has bases of shapes (4, 2) and (4, 2); must be of R^3",
@@ -248,7 +252,13 @@ MISTAKES = {
         lambda net: sa.attack(Network(*(np.stack([part, part]) for part in net)), X, subspace=PLANE),
         "attack: network: holds 2 networks; choose one",
     ),
-    "no network": (lambda _: sa.attack(None, X, subspace=PLANE), "attack: network: is a NoneType; must be a Network("),
+    "no network": (lambda _: sa.attack(None, X, subspace=PLANE), "attack: network: must be a Network(weight"),
+    "many axes": (lambda _: Subspace.axis_aligned(3, 5), "axis_aligned: subspace_dim = 5: must be at most ambient_dim"),
+    "no axes": (lambda _: Subspace.axis_aligned(3, -1), "axis_aligned: subspace_dim = -1: must be a whole number"),
+    "half an axis": (
+        lambda _: Subspace.axis_aligned(2.5, 1),
+        "axis_aligned: ambient_dim = 2.5: must be a whole number",
+    ),
     "infinite": (
         lambda net: sa.attack(net._replace(head=net.head + np.inf), X, subspace=PLANE),
         "attack: network.head: holds NaN or inf; must be finite",

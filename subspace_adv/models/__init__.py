@@ -30,7 +30,7 @@ TWO_LAYER = Model(
 
 def _check(name: str, row: object) -> None:
     if not isinstance(row, Model):
-        raise TypeError(f"architecture {name!r}: is a {type(row).__name__}; must be a Model")
+        raise TypeError(f"architecture {name!r}: must be a Model, not {type(row).__name__}")
 
 
 MODELS: Rows[Model] = Rows("architecture", {"mlp": TWO_LAYER}, _check)
