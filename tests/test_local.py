@@ -113,12 +113,14 @@ def test_a_model_by_automatic_differentiation_is_the_one_by_hand(x64):
             crossing = of.crossing(jnp.array([1.0, 0.0, 0.0])).upper
             weights = model.universal_weights(network)
             gradient, sensitivity = model.input_gradient(network, x[None]), model.sensitivity(network, x[None])
-            return crossing, (of.value(c), of.value_and_gradient(c), weights, gradient, sensitivity)
+            far = of.asymptotes(jnp.array([[0.6, 0.8, 0], [0, -0.6, 0.8]]))
+            return crossing, (of.value(c), of.value_and_gradient(c), weights, gradient, sensitivity), far
 
         return told(TWIN), told(TWO_LAYER)
 
-    (found, twins), (exact, by_hand) = both(networks, x)
+    (found, twins, far), (exact, by_hand, far_by_hand) = both(networks, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), twins, by_hand)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), far, far_by_hand)
     finite = np.isfinite(exact)
     assert 100 < finite.sum() < 300 and (np.isfinite(found) == finite).mean() > 0.99
     assert (found[finite] >= exact[finite] * (1 - 1e-6)).all()

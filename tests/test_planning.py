@@ -271,10 +271,15 @@ def test_operations_of_a_step_are_counted():
     """Two inputs, one of them the bias; two without; three, and a bias."""
     line, board = "[data]\nkind = 'line'\n", "[data]\nkind = 'chessboard'\n"
     found = [
-        plan(read(table, "width=100", f"init={init}")).groups[0].step_flops
-        for table, init in ((line, "torch"), (board, "theory"), (board, "torch"))
+        plan(read(table, "width=100", f"init={init}", f"trainable={trainable}")).groups[0].step_flops
+        for table, init, trainable in (
+            (line, "torch", "all"),
+            (board, "theory", "all"),
+            (board, "torch", "all"),
+            (board, "torch", "hidden"),
+        )
     ]
-    assert found == [7 * 100 * 13 + 100 * 14, 25 * 100 * 17 + 100 * 18, 25 * 100 * 21 + 100 * 22]
+    assert found == [7 * 100 * 13 + 100 * 14, 25 * 100 * 17 + 100 * 18, *[25 * 100 * 21 + 100 * 22] * 2]
 
 
 CPU = Device("cpu")

@@ -18,7 +18,7 @@ from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law, init_network
-from subspace_adv.models import MODELS, TWO_LAYER, fused
+from subspace_adv.models import MODELS, TWO_LAYER, fused, trained_fields
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep
@@ -83,6 +83,37 @@ def test_networks_stop_where_float64_does_by_either_trainer():
     found = [steps_of(line_sweep(300, learning_rate=0.02), trainer) for trainer in trainers]
     for one, other in itertools.combinations([exact, *found], 2):
         assert_alike(other, one)
+
+
+@needs_kernel
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["theory", "paper-code"])
+@pytest.mark.parametrize("trainable", ["all", "hidden"])
+def test_both_trainers_train_the_same_parameters(init, trainable):
+    """Those that the law and the setting name, and no others."""
+    network = {"init": init, "trainable": trainable, "width": 9}
+    sweeps = [
+        Sweep(
+            "both",
+            data={"kind": "chessboard"},
+            network=network,
+            training={"learning_rate": 0.02, "weight_decay": 0.1, "max_steps": steps},
+            axes={"seed": range(4)},
+        )
+        for steps in (0, 30)
+    ]
+
+    def networks(sweep: Sweep, trainer: training.Trainer) -> Network:
+        todo = planning.plan(sweep, trainer)
+        [(chunk, arrays)] = engine.train(sweep, todo.groups[0], todo.chunks)
+        return engine.ambient_networks(sweep, chunk, arrays)
+
+    start, by_xla = (networks(sweep, "xla") for sweep in sweeps)
+    by_kernel = networks(sweeps[1], "fused")
+    names = trained_fields(init, trainable)
+    for name, before, one, other in zip(Network._fields, start, by_xla, by_kernel, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6, err_msg=name)
+        assert (np.abs(one - before).max() > 1e-3) == (name in names), name
 
 
 def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
