@@ -310,3 +310,20 @@ def test_what_a_seed_draws_never_changes():
 def test_subspace_over_the_ambient_dimension_is_refused():
     with pytest.raises(ValueError, match="subspace_dim 10 is over ambient_dim 9"):
         span(subspace_dim=10)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "again"),
+    [
+        ("ambient_dim", 31, False),
+        ("basis", "axis-aligned", False),
+        ("subspace_dim", 3, True),
+        ("samples", 21, True),
+        ("distribution", "gaussian", True),
+        ("labels", "clusters", True),
+        ("data_seed", 1, True),
+    ],
+)
+def test_points_and_labels_are_others_for_all_but_where_they_are_placed(leaf, value, again):
+    one, other = load_data(SubspaceData()), load_data(SubspaceData(**{leaf: value}))
+    assert (one.x.tobytes() + one.y.tobytes() != other.x.tobytes() + other.y.tobytes()) == again

@@ -416,6 +416,17 @@ def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
         monkeypatch.setitem(MODELS._rows, "deep", dataclasses.replace(DEEP, **change))  # pyright: ignore
         with pytest.raises(ValueError, match=f"architecture 'deep': {told}"):
             plan(deep())
+    takes_a_name = dataclasses.replace(
+        DEEP,
+        init=lambda *told, **more: {"weight": (old := DEEP.init(*told, **more)).weight, "steps": old.bias},
+        first=lambda params: (params["weight"], params["steps"]),
+        with_first_weight=lambda params, weight: params | {"weight": weight},
+        rest=lambda params, z: z.sum(-1),
+        trained=lambda init, trainable: ("weight",),
+    )
+    monkeypatch.setitem(MODELS._rows, "deep", takes_a_name)  # pyright: ignore
+    with pytest.raises(ValueError, match="architecture 'deep': calls a parameter 'steps', as what is recorded is"):
+        plan(deep())
     clash = dataclasses.replace(MEASURES["margin"])
     monkeypatch.setattr(MEASURES, "_rows", {**MEASURES, "head": clash})
     with pytest.raises(ValueError, match="architecture 'mlp': calls a parameter 'head', as what is recorded is"):
