@@ -267,6 +267,15 @@ def test_time_is_right_within_a_factor_of_two(name, seconds):
     assert seconds / 2 < plan(sweep).seconds(2).typical < 2 * seconds
 
 
+def test_regions_that_are_no_line_are_searched():
+    """A plane and all of space around it; neither a line nor what lies off it in the plane."""
+    dimensions = {
+        kind: [search.dimension for search in plan(read(f'[data]\nkind = "{kind}"\n')).groups[0].program.searches]
+        for kind in ("chessboard", "line")
+    }
+    assert dimensions == {"chessboard": [2, 3], "line": [2]}
+
+
 def test_operations_of_a_step_are_counted():
     """Two inputs, one of them the bias; two without; three, and a bias."""
     line, board = "[data]\nkind = 'line'\n", "[data]\nkind = 'chessboard'\n"
