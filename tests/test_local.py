@@ -127,6 +127,11 @@ def test_a_model_by_automatic_differentiation_is_the_one_by_hand(x64):
     assert np.isclose(found[finite], exact[finite], rtol=1e-6).mean() > 0.99
 
 
+def test_where_no_neuron_varies_a_search_yet_has_a_length(x64):
+    network = Network(jnp.zeros((4, 2)), jnp.ones(4), jnp.ones(4), jnp.zeros(()))
+    assert TWIN.local(network, jnp.zeros(2), jnp.eye(2)).reach("l2") == 1
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_attack_yields_directions_of_the_region(name, norm, network, x64):
