@@ -220,6 +220,9 @@ def test_an_attack_that_leaves_something_out_is_refused(monkeypatch):
     monkeypatch.setitem(ATTACKS, "flat", lambda local, *_: jnp.zeros(local.dimension))
     with pytest.raises(ValueError, match=r"attack 'flat': found \(3,\) and float32, not \(k, 3\) and float32"):
         attacked("flat")
+    monkeypatch.setitem(ATTACKS, "half", lambda *_: jnp.eye(3, dtype=jnp.float16))
+    with pytest.raises(ValueError, match=r"attack 'half': found \(3, 3\) and float16, not \(k, 3\) and float32"):
+        attacked("half")
 
 
 def told(**changed) -> Measure:
