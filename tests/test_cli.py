@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, reports, runner
+from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner
 from subspace_adv.models import fused
-from subspace_adv.progress import count
+from subspace_adv.progress import Display, count
 from subspace_adv.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -533,3 +534,13 @@ def test_an_interrupt_during_garbage_collection_is_not_lost(command, monkeypatch
 
     monkeypatch.setattr(cli.results, "open_results", collects)
     assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
+
+
+def test_the_rate_shown_is_that_since_training_began(monkeypatch):
+    """Not since the start: compiling comes before."""
+    moments = iter([100.0, 100.0, 102.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    display = Display()
+    display.progress(0, 1000)
+    display.progress(1, 3000)
+    assert display._progress.tasks[0].fields["rate"] == 2000

@@ -345,6 +345,13 @@ def test_networks_reproduce_the_stored_outputs(tiny):
     assert_networks_reproduce_outputs(tiny, read(TINY))
 
 
+def test_a_sweep_of_one_network_is_loaded(tmp_path, tiny):
+    run(read(TINY, "width=3", "seed=5", "init_scale=0.5"), tmp_path)
+    expected = load_networks(tiny, seed=[5], init_scale=[0.5], width=[3])
+    for found, part in zip(load_networks(tmp_path), expected, strict=True):
+        np.testing.assert_array_equal(found, part)
+
+
 @pytest.mark.slow
 def test_networks_of_several_kinds_reproduce_the_stored_outputs(mixed):
     assert_networks_reproduce_outputs(mixed, read(MIXED))
