@@ -338,6 +338,19 @@ def test_the_programs_loaded_at_once_leave_a_process_mappings_to_spare():
     assert program and 1000 < taken and programs._LOADED_PROGRAMS["measure"] * taken < 0.8 * 65_530
 
 
+def test_programs_are_not_kept_where_xla_would_tell_of_each(monkeypatch, tmp_path):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert kept_programs.keep_compiled.__wrapped__() is None
+        assert not list(tmp_path.iterdir())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+
+
 @pytest.mark.slow
 def test_programs_of_former_groups_are_unloaded(monkeypatch):
     class Loaded:

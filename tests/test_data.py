@@ -327,3 +327,4 @@ def test_subspace_over_the_ambient_dimension_is_refused():
 def test_points_and_labels_are_others_for_all_but_where_they_are_placed(leaf, value, again):
     one, other = load_data(SubspaceData()), load_data(SubspaceData(**{leaf: value}))
     assert (one.x.tobytes() + one.y.tobytes() != other.x.tobytes() + other.y.tobytes()) == again
+    assert (one is not other) == again  # and drawn once

@@ -23,7 +23,7 @@ from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, Optimizer
 from subspace_adv.rows import Rows, UnknownName
-from subspace_adv.settings import replicates
+from subspace_adv.settings import read_where, replicates
 from subspace_adv.streams import key_of
 
 
@@ -209,6 +209,12 @@ def test_an_attack_that_is_added_counts_beside_the_others(tmp_path, monkeypatch)
 def attacked(*names: str):
     network = Network(*map(jnp.asarray, (np.eye(2, 3), np.ones(2), np.array([1.0, -2]), 0.5)))
     return minimal_norm_attack(network, jnp.zeros(3), jnp.eye(3), steps=2, restarts=2, key=key_of(0), attacks=names)
+
+
+def test_a_field_of_every_kind_is_read_by_all_cells(monkeypatch):
+    assert read_where("samples") == ("kind", ("subspace",))
+    monkeypatch.setattr(KINDS, "_rows", {"subspace": KINDS["subspace"]})
+    assert read_where("samples") is None
 
 
 def test_an_unknown_attack_is_an_error():
