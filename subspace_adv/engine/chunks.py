@@ -134,8 +134,8 @@ class _Lanes:
             self._move_in(taken, job, rows)
         filled = filled[: len(filled) - len(idle)]
         if len(filled) and self.inputs:
-            replace = np.isin(np.arange(self.count), filled)
-            self.counted[filled] = 0
+            replace = np.zeros(self.count, bool)
+            replace[filled], self.counted[filled] = True, 0
             with pinned(x64=True):
                 fill = compiled("fill", self.program, self.count)
                 self.state = fill(self.state, self.settings, self.inputs.span, replace)
@@ -176,7 +176,10 @@ class _Lanes:
         stopped = busy[status[busy] != PENDING]
         if not len(stopped):
             return 0, taken, []
-        outcome = {name: np.asarray(values) for name, values in _outcome(self.state, self.program.recipe.model).items()}
+        # NumPy adds a few small arrays sooner than JAX dispatches one sum.
+        params, change = jax.tree.map(np.asarray, (self.state.params, self.state.change))
+        held = self.state._replace(params=params, change=change)
+        outcome = {name: np.asarray(values) for name, values in _outcome(held, self.program.recipe.model).items()}
         jobs = dict.fromkeys(job for lane in stopped if (job := self.jobs[lane]))
         for job in jobs:
             lanes = np.array([lane for lane in stopped if self.jobs[lane] is job])
