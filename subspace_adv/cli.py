@@ -184,9 +184,9 @@ def bench(
         except OSError as error:
             raise UserError(f"{json}: cannot be written: {error.strerror}") from None
 
-    new = bool(json) and not json.exists()
+    there = json and json.exists()
     write("", "a")  # a mistake is told now and not in minutes
-    if json and new:
+    if json and not there:
         json.unlink()
     done = bench.run(progress.track(bench.pairs(trainer), "timing"))
     write(bench.to_json(done), "w")

@@ -91,7 +91,7 @@ def test_the_network_of_the_readme_is_bracketed(tmp_path):
     [text] = [
         text for text in re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE) if "bracket(" in text
     ]
-    (tmp_path / "script.py").write_text(f"import subspace_adv as sa\n{text}", encoding="utf-8")
+    (tmp_path / "script.py").write_text(text, encoding="utf-8")
     assert (numbers(printed(tmp_path / "script.py", cwd=tmp_path)) > 0).sum() == 4
 
 

@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on(tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 11))
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_runs_killed_at_random_moments_go_on(tmp_path, whole, seed):
     kill_and_resume(tmp_path, whole, random.Random(seed))
 

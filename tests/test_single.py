@@ -227,7 +227,10 @@ MISTAKES = {
         lambda net: sa.attack(net, X, basis=[[0.6, 0], [0.8, 0], [0, 1]], norm="l1"),
         "attack: norm 'l1': cannot be measured in directions off the coordinate axes",
     ),
-    "array": (lambda net: sa.attack(net, X, subspace=np.eye(3)), "attack: subspace: must be a Subspace, such as"),
+    "array": (
+        lambda net: sa.attack(net, X, subspace=np.eye(3)),
+        "attack: subspace: must be a Subspace, such as Subspace.from_directions(directions (d, k)), not ndarray",
+    ),
     "other space": (
         lambda net: sa.attack(net, X, subspace=Subspace.axis_aligned(4, 2)),
         "attack: subspace: has bases of shapes (4, 2) and (4, 2); must be of R^3",
@@ -252,7 +255,10 @@ MISTAKES = {
         lambda net: sa.attack(Network(*(np.stack([part, part]) for part in net)), X, subspace=PLANE),
         "attack: network: holds 2 networks; choose one",
     ),
-    "no network": (lambda _: sa.attack(None, X, subspace=PLANE), "attack: network: must be a Network(weight"),
+    "no network": (
+        lambda _: sa.attack(None, X, subspace=PLANE),
+        "attack: network: must be a Network(weight, bias, head, head_bias), not NoneType",
+    ),
     "many axes": (lambda _: Subspace.axis_aligned(3, 5), "axis_aligned: subspace_dim = 5: must be at most ambient_dim"),
     "no axes": (lambda _: Subspace.axis_aligned(3, -1), "axis_aligned: subspace_dim = -1: must be a whole number"),
     "half an axis": (
