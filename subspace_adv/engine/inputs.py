@@ -17,6 +17,7 @@ from subspace_adv.program import Program
 from subspace_adv.settings import entries
 
 
+@functools.lru_cache(maxsize=64)
 @pinned(x64=True)
 def arguments(name: str, program: Program, lanes: int) -> tuple:
     """Shapes and dtypes of a compiled program's arguments."""
