@@ -255,6 +255,11 @@ def test_fewer_points_are_the_first_of_more_with_the_same_labels(labels, distrib
         np.testing.assert_array_equal(few.heldout, many.heldout)
 
 
+@pytest.mark.parametrize("settings", [LineData(), ChessboardData(), SubspaceData(samples=7, subspace_dim=3)])
+def test_labels_are_drawn_of_no_more_numbers_than_all_points_are(settings):
+    assert len(settings.draw_labels()) <= settings.label_draws <= settings.draw().x.size
+
+
 @pytest.mark.parametrize("labels", ["random", "halfspace", "clusters"])
 def test_labels_alone_are_those_of_the_points(labels):
     for data_seed, distribution in itertools.product(range(20), ("gaussian", "sphere")):

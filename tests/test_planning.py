@@ -11,7 +11,7 @@ import pytest
 from shell import TINY, read
 
 from subspace_adv import Sweep, UserError, engine, plan
-from subspace_adv.data import KINDS, SubspaceData
+from subspace_adv.data import HELDOUT, KINDS, SubspaceData
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
@@ -350,6 +350,8 @@ def test_an_accelerator_trains_thousands_of_networks_side_by_side():
         assert cells <= group.lanes < cells + TPU.number
         assert cells <= group.measured < cells + TPU.number
         assert group.lanes % TPU.number == group.tail_lanes % TPU.number == 0
+    nowhere = group_of(GPU, "seed=0:100000", "regions=off", "ambient_dim=3", "subspace_dim=2")
+    assert not nowhere.program.searches and 2**24 <= nowhere.measured * (20 + HELDOUT) * 100 < 2**25
 
 
 @pytest.mark.parametrize("overrides", [("samples=7", "width=100"), ("samples=100", "width=1000"), ("width=10000",)])

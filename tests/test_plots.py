@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from subspace_adv import plots
 from subspace_adv.errors import UserError
@@ -264,6 +265,8 @@ def test_fooling_rates_have_a_panel_for_each_arm_and_a_line_for_each_kind_of_poi
             values = values[values > 0]
             np.testing.assert_allclose(line.get_ydata(), [100 * (values <= size).mean() for size in line.get_xdata()])
     assert figure.axes[0].lines[3].get_ydata().max() <= 80
+    for shown, told in ((dataset, "means over points and 5 networks; shaded"), (dataset.isel(seed=[0]), "one network")):
+        assert any(told in text.get_text() for text in fooling_rates(shown).findobj(Text))
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, dataset: xr.Dataset, load: Callable[..., Network]) -> None:
