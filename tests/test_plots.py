@@ -173,6 +173,8 @@ def test_surfaces_have_two_rows_and_finite_sheets_within_sight() -> None:
         x, _, z = ax.collections[0]._faces.T
         np.testing.assert_allclose(z, 1.5 - 2 * x, atol=1e-6)
         assert z.min() == -0.5 and z.max() == 1.5
+        outline = {tuple(corner) for corner in np.transpose(ax.lines[0].get_data_3d())}
+        assert outline == {(x, y, 0.5) for x in (0, 1) for y in (0, 1)}
 
 
 def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
