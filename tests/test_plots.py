@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.lines import AxLine
 from matplotlib.text import Text
 
 from subspace_adv import plots
@@ -18,7 +19,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.plots.chessboard import flip_heights
-from subspace_adv.plots.panels import panels
+from subspace_adv.plots.panels import panels, trained_networks
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep
@@ -136,6 +137,16 @@ def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm(
     vertices = np.concatenate([path.vertices for c in thick for path in c.get_paths()])
     np.testing.assert_allclose(vertices[:, 0], 0, atol=1e-6)
     np.testing.assert_allclose([vertices[:, 1].min(), vertices[:, 1].max()], [-1.5, 1.5])
+    (diagonal,) = [line for line in ax.lines if line.get_label() == "the data's line"]
+    assert isinstance(diagonal, AxLine) and diagonal.get_slope() == 1 and diagonal.get_xy1() == (0, 0)
+
+
+def test_networks_with_any_number_that_is_none_are_not_drawn() -> None:
+    dataset, load = synthetic(SEEDS, kind="line")
+    whole = load()
+    whole.weight[1, 0, 0], whole.weight[3] = np.nan, np.inf
+    found = trained_networks(dataset, lambda **_: whole, {}, 10)
+    np.testing.assert_array_equal([network.head_bias for network in found], whole.head_bias[[0, 2, 4]])
 
 
 def test_the_background_of_boundaries_is_the_share_of_networks_that_predict_plus_one() -> None:
@@ -244,6 +255,7 @@ def test_robust_accuracy_has_a_panel_for_each_region_and_norm_and_a_band_for_eac
     certified, attacked = full.lines[2:4]
     sizes = attacked.get_xdata()
     assert sizes[0] == 0 and full.get_xlim() == (0, sizes[-1])
+    assert 0.85 <= (dataset["distance_full_l2_upper"].values <= sizes[-1]).mean() < 1
     np.testing.assert_allclose(attacked.get_ydata(), [100 * (upper > size).mean() for size in sizes])
     np.testing.assert_allclose(certified.get_ydata(), [100 * (upper / 2 > size).mean() for size in sizes])
     [edge] = full.collections[1].get_paths()

@@ -157,6 +157,15 @@ def test_without_held_out_points_what_is_measured_there_is_left_out(network):
     assert left_out and not left_out & set(found) and "heldout" not in found.dims
 
 
+def test_a_point_on_the_decision_boundary_is_misclassified_whatever_its_label():
+    """N = relu(x₁) + relu(x₃) is 0 at the second to the fourth point."""
+    network = Network(np.eye(3)[[0, 2]], np.zeros(2), np.ones(2), 0.0)
+    for labels in (Y, -Y):
+        found = sa.measure(network, X, labels, subspace=PLANE, regions=["off"])
+        for name in ("distance_universal", "distance_off_l2_lower", "distance_off_l2_upper"):
+            assert (found[name].values[1:] == 0).all()
+
+
 def test_points_of_a_folder_are_those_that_its_networks_saw(ran, tmp_path):
     folder, dataset = ran
     points = sa.load_points(folder)
