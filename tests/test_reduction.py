@@ -244,7 +244,7 @@ def test_a_network_measured_in_canonical_coordinates_is_as_in_ambient_ones(init,
 @pytest.mark.slow
 def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
     """Attacks start elsewhere, so they differ; but no lower bound of the one is over an upper one of the other."""
-    text = BASE.replace('["on"]', '["off", "full"]\nattack_steps = 20\nrestarts = 1').replace(
+    text = BASE.replace('["on"]', '["off", "on", "full"]\nattack_steps = 20\nrestarts = 1').replace(
         "subspace_dim = 1", "subspace_dim = 2"
     )
     sweep = sized("paper-code", 8, 14, 8, text)
@@ -263,7 +263,7 @@ def test_brackets_in_canonical_coordinates_hold_in_ambient_ones():
         ambient = batched(networks, points[0], data.y.astype(np.float64), subspace, points[1], keys)
     assert set(ambient) == set(canonical) - {*Network._fields, "status", "steps"}
     right = data.y * canonical["output"] > 0
-    for region in ("off", "full"):
+    for region in ("off", "on", "full"):
         lower, upper = (f"distance_{region}_l2_{side}" for side in ("lower", "upper"))
         assert (canonical[lower] <= np.asarray(ambient[upper]) * (1 + 1e-6)).all()
         assert (np.asarray(ambient[lower]) <= canonical[upper] * (1 + 1e-6)).all()
