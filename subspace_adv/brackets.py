@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv import streams
-from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack
+from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack, shortest
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
@@ -40,6 +40,7 @@ def brackets(
     norms: tuple[str, ...],
     effort: Effort,
     model: Model,
+    beside: bool,
 ) -> dict[tuple[Region, str], Bracket]:
     """Distances of every point by region and norm (F9 in docs/theory.md).
 
@@ -57,12 +58,15 @@ def brackets(
         norms: of the distances.
         effort: of the attacks.
         model: kind of the network.
+        beside: whether points may lie beside a translate of the subspace that holds another one.
     """
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
     done: dict[tuple[Region, str], Bracket] = {}
     for region in sorted(regions, key=REGIONS.index):
         basis = region_basis(subspace, region)
-        found = {norm: bracket(network, x, basis, key, norm, effort, model) for norm in ordered}
+        share_region = region == "full" or (region == "on" and not beside)
+        look = functools.partial(bracket, network, x, basis, key, effort=effort, model=model, shared=share_region)
+        found = {norm: look(norm=norm) for norm in ordered}
         attacks = {norm: attack for norm, (_, attack) in found.items()}
         uppers = {norm: [attack.distance] for norm, attack in attacks.items()}
         for norm in ordered:
@@ -87,13 +91,27 @@ def _length(attack: AttackResult, norm: str) -> jax.Array:
     return jnp.where(attack.is_adv, length(attack.delta, norm) * (1 + 2.0**-40), jnp.inf)
 
 
+def is_exact(dimension: int, model: Model) -> bool:
+    """Whether both ends of a bracket in a region of so many dimensions are the distance, rounding apart."""
+    return dimension <= 1 or (dimension == 2 and model.plane is not None)
+
+
 def bracket(
-    network: Any, x: jax.Array, basis: jax.Array, key: jax.Array, norm: str, effort: Effort, model: Model
+    network: Any,
+    x: jax.Array,
+    basis: jax.Array,
+    key: jax.Array,
+    *,
+    norm: str,
+    effort: Effort,
+    model: Model,
+    shared: bool = False,
 ) -> tuple[jax.Array, AttackResult]:
     """Distances to a flip of every point within a region, from below and above.
 
-    A region that is a line is crossed exactly, both ways; in a larger one the model's certificate bounds the distance
-    from below and the best of the attacks from above. No perturbation in a region of dimension 0 flips.
+    A region that is a line is crossed exactly, both ways, and a plane too where the model knows how. In a larger one
+    the model's certificate bounds the distance from below and the best of the attacks from above. No perturbation in a
+    region of dimension 0 flips.
 
     Args:
         network: parameters of the model's.
@@ -104,6 +122,7 @@ def bracket(
         norm: of the distances.
         effort: of the attacks.
         model: kind of the network.
+        shared: whether each point lies in the region of every other one.
 
     Returns:
         The lower bounds (n,) and the attacks' results, with a leading axis over points.
@@ -115,6 +134,8 @@ def bracket(
     if dimension == 1:
         along = functools.partial(line_distance, norm=norm, model=model)
         return jax.vmap(along, in_axes=(None, 0, own))(network, x, basis[..., 0])
+    if is_exact(dimension, model):
+        return _in_plane(network, x, basis, norm, model, shared)
 
     def one(point: jax.Array, basis: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
         attack = minimal_norm_attack(
@@ -126,6 +147,28 @@ def bracket(
 
     toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
     return jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, toward, keys)
+
+
+def _in_plane(
+    network: Any, x: jax.Array, basis: jax.Array, norm: str, model: Model, shared: bool
+) -> tuple[jax.Array, AttackResult]:
+    """Arguments and results as of `bracket`: exact distances."""
+    plane = model.plane
+    assert plane is not None
+
+    def together(points: jax.Array, basis: jax.Array) -> tuple[jax.Array, AttackResult]:
+        lower, directions = plane(network, points, basis, norm=norm)
+
+        def along(point: jax.Array, directions: jax.Array) -> AttackResult:
+            return shortest(model.local(network, point, basis), basis, directions, norm)[1]
+
+        return lower, jax.vmap(along)(points, directions)
+
+    if shared and basis.ndim == 2:
+        return together(x, basis)
+    bases = jnp.broadcast_to(basis, (len(x), *basis.shape[-2:]))
+    each = jax.lax.map(lambda own: together(*own), (x[:, None], bases))
+    return jax.tree.map(lambda a: a[:, 0], each)
 
 
 def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array) -> jax.Array:

@@ -82,6 +82,15 @@ class Local(Protocol):
         ...
 
 
+class PlaneDistances(NamedTuple):
+    """Of the points of a plane to a flip."""
+
+    lower: jax.Array  # (n,), no flip is nearer; inf where there is none
+    # (n, k, 2), coordinates of directions in the plane: the nearest flip along them is nearest of all, rounding apart;
+    # zeros lead nowhere.
+    directions: jax.Array
+
+
 class Form(NamedTuple):
     """How networks are held while they train, and what differentiates them; for leading axes of networks too."""
 
@@ -135,6 +144,9 @@ class Model:
     # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of
     # `Local.crossing`.
     certificate: Callable[..., jax.Array] | None = None
+    # (params, x (n, d), basis (d, 2), *, norm) → `PlaneDistances` of points of one plane, exact; without it planes are
+    # searched as larger regions are.
+    plane: Callable[..., PlaneDistances] | None = None
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
@@ -146,7 +158,7 @@ class Model:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in parts.items():
             expected = {"form": Form, "kernel": Kernel | None}.get(name, Callable)
-            if not (isinstance(part, expected) or (name == "certificate" and part is None)):
+            if not (isinstance(part, expected) or (name in ("certificate", "plane") and part is None)):
                 raise TypeError(f"{name} {part!r}: must be a {getattr(expected, '__name__', 'Kernel')}")
 
     def preactivations(self, params: Any, x: jax.Array) -> jax.Array:

@@ -12,7 +12,8 @@ _POINT_SECONDS = 4e-7  # a neuron and point: outputs, exact crossings, and what 
 _START_SECONDS = 8.0  # of the program, its figures and tables
 _PROGRAM_SECONDS = 10.0  # to compile a group's programs, but for what searches
 _XLA_SECONDS = 3.0  # more, where XLA compiles the training
-_SEARCH_SECONDS = 5.0  # for each pair of region and norm that is searched
+_SEARCH_SECONDS = 5.0  # for each pair of region and norm that is searched, or a plane
+_PLANE_SECONDS = 1.1e-7  # a pair of neurons: all crossings of the kinks of a plane
 _TYPICAL_STEPS = 0.3  # of max_steps: networks of sweeps/ stop after 0.03 to 0.5 of theirs, on the average
 
 
@@ -64,10 +65,11 @@ def whole(parts: list[Seconds]) -> Seconds:
     return Seconds(*(sum(values) for values in zip(*parts, strict=True)))._replace(starting=_START_SECONDS)
 
 
-def measuring_seconds(samples: int, heldout: int, width: int, searches: list[Search]) -> float:
-    """Of one network on one core: what is recorded of every point, and the searches at the training points."""
+def measuring_seconds(samples: int, heldout: int, width: int, searches: list[Search], planes: int) -> float:
+    """Of one network on one core: what is recorded of every point, the searches at training points, and planes."""
     evaluations = sum(search_evaluations(s.steps, s.restarts) * (4 * s.dimension + 6) for s in searches)
-    return (samples + heldout) * width * _POINT_SECONDS + samples * width * evaluations / _ATTACK_FLOPS_PER_SECOND
+    searched = samples * width * evaluations / _ATTACK_FLOPS_PER_SECOND
+    return (samples + heldout) * width * _POINT_SECONDS + searched + planes * width**2 * _PLANE_SECONDS
 
 
 def search_evaluations(steps: int, restarts: int) -> float:
@@ -79,7 +81,7 @@ def search_evaluations(steps: int, restarts: int) -> float:
 
 
 def compiling_seconds(searches: int, trainer: Trainer) -> float:
-    """Of a group's programs, that search so many pairs of region and norm."""
+    """Of a group's programs, that search so many pairs of region and norm, planes among them."""
     return _PROGRAM_SECONDS + _SEARCH_SECONDS * searches + (_XLA_SECONDS if trainer == "xla" else 0)
 
 
@@ -110,7 +112,7 @@ def drawing_bytes(width: int, dimension: int, off: int) -> int:
     return 8 * (3 * width * dimension + 3 * dimension * off)
 
 
-def measuring_bytes(samples: int, heldout: int, width: int, coordinates: int, restarts: int) -> int:
+def measuring_bytes(samples: int, heldout: int, width: int, coordinates: int, restarts: int, has_planes: bool) -> int:
     """Of one network that is measured, all its points at once.
 
     Args:
@@ -119,10 +121,12 @@ def measuring_bytes(samples: int, heldout: int, width: int, coordinates: int, re
         width: neurons.
         coordinates: that its points have.
         restarts: of the search; 0 if nothing is searched.
+        has_planes: whether a region is a plane: they are taken one by one.
     """
     rays = 2 * restarts + 8
     searched = 4 * samples * rays * (4 * width + 2 * coordinates)  # float32: four arrays over rays and neurons
     exact = 8 * (samples + heldout) * (10 * width + coordinates)  # float64: kinks sorted, slopes, values
     network = 8 * 3 * width * coordinates
     regions = 8 * samples * width * coordinates  # how preactivations vary
-    return searched + exact + network + regions
+    plane = 8 * 16 * width**2 if has_planes else 0  # all kinks along every kink
+    return searched + exact + network + regions + plane

@@ -288,6 +288,7 @@ def measure(
     recording: Recording,
     model: Model,
     unseen: int = 0,
+    beside: bool = False,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 
@@ -301,7 +302,7 @@ def measure(
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what)
+    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what, beside=beside)
     record = {}
     for name, row in recording.variables.items():
         record[name] = row.compute(subject)

@@ -140,13 +140,13 @@ class Plan(NamedTuple):
         return costs.whole([self._seconds(group, cores) for group in self.groups])
 
     def _seconds(self, group: Group, cores: int) -> Seconds:
-        p, searches = group.program, group.program.searches
+        p, searches, planes = group.program, group.program.searches, group.program.planes
         return costs.seconds(
             net_steps=int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)),
             step=group.step_seconds,
             networks=len(group.cells),
-            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches),
-            compiling=costs.compiling_seconds(len(searches), p.recipe.trainer),
+            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches, sum(planes)),
+            compiling=costs.compiling_seconds(len(searches) + len(planes), p.recipe.trainer),
             cores=cores,
         )
 
@@ -337,5 +337,6 @@ def _measured(program: Program, cells: int, device: Device) -> int:
         return device.number * (2 * program.measured_at_once if few else _MEASURED_NETWORKS)
     n, m, restarts = program.shape.samples, program.law.padded_width, program.recording.restarts
     rays = restarts if program.searches else 1
-    size = costs.measuring_bytes(n, HELDOUT, m, program.measured_coordinates, restarts if program.searches else 0)
+    searched = restarts if program.searches else 0
+    size = costs.measuring_bytes(n, HELDOUT, m, program.measured_coordinates, searched, bool(program.planes))
     return device.number * min(devices.filling(device, (n + HELDOUT) * m * rays, size), -(-cells // device.number))

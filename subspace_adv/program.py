@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv import streams
+from subspace_adv.brackets import is_exact
 from subspace_adv.contracts import Model
 from subspace_adv.costs import Search
 from subspace_adv.data import Shape
-from subspace_adv.geometry import region_dim
+from subspace_adv.geometry import Region, region_dim
 from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording
 from subspace_adv.norms import NORMS
@@ -57,10 +58,23 @@ class Program(NamedTuple):
 
     @property
     def searches(self) -> list[Search]:
-        """What is searched at every point: regions that are no line, in each norm."""
-        d, k, recording = self.measured_coordinates, self.shape.subspace_dim, self.recording
-        dimensions = (region_dim(region, d, k) for region in recording.regions for _ in recording.norms)
-        return [Search(dim, recording.attack_steps, recording.restarts) for dim in dimensions if dim > 1]
+        """What is searched at every point: in each norm the regions in which distances are not exact."""
+        model, effort = self.recipe.model, (self.recording.attack_steps, self.recording.restarts)
+        dimensions = (dim for _, dim in self._regions for _ in self.recording.norms)
+        return [Search(dim, *effort) for dim in dimensions if not is_exact(dim, model)]
+
+    @property
+    def planes(self) -> list[int]:
+        """In each norm the regions that are planes of exact distances: how many of them hold all points."""
+        model = self.recipe.model
+        exact = (region for region, dim in self._regions if dim == 2 and is_exact(dim, model))
+        return [self.shape.samples if region == "off" else 1 for region in exact for _ in self.recording.norms]
+
+    @property
+    def _regions(self) -> list[tuple[Region, int]]:
+        """Those recorded, and their dimensions."""
+        d, k = self.measured_coordinates, self.shape.subspace_dim
+        return [(region, region_dim(region, d, k)) for region in self.recording.regions]
 
     @property
     def measured_at_once(self) -> int:

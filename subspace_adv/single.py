@@ -233,7 +233,8 @@ def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax
 def _bracket(
     network: Network, x: jax.Array, basis: jax.Array, seed: jax.Array, *, norm: str, effort: Effort
 ) -> tuple[jax.Array, AttackResult]:
-    return brackets.bracket(network, x, basis, streams.measuring_key(seed), norm, effort, TWO_LAYER)
+    key = streams.measuring_key(seed)
+    return brackets.bracket(network, x, basis, key, norm=norm, effort=effort, model=TWO_LAYER, shared=x.shape[1] == 2)
 
 
 def _measure(
@@ -247,7 +248,8 @@ def _measure(
     recording: Recording,
 ) -> dict[str, jax.Array]:
     key = streams.measuring_key(seed)
-    return measures.measure(network, x, y, subspace, heldout, key, recording=recording, model=TWO_LAYER)
+    what = {"recording": recording, "model": TWO_LAYER, "beside": True}
+    return measures.measure(network, x, y, subspace, heldout, key, **what)
 
 
 def _bracketed(

@@ -35,6 +35,7 @@ class Subject:
     norms: tuple[str, ...]
     effort: Effort  # of the attacks
     loss: Loss
+    beside: bool  # whether points may lie beside a translate of the subspace that holds another one
 
     def where_right(self, distances: jax.Array) -> jax.Array:
         """Distances (n,), and 0 where a point is misclassified."""
@@ -88,6 +89,7 @@ class Subject:
     def brackets(self) -> dict[tuple[Region, str], Bracket]:
         """Distances of the training points by region and norm."""
         what = {"regions": self.regions, "norms": self.norms, "effort": self.effort, "model": self.model}
+        what["beside"] = self.beside
         return brackets(self.network, self.x, self.subspace, self.universal[0], self.key, **what)
 
     @cached_property

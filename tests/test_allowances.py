@@ -14,9 +14,11 @@ from optimum import DUAL_ORDER
 from reference import exactly, first_flip_exactly
 
 from subspace_adv import attacks
+from subspace_adv.brackets import Effort, bracket
 from subspace_adv.engine.pinned import compiler_options
-from subspace_adv.models import crown_certificate, kink_certificate
+from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate
 from subspace_adv.network import Network
+from subspace_adv.streams import key_of
 
 NORMS = ("l2", "linf", "l1")
 PAIRS, D, EACH = 8, 4, 60
@@ -115,9 +117,9 @@ class Exact(NamedTuple):
     gradient: list[Fraction]
     along: Fraction | None
 
-    def is_within(self, radius: float, norm: str) -> bool:
-        """Whether a linear output stays positive up to a radius."""
-        sizes = [abs(slope) for slope in self.gradient]
+    def is_within(self, radius: float, norm: str, dimensions: int = D) -> bool:
+        """Whether a linear output stays positive up to a radius, over the first of the axes."""
+        sizes = [abs(slope) for slope in self.gradient[:dimensions]]
         if norm == "l2":
             return Fraction(radius) ** 2 * sum(size**2 for size in sizes) <= self.output**2
         return Fraction(radius) * (max(sizes) if norm == "l1" else sum(sizes)) <= self.output
@@ -169,6 +171,21 @@ def _on_the_first_axis() -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(lower), np.asarray(flip.distance)
 
 
+@functools.cache
+def _in_a_plane(norm: str) -> tuple[np.ndarray, np.ndarray]:
+    networks, x = _networks()
+    what = {"norm": norm, "effort": Effort(1, 1, ()), "model": TWO_LAYER}
+
+    def one(network: Network, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        lower, flip = bracket(network, x[None], jnp.eye(D)[:, :2], key_of(0), **what)
+        return lower[0], flip.distance[0]
+
+    with jax.enable_x64(True):
+        return jax.tree.map(
+            np.asarray, jax.jit(jax.vmap(one), compiler_options=AS_MEASURED)(reference.stacked(networks), x)
+        )
+
+
 def _of(kind: Callable) -> range:
     begin = KINDS.index(kind) * EACH
     return range(begin, begin + EACH)
@@ -198,3 +215,16 @@ def test_crossings_of_the_first_axis_enclose_the_flip(kind):
         assert np.isinf(upper[i]) or flip <= upper[i], i
         flips += upper[i] - lower[i] < 0.02 * upper[i]
     assert flips > 0.9 * EACH
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_brackets_in_the_plane_of_the_first_axes_enclose_the_distance(norm):
+    """Of linear outputs the distance itself, in rational numbers; of others, none is above the flips of an axis."""
+    lower, upper = _in_a_plane(norm)
+    for kind in LINEAR:
+        for i in _of(kind):
+            assert _exact()[i].is_within(lower[i], norm, 2) and not _exact()[i].is_within(upper[i], norm, 2), i
+    for i, exact in enumerate(_exact()):
+        assert exact.along is None or lower[i] <= exact.along, i
+    tight = upper < 1.02 * lower
+    assert min(tight[_of(kind)].mean() for kind in KINDS) > 0.7

@@ -1,5 +1,6 @@
 """Plans: every cell is in exactly one chunk, equal programs are shared, and the estimates hold."""
 
+import dataclasses
 import itertools
 import random
 import time
@@ -15,7 +16,7 @@ from subspace_adv.data import HELDOUT, KINDS, SubspaceData
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
-from subspace_adv.models import fused
+from subspace_adv.models import MODELS, fused
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
@@ -238,8 +239,8 @@ def test_time_is_that_of_its_parts():
         ("", "seed=0:9", {"training", "measuring"}),
         ("", "max_steps=50000", {"training"}),
         ("", "width=128", {"training", "measuring"}),
-        ("", "attack_steps=100", {"measuring"}),
-        ("", "restarts=64", {"measuring"}),
+        ('[data]\nkind = "chessboard"\n', "attack_steps=100", {"measuring"}),
+        ('[data]\nkind = "chessboard"\n', "restarts=64", {"measuring"}),
         ("", "optimizer=adam", {"training", "compiling"}),  # which the kernel does not know
         ("", "loss=logistic,exponential", {"training", "measuring", "compiling"}),
         ('[measure]\nregions = ["off"]\n', "regions=off,full", {"measuring", "compiling"}),
@@ -267,13 +268,21 @@ def test_time_is_right_within_a_factor_of_two(name, seconds):
     assert seconds / 2 < plan(sweep).seconds(2).typical < 2 * seconds
 
 
-def test_regions_that_are_no_line_are_searched():
-    """A plane and all of space around it; neither a line nor what lies off it in the plane."""
-    dimensions = {
-        kind: [search.dimension for search in plan(read(f'[data]\nkind = "{kind}"\n')).groups[0].program.searches]
-        for kind in ("chessboard", "line")
+def test_regions_that_are_no_line_are_planes_or_searched(monkeypatch):
+    """A plane and all of space around it; a plane around a line; planes off a plane, one a point."""
+    tables = {
+        "chessboard": '[data]\nkind = "chessboard"\n',
+        "line": '[data]\nkind = "line"\n',
+        "subspace": '[data]\nkind = "subspace"\nambient_dim = 4\nsubspace_dim = 2\nsamples = 9\n',
     }
-    assert dimensions == {"chessboard": [2, 3], "line": [2]}
+    programs = {kind: plan(read(table)).groups[0].program for kind, table in tables.items()}
+    searched = {kind: [search.dimension for search in program.searches] for kind, program in programs.items()}
+    assert searched == {"chessboard": [3], "line": [], "subspace": [4]}
+    planes = {kind: program.planes for kind, program in programs.items()}
+    assert planes == {"chessboard": [1], "line": [1], "subspace": [9, 1]}
+    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(MODELS["mlp"], plane=None))
+    program = plan(read(tables["chessboard"])).groups[0].program
+    assert ([search.dimension for search in program.searches], program.planes) == ([2, 3], [])
 
 
 def test_operations_of_a_step_are_counted():

@@ -97,8 +97,7 @@ def test_a_basis_a_little_off_certifies_no_more_than_is_true():
         assert ((2 - 1e-6 < radii) & (radii <= 2)).all()
 
 
-@pytest.mark.slow
-def test_planes_of_each_point_s_own_are_searched(network):
+def test_points_may_have_planes_of_their_own(network):
     """Equal ones are as one; flips lie in the plane of their point."""
     shared, own = (sa.bracket(network, X, basis=b) for b in (np.eye(3)[:, 1:], np.stack([np.eye(3)[:, 1:]] * len(X))))
     for name in shared:

@@ -32,6 +32,7 @@ __all__ = [
     "line_distance",
     "minimal_norm_attack",
     "random_direction",
+    "shortest",
     "universal_attack",
 ]
 

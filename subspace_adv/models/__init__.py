@@ -6,6 +6,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.initialization import init_network
 from subspace_adv.models import autodiff, fused
 from subspace_adv.models.certificates import certificate, crown_certificate, kink_certificate
+from subspace_adv.models.planes import plane_distances
 from subspace_adv.models.two_layer import TwoLayerLocal, first_crossing, local, rounding_allowance
 from subspace_adv.models.two_layer_training import FORM, KERNEL, step_flops, trained_fields
 from subspace_adv.network import input_gradient, rest
@@ -23,6 +24,7 @@ TWO_LAYER = Model(
     form=FORM,
     step_flops=step_flops,
     certificate=certificate,
+    plane=plane_distances,
     kernel=KERNEL,
 )
 """Two-layer ReLU networks."""

@@ -11,7 +11,7 @@ from subspace_adv.norms import dual_length
 
 # With a few inputs, XLA on CPU runs products written out as one pass of vector code.
 _MAX_INPUTS_WRITTEN_OUT = 8
-_TIE = 2.0**-36  # more than kinks that `_ascending` may swap can move an output, relative to its terms
+_TIE = 2.0**-36  # more than kinks that `ascending` may swap can move an output, relative to its terms
 _BLURRED = 0.2  # of what a preactivation can change by within a radius: as near to its kink, a ReLU is partly on
 
 
@@ -44,7 +44,7 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
     is_kink = jnp.isfinite(kink) & (kink > 0)
     last = jnp.max(jnp.where(is_kink, kink, 0))
     kink = jnp.where(is_kink, kink, last)
-    order = _ascending(kink)
+    order = ascending(kink)
     kink, jump = kink[order], jnp.where(is_kink, head * jnp.abs(rate), 0)[order]
     on = (z > 0) | ((z == 0) & (rate > 0))
     slope = jnp.sum(jnp.where(on, head * rate, 0)) + jnp.concatenate([jnp.zeros(1, z.dtype), jnp.cumsum(jump)])
@@ -165,15 +165,17 @@ def local(network: Network, x: jax.Array, basis: jax.Array) -> TwoLayerLocal:
     )
 
 
-def _ascending(values: jax.Array) -> jax.Array:
-    """Indices that sort non-negative values (m,); of float64 values, up to ties within 2⁻³⁹ of each other.
+def ascending(values: jax.Array) -> jax.Array:
+    """Indices that sort each row of values (..., m); of float64 values, up to ties within 2⁻³⁹ of each other.
 
-    XLA on CPU sorts plain integers many times faster than floats or pairs. The bits of non-negative floats
-    are ordered as the floats are, and the index fits into the last few of them.
+    XLA on CPU sorts plain integers many times faster than floats or pairs. The bits of floats are ordered as the floats
+    are, once those of negative ones are turned over, and the index fits into the last few of them.
     """
-    if values.dtype != jnp.float64 or len(values) > 2**13:
-        return jnp.argsort(values)
-    index_mask = jnp.int64(2 ** (len(values) - 1).bit_length() - 1)
+    count = values.shape[-1]
+    if values.dtype != jnp.float64 or count > 2**13:
+        return jnp.argsort(values, axis=-1)
+    index_mask = jnp.int64(2 ** (count - 1).bit_length() - 1)
     bits = jax.lax.bitcast_convert_type(values, jnp.int64)
-    packed = (bits & ~index_mask) | jnp.arange(len(values), dtype=jnp.int64)
-    return jnp.sort(packed) & index_mask
+    bits = bits ^ ((bits >> 63) & jnp.iinfo(jnp.int64).max)
+    indices = jnp.arange(count, dtype=jnp.int64).reshape((1,) * (values.ndim - 1) + (count,))
+    return jnp.sort((bits & ~index_mask) | indices, axis=-1) & index_mask
