@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +95,12 @@ def _length(attack: AttackResult, norm: str) -> jax.Array:
 def is_exact(dimension: int, model: Model) -> bool:
     """Whether both ends of a bracket in a region of so many dimensions are the distance, rounding apart."""
     return dimension <= 1 or (dimension == 2 and model.plane is not None)
+
+
+def exactness(dimensions: Iterable[int], models: Iterable[Model]) -> str:
+    """What to add to the meaning of distances in regions of some dimensions, by models whose crossings are exact."""
+    pairs = itertools.product(dimensions, models)
+    return "; exact, rounding apart" if all(is_exact(dimension, model) for dimension, model in pairs) else ""
 
 
 def bracket(

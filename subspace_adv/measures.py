@@ -121,10 +121,10 @@ def distance_name(region: str, norm: str, side: Side) -> str:
 _DISTANCE = re.compile(distance_name(f"({'|'.join(REGIONS)})", "(.+)", "(lower|upper)"))  # pyright: ignore
 
 
-def distance_parts(name: str) -> tuple[str, str, str] | None:
+def distance_parts(name: str) -> tuple[Region, str, Side] | None:
     """The region, norm and side that `distance_name` was given; None of any other name."""
     match = _DISTANCE.fullmatch(name)
-    return (match[1], match[2], match[3]) if match else None
+    return (match[1], match[2], match[3]) if match else None  # pyright: ignore[reportReturnType]
 
 
 # The table -------------------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from subspace_adv import devices, engine
+from subspace_adv.brackets import exactness
 from subspace_adv.contracts import named, renamed
 from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
+from subspace_adv.geometry import region_dim
 from subspace_adv.initialization import Law
 from subspace_adv.measures import distance_parts, variables
 from subspace_adv.models import MODELS
@@ -101,7 +103,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         },
     )
     for name, variable in (table | PREDICTIONS).items():
-        meaning = variable.meaning + (_uncertified(sweep, name) if name.startswith("distance_") else "")
+        meaning = variable.meaning + (_how_exact(sweep, name) if name.startswith("distance_") else "")
         dataset[_shown(name, axes)].attrs = {"long_name": meaning, "units": variable.unit}
     dataset["status"].attrs = {
         "long_name": "outcome of training",
@@ -115,14 +117,21 @@ def dataset_of(store: Store) -> "xr.Dataset":
     return dataset
 
 
-def _uncertified(sweep: Sweep, name: str) -> str:
-    """What there is to say of the distances of models that certify nothing."""
-    none = [kind for kind in sweep.values("architecture") if MODELS[kind].certificate is None]
-    if not none:
+def _how_exact(sweep: Sweep, name: str) -> str:
+    """What there is to say of distances that are exact, or of those of models that certify nothing."""
+    models = {kind: MODELS[kind] for kind in sweep.values("architecture")}
+    parts = distance_parts(name)
+    none = [kind for kind, model in models.items() if model.certificate is None]
+    if none:
+        told = (
+            "no certificate, and so 0," if parts and parts[-1] == "lower" else "by a search along rays, and not exact,"
+        )
+        return f"; {told} for architecture {' and '.join(none)}"
+    if parts is None:
         return ""
-    lower = (distance_parts(name) or ("",))[-1] == "lower"
-    told = "no certificate, and so 0," if lower else "by a search along rays, and not exact,"
-    return f"; {told} for architecture {' and '.join(none)}"
+    shapes = [settings.shape for settings in sweep.datasets_but_for_replicates()]
+    dimensions = {region_dim(parts[0], shape.ambient_dim, shape.subspace_dim) for shape in shapes}
+    return exactness(dimensions, models.values())
 
 
 _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"

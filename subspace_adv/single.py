@@ -13,7 +13,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
 from subspace_adv.initialization import Law
-from subspace_adv.measures import MEASURES, Recording, Side, distance_name
+from subspace_adv.measures import MEASURES, Recording, Side, distance_name, distance_parts
 from subspace_adv.models import TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
@@ -174,11 +174,12 @@ def bracket(
     outputs = engine.alone(TWO_LAYER.output, net, points, x64=True)
     right = np.ones(len(points), bool) if y is None else arguments.labels("bracket", y, len(points)) * outputs > 0
     told = {"output": (MEASURES["output"].unit, MEASURES["output"].meaning, outputs)}
+    exact = brackets.exactness([np.shape(basis)[-1]], [TWO_LAYER])
     for norm in checked(MeasureSettings, "norms", arguments.names("bracket", "norms", norms), "bracket: norms"):
         lower, found = _bracketed("bracket", network, x, None, basis, None, norm, effort)
         for side, distances in zip(_SIDES, (lower, found.distance), strict=True):
             row = MEASURES[distance_name("{region}", "{norm}", side)]
-            meaning = row.meaning.format(norm=norm.upper(), region="along the basis given")
+            meaning = row.meaning.format(norm=norm.upper(), region="along the basis given") + exact
             told[distance_name(_GIVEN_BASIS, norm, side)] = row.unit, meaning, np.where(right, distances, 0)
     return _dataset({name: (("point",), *rest) for name, rest in told.items()})
 
@@ -321,8 +322,13 @@ def _measured(
     efforts, seed = (values["attack_steps"], values["restarts"]), np.uint32(values["seed"])
     recording = Recording(regions, norms, *efforts, loss, measures=tuple(names))
     record = engine.alone(_measure, net, points, labels, space, further, seed, x64=True, recording=recording)
-    rows = recording.variables
-    return _dataset({name: (rows[name].dimensions, rows[name].unit, rows[name].meaning, record[name]) for name in rows})
+    dimensions = {region: np.shape(region_basis(space, region))[1] for region in regions}
+    told = {}
+    for name, row in recording.variables.items():
+        parts = distance_parts(name)
+        exact = brackets.exactness([dimensions[parts[0]]], [TWO_LAYER]) if parts else ""
+        told[name] = row.dimensions, row.unit, row.meaning + exact, record[name]
+    return _dataset(told)
 
 
 def _dataset(variables: Mapping[str, tuple[tuple[str, ...], str, str, np.ndarray]]) -> "xr.Dataset":

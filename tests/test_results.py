@@ -115,6 +115,26 @@ def test_dtypes_and_meanings(tiny):
             assert variable.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        ('kind = "line"', {"off", "on", "full"}),
+        ('kind = "chessboard"', {"off", "on"}),
+        ('kind = "subspace"\nambient_dim = 4\nsubspace_dim = 2', {"off", "on"}),
+        ('kind = "subspace"\nsubspace_dim = 4\n[axes]\nambient_dim = [5, 6, 7]', set()),
+        ('kind = "subspace"\nsubspace_dim = 4\n[axes]\nambient_dim = [5, 6]', {"off"}),
+    ],
+)
+def test_distances_say_where_they_are_exact(text, exact, tmp_path):
+    """In lines and planes, if they are that in every cell."""
+    Store.create(tmp_path / "out", plan(read(f"[data]\n{text}\n"))).close()
+    dataset = open_results(tmp_path / "out")
+    for region in ("off", "on", "full"):
+        for side in ("lower", "upper"):
+            told = dataset[f"distance_{region}_l2_{side}"].attrs["long_name"]
+            assert told.endswith("; exact, rounding apart") == (region in exact), (region, side)
+
+
 def test_attributes_tell_the_settings_that_all_cells_share(tiny):
     attributes = open_results(tiny).attrs
     assert attributes["name"] == "tiny"
