@@ -288,7 +288,7 @@ def measure(
     recording: Recording,
     model: Model,
     unseen: int = 0,
-    beside: bool = False,
+    beside: bool = True,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 

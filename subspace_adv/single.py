@@ -249,8 +249,7 @@ def _measure(
     recording: Recording,
 ) -> dict[str, jax.Array]:
     key = streams.measuring_key(seed)
-    what = {"recording": recording, "model": TWO_LAYER, "beside": True}
-    return measures.measure(network, x, y, subspace, heldout, key, **what)
+    return measures.measure(network, x, y, subspace, heldout, key, recording=recording, model=TWO_LAYER)
 
 
 def _bracketed(

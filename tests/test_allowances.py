@@ -16,12 +16,13 @@ from reference import exactly, first_flip_exactly
 from subspace_adv import attacks
 from subspace_adv.brackets import Effort, bracket
 from subspace_adv.engine.pinned import compiler_options
-from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate
+from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate, local
+from subspace_adv.models.concave import concave_certificate
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
 
 NORMS = ("l2", "linf", "l1")
-PAIRS, D, EACH = 8, 4, 60
+PAIRS, D, EACH = 8, 5, 60
 AS_MEASURED = compiler_options(quick=True)  # rounding is a matter of how programs are compiled
 
 
@@ -153,7 +154,10 @@ def _certified(certificate: str, norm: str) -> np.ndarray:
     def one(network: Network, x: jax.Array, upper: jax.Array) -> jax.Array:
         if certificate == "kink":
             return kink_certificate(network, x, jnp.eye(D), norm=norm)
-        return crown_certificate(network, x, jnp.eye(D), norm=norm, upper=upper)
+        crown = crown_certificate(network, x, jnp.eye(D), norm=norm, upper=upper)
+        if certificate == "crown":
+            return crown
+        return concave_certificate(local(network, x, jnp.eye(D)), norm=norm, upper=upper, known=crown / 2)
 
     networks, x = _networks()
     uppers = np.array([1.5 * exact.distance(norm) for exact in _exact()])
@@ -193,13 +197,17 @@ def _of(kind: Callable) -> range:
 
 @pytest.mark.parametrize("kind", LINEAR)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("certificate", ["kink", "crown"])
+@pytest.mark.parametrize("certificate", ["kink", "crown", "concave"])
 def test_no_certificate_is_above_the_distance_of_a_linear_network(certificate, norm, kind):
-    """|N| over the gradient's dual norm, in rational numbers; and they are as near to it as rounding lets them."""
+    """|N| over the gradient's dual norm, in rational numbers; and they are as near to it as rounding lets them.
+
+    The concave one is sought in float32, and finds little where an output is tiny beside its terms.
+    """
     bounds = _certified(certificate, norm)
     above = [i for i in _of(kind) if not _exact()[i].is_within(bounds[i], norm)]
     assert not above, f"{len(above)} of {EACH}"
-    assert min(bounds[i] / _exact()[i].distance(norm) for i in _of(kind)) > 0.99
+    ratios = [bounds[i] / _exact()[i].distance(norm) for i in _of(kind)]
+    assert min(ratios) > 0.99 if certificate != "concave" else max(ratios) > 0.9
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -298,6 +298,9 @@ def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_cou
         jnp.asarray(rng.standard_normal((6, 3))),
     )
 
+    on = np.asarray(x) @ np.asarray(network.weight).T + np.asarray(network.bias) > 0
+    neuron = int(np.argmax(on.any(axis=0) & ~on.all(axis=0)))
+
     def attack(network, point, basis, *, key, toward, norm, steps, restarts, attacks, model):
         assert (norm, steps, restarts, attacks, model) == ("l1", 7, 3, ("fab",), TWO_LAYER)
         return AttackResult(toward, jax.random.uniform(key, (), point.dtype), jnp.asarray(True))
@@ -308,15 +311,21 @@ def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_cou
     def crown(network, point, basis, *, norm, upper):
         return point[1] + upper
 
+    def concave(local, *, norm, upper, known):
+        return known + jax.nn.relu(local.z[neuron]) * upper
+
     monkeypatch.setattr(brackets, "minimal_norm_attack", attack)
-    for name, stand_in in (("kink_certificate", kink), ("crown_certificate", crown)):
+    stand_ins = {"kink_certificate": kink, "crown_certificate": crown, "concave_certificate": concave}
+    for name, stand_in in stand_ins.items():
         monkeypatch.setattr(certificates, name, stand_in)
     effort, key = Effort(steps=7, restarts=3, attacks=("fab",)), jax.random.key(3)
     lower, found = brackets.bracket(network, x, jnp.eye(3), key, norm="l1", effort=effort, model=TWO_LAYER)
     drawn = [float(jax.random.uniform(own, (), jnp.float64)) for own in jax.random.split(key, len(x))]
     np.testing.assert_array_equal(found.distance, drawn)
     np.testing.assert_array_equal(found.delta, brackets._nearest_of_other_sign(output(network, x), x))
-    np.testing.assert_array_equal(lower, np.maximum(x[:, 0], x[:, 1] + found.distance))
+    first, known = x @ network.weight[neuron] + network.bias[neuron], np.maximum(x[:, 0], x[:, 1] + found.distance)
+    np.testing.assert_allclose(lower, known + np.maximum(first, 0) * found.distance, rtol=1e-12)
+    assert {True, False} == set((first > 0).tolist())
     assert len(set(drawn)) == len(x)
 
 

@@ -236,7 +236,7 @@ def _recorded(norm: str) -> Callable[..., dict[str, jax.Array]]:
     effort = Effort(settings.attack_steps, settings.restarts, tuple(ATTACKS))
 
     def one(network: Network, x: jax.Array, basis: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        lower, flip = bracket(network, x[None], basis, key, norm, effort, TWO_LAYER)
+        lower, flip = bracket(network, x[None], basis, key, norm=norm, effort=effort, model=TWO_LAYER)
         return {"attack": flip.distance[0], "certificate": lower[0]}
 
     return jax.jit(jax.vmap(one))

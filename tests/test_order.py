@@ -202,8 +202,8 @@ class Found(NamedTuple):
 def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array) -> Found:
     flips = {}
 
-    def bracket(network, x, basis, key, norm, *effort):
-        lower, flip = original(network, x, basis, key, norm, *effort)
+    def bracket(network, x, basis, key, *, norm, **how):
+        lower, flip = original(network, x, basis, key, norm=norm, **how)
         flips[REGIONS[len(flips) // len(NORMS)], norm] = flip  # the regions in turn, each in all norms
         return lower, flip
 

@@ -79,5 +79,5 @@ def measured(
         net = ambient(program, trained, lane, decay, span)
         x, heldout = x @ span.basis.T, heldout @ span.basis.T
         subspace, unseen = in_ambient(subspace, span), 0
-    what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen}
+    what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen, "beside": False}
     return measures.measure(net, x, y, subspace, heldout, key, **what)

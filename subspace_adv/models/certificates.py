@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from subspace_adv.contracts import prepared
 from subspace_adv.models import two_layer
+from subspace_adv.models.concave import concave_certificate
 from subspace_adv.models.two_layer import TwoLayerLocal, rounding_allowance
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length, steepest
@@ -20,9 +21,12 @@ _LEAST_Q = 2.0**-20
 
 
 def certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array) -> jax.Array:
-    """The better of both certificates, (); arguments as in `crown_certificate`."""
+    """The best of all certificates, (); arguments as in `crown_certificate`."""
     kink = kink_certificate(network, x, basis, norm=norm)
-    return jnp.maximum(kink, crown_certificate(network, x, basis, norm=norm, upper=upper))
+    linear = jnp.maximum(kink, crown_certificate(network, x, basis, norm=norm, upper=upper))
+    network, x, basis = prepared(network, x, basis, norm)
+    local, upper = two_layer.local(network, x, basis), jnp.asarray(upper, x.dtype)
+    return jnp.maximum(linear, concave_certificate(local, norm=norm, upper=upper, known=linear))
 
 
 def kink_certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str = "l2") -> jax.Array:

@@ -1,0 +1,403 @@
+"""Radii certified by concave bounds, which all neurons meet at one and the same perturbation (F22 in docs/theory.md).
+
+The signed output is bounded from below by a concave function F. ReLUs that count for the prediction lie above lines,
+and those that count against it stay as they are, or lie below parabolas. Where the ball has few vertices, F is least at
+one of them; elsewhere it is a quadratic form, whose least value over the ball weak duality bounds.
+
+Lines and parabolas are chosen by a game. An adversary plays perturbations, in the form of their mean and second
+moments, spread out a little so that its answers change smoothly. The bound that suits the average of its plays best is
+the next move. What is certified is sound wherever the game ends.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subspace_adv.models.two_layer import TwoLayerLocal, rounding_allowance
+from subspace_adv.norms import NORMS, dual_length
+
+_STEPS = 24  # of the game
+_AVERAGE = 0.4  # share of the adversary's last answer in the average of all
+_SPREAD = (0.7, 0.02)  # of the answers, at first and at last
+_RANGE = (0.7, 0.03)  # by which the radius on which bounds hold exceeds what is certified, at first and at last
+_WEIGHT_POWER = 0.4  # of the excess in a coordinate of a cube, by which its weight grows
+_MOST_COORDINATES = 32  # of quadratic forms, whose eigenvalues cost the cube of that
+_MOST_CUBE = 4  # dimensions of a cube whose vertices are taken one by one
+_NEWTON_STEPS = 12
+_HALVINGS = 16
+_MARGIN = 2.0**-20  # relative, by which multipliers exceed the least possible
+
+
+def concave_certificate(local: TwoLayerLocal, *, norm: str, upper: jax.Array, known: jax.Array) -> jax.Array:
+    """Radius certified by a concave function below the signed output.
+
+    Args:
+        local: the signed output around a point.
+        norm: of the perturbation.
+        upper: where a flip is known, (); inf if none is.
+        known: a certified radius, (), at which the search begins.
+
+    Returns:
+        The radius, (), not above `upper`; 0 if none was certified, or for a norm, or in so many dimensions, that no
+        bound is made for.
+    """
+    kind, r = NORMS[norm], local.dimension
+    vertices = _vertices(norm, r)
+    if vertices is None and not ((kind.is_euclidean or kind.is_cubic) and r <= _MOST_COORDINATES):
+        return jnp.zeros_like(known)
+    units = _Units.of(local, norm, known)
+    scaled, most = units.scaled(local), (upper / units.length).astype(jnp.float32)
+    if vertices is not None:
+        slopes = _slopes_for_vertices(scaled, vertices, norm, most)
+        radius = _certified_at_vertices(local, vertices.astype(local.dtype), slopes.astype(local.dtype))
+    else:
+        bound = jax.tree.map(lambda a: a.astype(local.dtype), _played(scaled, norm, most))
+        radius = _certified(local, units.unscaled(bound), norm)
+    return jnp.where(jnp.isfinite(radius) & (known > 0), jnp.minimum(radius, upper), 0)
+
+
+class _Units(NamedTuple):
+    """In which the game is played, in float32: a certified radius, the output at the point, what neurons vary by."""
+
+    length: jax.Array  # ()
+    output: jax.Array  # ()
+    inputs: jax.Array  # (m,)
+
+    @classmethod
+    def of(cls, local: TwoLayerLocal, norm: str, known: jax.Array) -> "_Units":
+        """Of a signed output."""
+        value = local.value(jnp.zeros(local.dimension, local.dtype))
+        length, output = (jnp.where(size > 0, size, 1) for size in (known, value))
+        inputs = length * dual_length(local.rates, norm)
+        return cls(length, output, jnp.where(inputs > 0, inputs, 1))
+
+    def scaled(self, local: TwoLayerLocal) -> TwoLayerLocal:
+        """The signed output in these units."""
+        return TwoLayerLocal(
+            local.z / self.inputs,
+            local.rates * (self.length / self.inputs)[:, None],
+            local.head * (self.inputs / self.output),
+            local.offset / self.output,
+        ).astype(jnp.float32)
+
+    def unscaled(self, bound: "_Bound") -> "_Bound":
+        """A bound in the units of the signed output."""
+        return bound._replace(
+            radius=bound.radius * self.length,
+            curve=bound.curve / self.inputs,
+            multipliers=bound.multipliers * (self.output / self.length**2),
+        )
+
+
+def _schedule(ends: tuple[float, float]) -> jax.Array:
+    """Values (steps,) of each step, geometric."""
+    return jnp.geomspace(*ends, _STEPS, dtype=jnp.float32)
+
+
+# Balls with few vertices ------------------------------------------------------------------------------------------
+
+
+def _vertices(norm: str, r: int) -> jax.Array | None:
+    """Vertices (k, r) of the ball of radius 1, if they are few."""
+    axes = jnp.eye(r)
+    if NORMS[norm].is_taxicab:
+        return jnp.concatenate([axes, -axes])
+    if NORMS[norm].is_cubic and r <= _MOST_CUBE:
+        bits = jnp.arange(2**r)[:, None] // 2 ** jnp.arange(r)[None] % 2
+        return (1 - 2 * bits).astype(axes.dtype)
+    return None
+
+
+class _SlopeGame(NamedTuple):
+    """Where the game stands."""
+
+    average: jax.Array  # (m,), slopes
+    certified: jax.Array  # (), radius
+    best: jax.Array  # (m,), the slopes that certify it
+
+
+def _slopes_for_vertices(local: TwoLayerLocal, vertices: jax.Array, norm: str, upper: jax.Array) -> jax.Array:
+    """Slopes (m,) of the lines below the ReLUs that count for the prediction; the radius 1 is certified."""
+    rates, speed = vertices.astype(jnp.float32) @ local.rates.T, dual_length(local.rates, norm)
+    aiding, opposing = jnp.maximum(local.head, 0), jnp.maximum(-local.head, 0)
+
+    def step(game: _SlopeGame, now: tuple[jax.Array, jax.Array]) -> tuple[_SlopeGame, None]:
+        (average, certified, best), (spread, reserve) = game, now
+        radius = jnp.minimum(upper, certified * (1 + reserve))
+        slopes = _stable_or(local.z - radius * speed, local.z + radius * speed, average)
+        inputs = local.z[None] + radius * rates
+        values = inputs @ (aiding * slopes) - jax.nn.relu(inputs) @ opposing + local.offset
+        at_origin = local.z @ (aiding * slopes) - jax.nn.relu(local.z) @ opposing + local.offset
+        # By the chord from the origin, as F is concave.
+        held = radius * jnp.min(jnp.where(values >= 0, 1, at_origin / jnp.where(values >= 0, 1, at_origin - values)))
+        better = (held > certified) & (at_origin > 0)
+        share = jax.nn.softmax(-values / spread)
+        mean = share @ rates
+        deviation = jnp.sqrt(jnp.maximum(share @ rates**2 - mean**2, 0))
+        answer = _smooth_step(local.z + radius * mean, spread * radius * deviation)
+        average = average + _AVERAGE * (answer - average)
+        return _SlopeGame(average, jnp.where(better, held, certified), jnp.where(better, slopes, best)), None
+
+    on = (local.z > 0).astype(jnp.float32)
+    game, _ = jax.lax.scan(step, _SlopeGame(on, jnp.ones_like(upper), on), (_schedule(_SPREAD), _schedule(_RANGE)))
+    return game.best
+
+
+def _certified_at_vertices(local: TwoLayerLocal, vertices: jax.Array, slopes: jax.Array) -> jax.Array:
+    """The least radius at which F, less an allowance for rounding, is zero at a vertex.
+
+    Along a ray F is concave, and so is what is left of it. Newton's iteration from the right stays right of the root,
+    and the chord to the origin, where F is positive, lies below the function.
+    """
+    rates, count = vertices @ local.rates.T, len(local.z)
+    aiding, opposing = jnp.maximum(local.head, 0) * slopes, jnp.maximum(-local.head, 0)
+    weight = aiding + opposing
+    level = rounding_allowance(weight @ jnp.abs(local.z) + jnp.abs(local.offset), count)
+    growth = rounding_allowance(jnp.abs(rates) @ weight, count)
+
+    def values(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs = local.z[None] + t[:, None] * rates
+        value = inputs @ aiding - jax.nn.relu(inputs) @ opposing + local.offset - level - t * growth
+        descent = growth - rates @ aiding + (inputs > 0).astype(t.dtype) * rates @ opposing
+        return value, descent
+
+    # The last linear piece lies above the function, so its root lies right of the function's.
+    rising = jax.nn.relu(rates)
+    last_descent = growth - rates @ aiding + rising @ opposing
+    last_level = local.z @ aiding - jnp.where(rates > 0, local.z[None], 0) @ opposing + local.offset - level
+    start = last_level / jnp.where(last_descent > 0, last_descent, 1)
+    falls = last_descent > 0
+    start = jnp.where(falls, jnp.maximum(start, 0), 0)
+
+    def newton(_: int, t: jax.Array) -> jax.Array:
+        value, descent = values(t)
+        return jnp.where((value < 0) & (descent > 0), jnp.maximum(t + value / jnp.where(descent > 0, descent, 1), 0), t)
+
+    right = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
+    at_origin, (at_right, _) = values(jnp.zeros_like(right))[0], values(right)
+    chord = right * jnp.where(at_right < 0, at_origin / jnp.where(at_right < 0, at_origin - at_right, 1), 1)
+    # A concave function that ends no lower than it rises never falls to zero.
+    return jnp.where(at_origin[0] > 0, jnp.min(jnp.where(falls, chord, jnp.inf)), 0)
+
+
+# Balls and cubes --------------------------------------------------------------------------------------------------
+
+
+class _Bound(NamedTuple):
+    """What makes F: of ReLUs t ↦ relu(t), lines below those that aid and parabolas above those that oppose."""
+
+    radius: jax.Array  # (), up to which they are
+    slopes: jax.Array  # (m,), of the lines
+    curve: jax.Array  # (m,), not negative
+    tilt: jax.Array  # (m,), relu(t) ≤ curve·t² + tilt·t + what is least for that
+    multipliers: jax.Array  # (r,), of the constraints on the coordinates' squares
+
+
+class _Form(NamedTuple):
+    """F(c) = level + gradient·c − ½ c·curvature·c."""
+
+    level: jax.Array  # ()
+    gradient: jax.Array  # (r,)
+    curvature: jax.Array  # (r, r)
+
+
+class _Game(NamedTuple):
+    """Where the game stands."""
+
+    mean: jax.Array  # (r,), of the adversary's perturbations, on the average of its answers
+    second: jax.Array  # (r, r), their second moments
+    slopes: jax.Array  # (m,)
+    weights: jax.Array  # (r,), of the coordinates: a ball of these holds the ball of the norm
+    certified: jax.Array  # ()
+    best: _Bound
+
+
+def _played(local: TwoLayerLocal, norm: str, upper: jax.Array) -> _Bound:
+    """The best bound of the game; the radius 1 is certified."""
+    r, is_cubic = local.dimension, NORMS[norm].is_cubic
+    speed = dual_length(local.rates, norm)
+    on = (local.z > 0).astype(local.dtype)
+    one, even = jnp.ones_like(upper), jnp.ones(r, local.dtype)
+    none = _Bound(one, on, jnp.zeros_like(on), on, even)
+    start = _Game(jnp.zeros_like(even), jnp.diag(even) / (1 if is_cubic else r), on, even, one, none)
+
+    def step(game: _Game, now: tuple[jax.Array, jax.Array]) -> tuple[_Game, None]:
+        spread, reserve = now
+        radius = jnp.minimum(upper, game.certified * (1 + reserve))
+        low, high = local.z - radius * speed, local.z + radius * speed
+        shift = local.rates @ game.mean
+        variance = jnp.sum((local.rates @ game.second) * local.rates, axis=1)
+        second = jnp.maximum(local.z**2 + 2 * local.z * shift + variance, 0)
+        curve, tilt = _parabolas(local.z + shift, second, low, high)
+        bound = _Bound(radius, _stable_or(low, high, game.slopes), curve, tilt, game.weights)
+        form, _ = _form(local, bound, low, high)
+        total = jnp.sum(game.weights) if is_cubic else jnp.ones((), local.dtype)
+        answer = _answer(form, game.weights, total, game.certified, spread)
+        radius = jnp.minimum(answer.certified, bound.radius)
+        better = radius > game.certified
+        bound = bound._replace(multipliers=answer.multiplier * game.weights)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), bound, game.best)
+        mean = game.mean + _AVERAGE * (answer.mean - game.mean)
+        moments = game.second + _AVERAGE * (answer.second - game.second)
+        deviation = jnp.sqrt(jnp.maximum(variance, 0))
+        slopes = _smooth_step(local.z + local.rates @ answer.mean, spread * deviation)
+        weights = game.weights
+        if is_cubic:
+            weights = weights * (jnp.diag(moments) / game.certified**2) ** _WEIGHT_POWER
+            weights = weights / jnp.mean(weights)
+        averaged = game.slopes + _AVERAGE * (slopes - game.slopes)
+        return _Game(mean, moments, averaged, weights, jnp.where(better, radius, game.certified), best), None
+
+    game, _ = jax.lax.scan(step, start, (_schedule(_SPREAD), _schedule(_RANGE)))
+    return game.best
+
+
+_TINY = 2.0**-60  # in such units
+
+
+def _form(local: TwoLayerLocal, bound: _Bound, low: jax.Array, high: jax.Array) -> tuple[_Form, jax.Array]:
+    """F, and the sum of the sizes of all that it adds up within the radius."""
+    aiding, opposing = jnp.maximum(local.head, 0) * bound.slopes, jnp.maximum(-local.head, 0)
+    lift = _lift(bound.curve, bound.tilt, low, high)
+    z, speed = local.z, (high - low) / 2
+    level = aiding @ z - opposing @ ((bound.curve * z + bound.tilt) * z + lift) + local.offset
+    gradient = (aiding - opposing * (2 * bound.curve * z + bound.tilt)) @ local.rates
+    curved = (opposing * bound.curve)[:, None] * local.rates
+    farthest = jnp.abs(z) + speed
+    size = (aiding + opposing * (bound.curve * farthest + jnp.abs(bound.tilt))) @ farthest
+    size += opposing @ jnp.abs(lift) + jnp.abs(local.offset)
+    return _Form(level, gradient, 2 * curved.T @ local.rates), size
+
+
+class _Answer(NamedTuple):
+    """Of the adversary."""
+
+    mean: jax.Array  # (r,)
+    second: jax.Array  # (r, r)
+    multiplier: jax.Array  # (), the best that certifies
+    certified: jax.Array  # (), the radius
+
+
+def _answer(form: _Form, weights: jax.Array, total: jax.Array, radius: jax.Array, spread: jax.Array) -> _Answer:
+    """Perturbations with Σ weights·c² = total·radius² on the average that make F small, and what F certifies.
+
+    In coordinates √weights·c that is a ball. The moments are those at which F, less a share of their determinant's
+    logarithm, is least; F is diagonal in its eigenvectors' coordinates.
+    """
+    root, r = jnp.sqrt(weights), len(weights)
+    values, vectors = jnp.linalg.eigh(form.curvature / (root[:, None] * root[None]))
+    slope = vectors.T @ (form.gradient / root)
+    budget = jnp.maximum(total * radius**2, _TINY)
+    top = jnp.maximum(values[-1], 0)
+    scale = jnp.maximum(top + jnp.linalg.norm(slope) / jnp.sqrt(budget), _TINY)
+
+    # What certifies most: 2·(level − ½ Σ slope²/(λ − value))/λ is largest where its derivative vanishes.
+    def rises(gap: jax.Array) -> jax.Array:
+        shares = slope**2 / (gap + (top - values))
+        return jnp.sum(shares * (1 + (gap + top) / (gap + (top - values)))) > 2 * form.level
+
+    gap = _last(rises, 1e-5 * scale, 10 * scale)
+    multiplier = gap + top
+    square = (2 * form.level - jnp.sum(slope**2 / (gap + (top - values)))) / (multiplier * total)
+
+    # Where a spread-out answer spends its budget.
+    spread_out = spread * budget / r
+
+    def overspends(gap: jax.Array) -> jax.Array:
+        gaps = gap + (top - values)
+        return jnp.sum((slope / gaps) ** 2) + spread_out * jnp.sum((gap + top) / gaps) > budget
+
+    gap = _last(overspends, 1e-6 * scale, 10 * (1 + 1 / spread) * scale)
+    gaps = gap + (top - values)
+    mean = -(vectors @ (slope / gaps)) / root
+    second = (vectors * (spread_out * (gap + top) / gaps)[None]) @ vectors.T / (root[:, None] * root[None])
+    return _Answer(mean, jnp.outer(mean, mean) + second, multiplier, jnp.sqrt(jnp.maximum(square, 0)))
+
+
+def _last(holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
+    """Up to where something holds that holds of all smaller numbers, by bisection between two, in their logarithm."""
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        middle = jnp.sqrt(ends[0] * ends[1])
+        held = holds(middle)
+        return jnp.where(held, middle, ends[0]), jnp.where(held, ends[1], middle)
+
+    return jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))[1]
+
+
+def _certified(local: TwoLayerLocal, bound: _Bound, norm: str) -> jax.Array:
+    """The radius that a bound certifies, whatever the rounding; 0 if none.
+
+    With multipliers D for which S = D − curvature is positive definite, F(c) ≥ level − ½ gradient·S⁻¹·gradient −
+    ½ Σ D·c², where Σ D·c² is at most radius²·max D in L2, and radius²·Σ D in L∞.
+    """
+    speed = dual_length(local.rates, norm)
+    low, high = local.z - bound.radius * speed, local.z + bound.radius * speed
+    curve, slopes = jnp.maximum(bound.curve, 0), jnp.clip(bound.slopes, 0, 1)
+    form, size = _form(local, bound._replace(curve=curve, slopes=slopes), low, high)
+    # Gershgorin's bound of all eigenvalues, to which errors of the curvature are relative.
+    largest = jnp.max(
+        2 * (jnp.maximum(-local.head, 0) * curve * jnp.sum(jnp.abs(local.rates), axis=1)) @ jnp.abs(local.rates)
+    )
+    multipliers = jnp.maximum(bound.multipliers, 0) * (1 + _MARGIN) + _MARGIN * largest
+    factor = jnp.linalg.cholesky(jnp.diag(multipliers) - form.curvature)  # NaN if that is not positive definite
+    share = jax.scipy.linalg.solve_triangular(factor, form.gradient, lower=True)
+    level = form.level - rounding_allowance(size, len(local.z)) - jnp.sum(share**2) * (1 + _MARGIN) / 2
+    spent = jnp.sum(multipliers) if NORMS[norm].is_cubic else jnp.max(multipliers)
+    square = 2 * level / jnp.where(spent > 0, spent, 1) * (1 - _MARGIN)
+    radius = jnp.where(spent > 0, jnp.sqrt(jnp.maximum(square, 0)), jnp.where(level > 0, jnp.inf, 0))
+    return jnp.where(jnp.isfinite(level), jnp.minimum(radius, bound.radius), 0)
+
+
+# ReLUs ------------------------------------------------------------------------------------------------------------
+
+
+def _smooth_step(at: jax.Array, width: jax.Array) -> jax.Array:
+    """From 0 to 1 around 0."""
+    return jax.nn.sigmoid(jnp.clip(at / jnp.maximum(width, _TINY), -50, 50))
+
+
+def _stable_or(low: jax.Array, high: jax.Array, slopes: jax.Array) -> jax.Array:
+    """1 of ReLUs that are on over [low, high], 0 of those that are off, else the slopes (m,)."""
+    return jnp.where(low >= 0, 1, jnp.where(high <= 0, 0, slopes))
+
+
+def _parabolas(mean: jax.Array, second: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of arguments t in [low, high] with some mean and second moment: curve and tilt of parabolas above relu(t).
+
+    They are those whose average is least. Each touches the ReLU in two points, at which such arguments can lie: at −τ
+    and τ, τ² the second moment, or at an end of the interval and beyond 0; the chord touches it at both ends.
+    """
+    variance, size = jnp.maximum(second - mean**2, 0), jnp.sqrt(second)
+    size = jnp.maximum(size, jnp.maximum(high - low, 0) * 2.0**-12)
+    size = jnp.maximum(size, _TINY)
+    from_low, from_high = (jnp.maximum(gap, size * 2.0**-12) for gap in (mean - low, high - mean))
+    # Distances of the other point from the end that is one.
+    across, back = from_low + variance / from_low, from_high + variance / from_high
+    at_low = (size > -low) & (-low <= high)
+    at_high = (size > high) & ~at_low
+    curve = jnp.where(at_low, -low / across**2, jnp.where(at_high, high / back**2, 1 / (4 * size)))
+    tilt_low = 1 + 2 * low / across - 2 * curve * low
+    tilt_high = 2 * high / back - 2 * curve * high
+    tilt = jnp.where(at_low, tilt_low, jnp.where(at_high, tilt_high, 0.5))
+    chord = (at_low & (low + across >= high)) | (at_high & (high - back <= low))
+    slope = high / jnp.where(high > low, high - low, 1)
+    is_stable = (low >= 0) | (high <= 0)
+    curve = jnp.where(is_stable | chord, 0, jnp.maximum(curve, 0))
+    return curve, _stable_or(low, high, jnp.where(chord, slope, tilt))
+
+
+def _lift(curve: jax.Array, tilt: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The least constants (m,) with which curve·t² + tilt·t lies above relu(t) on [low, high]."""
+
+    def most(slope: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
+        """Of slope·t − curve·t² on an interval."""
+        peak = jnp.where(curve > 0, slope / jnp.where(curve > 0, 2 * curve, 1), jnp.where(slope > 0, end, begin))
+        t = jnp.clip(peak, begin, end)
+        return (slope - curve * t) * t
+
+    off = jnp.where(low < 0, most(-tilt, low, jnp.minimum(high, 0)), -jnp.inf)
+    on = jnp.where(high >= 0, most(1 - tilt, jnp.maximum(low, 0), high), -jnp.inf)
+    return jnp.maximum(off, on)
