@@ -42,6 +42,10 @@ class Local(Protocol):
         """The same in numbers of another type: searches run in float32."""
         ...
 
+    def in_own_units(self) -> "Local":
+        """The same but for a positive factor, by which its terms are about 1: float32 can hold them."""
+        ...
+
     def value(self, c: jax.Array) -> jax.Array:
         """Signed output (...) at the coordinates (..., r); not negative at 0."""
         ...
@@ -56,6 +60,10 @@ class Local(Protocol):
 
     def reach(self, norm: str) -> jax.Array:
         """Least radius, (), that comes to a point of every kink: with ReLUs, each can change its state within it."""
+        ...
+
+    def unbent(self, norm: str) -> jax.Array:
+        """Least radius, (), at which the output can begin to fall faster than its gradient says; inf if it cannot."""
         ...
 
     def beyond(self) -> "Local":
@@ -178,6 +186,13 @@ def affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
     """W x + b, (..., m), of x (..., d), W (m, d) and b (m,)."""
     inputs = x @ weight.T
     return inputs + jnp.broadcast_to(bias, inputs.shape)
+
+
+def power_of_two(size: jax.Array) -> jax.Array:
+    """The largest power of two that is not above a positive number; 1 for what is none."""
+    usable = (size > 0) & jnp.isfinite(size)
+    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
+    return jnp.ldexp(jnp.ones_like(size), exponent - 1)
 
 
 def named(params: Any) -> dict[str, jax.Array]:

@@ -299,6 +299,33 @@ def test_attack_is_equivariant_to_the_scale_of_the_inputs(factor):
     np.testing.assert_allclose(scaled.distance[:40] / factor, _attacked("full").distance[:40], rtol=1e-3)
 
 
+@pytest.mark.parametrize("factor", [2.0**100, 2.0**-100, 1e30, 1e-30])
+def test_the_size_of_the_output_does_not_matter(factor):
+    """No distance changes, and by powers of two not in its last bit either."""
+    networks, x = _victims()
+    scaled = networks._replace(head=networks.head * factor, head_bias=networks.head_bias * factor)
+    found, before = _attack("full", np.float64, 4)(scaled, x), _attacked("full")
+    if np.log2(factor).is_integer():
+        np.testing.assert_array_equal(found.distance, before.distance)
+    np.testing.assert_allclose(found.distance, before.distance, rtol=1e-3)
+
+
+def test_flips_near_by_are_found_where_all_neurons_are_off_and_most_kinks_are_far():
+    """As after large steps: the gradient is 0, a neuron turns on at ½ and flips soon; 1,000 times as far others lie."""
+    rng = np.random.default_rng(4)
+    networks, x = _victims()
+    far = networks._replace(weight=networks.weight.copy(), bias=networks.bias.copy(), head=networks.head.copy())
+    direction = rng.standard_normal((POINTS, D))
+    direction /= np.linalg.norm(direction, axis=1)[:, None]
+    far.weight[:, 0], far.head[:, 0] = 20 * direction, -1
+    at_x = np.einsum("nd,nmd->nm", x, far.weight)
+    reach = rng.uniform(200, 1000, far.bias.shape)
+    reach[:, 0] = 0.5
+    far = far._replace(bias=-at_x - reach * np.linalg.norm(far.weight, axis=2), head_bias=np.full(POINTS, 10.0))
+    found = _attack("full", np.float64, 4)(far, x)
+    np.testing.assert_allclose(found.distance[:50], 0.5 + 10 / 20, rtol=1e-3)
+
+
 def _universal(i: int) -> np.ndarray:
     """Direction of the sum of the negative neurons' off parts less the positive ones', one neuron at a time."""
     network, _ = _victim(i)

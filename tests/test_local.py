@@ -16,7 +16,7 @@ from subspace_adv.attacks import (
 from subspace_adv.contracts import Local, Model
 from subspace_adv.models import TWO_LAYER, TwoLayerLocal, autodiff, local
 from subspace_adv.network import Network
-from subspace_adv.norms import NORMS, dual_length
+from subspace_adv.norms import NORMS, dual_length, unit
 from subspace_adv.streams import key_of
 
 output, around = DEEP.output, DEEP.local
@@ -61,7 +61,7 @@ def test_attacks_find_flips_of_any_model_that_keeps_the_contract(network, x64):
 
 def test_a_two_layer_network_is_what_the_contract_says(x64):
     """Each operation against automatic differentiation of the output, or its values far away."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(6)
     network = Network(*(jnp.asarray(rng.standard_normal(shape)) for shape in ((12, 4), (12,), (12,), ())))
     x, basis = jnp.asarray(rng.standard_normal(4)), jnp.asarray(np.linalg.qr(rng.standard_normal((4, 3)))[0])
     of: Local = local(network, x, basis)
@@ -79,8 +79,14 @@ def test_a_two_layer_network_is_what_the_contract_says(x64):
     slope, constant = of.asymptotes(c)
     np.testing.assert_allclose(slope, (along[:, 3] - along[:, 2]) / 1e6, rtol=1e-6)
     np.testing.assert_allclose(constant, 2 * along[:, 2] - along[:, 3], rtol=1e-5)
+    factor = of.value(c) / of.in_own_units().value(c)
+    np.testing.assert_allclose(factor, 2.0 ** np.floor(np.log2(jnp.abs(of.head) @ jnp.abs(of.z) + abs(of.offset))))
     for norm in NORMS:
+        within = unit(c, norm) * of.unbent(norm)
+        slope = dual_length(of.value_and_gradient(jnp.zeros(3))[1], norm)
+        assert (of.value(within) >= of.value(jnp.zeros(3)) - slope * of.unbent(norm) * (1 + 1e-9)).all()
         nearest = jnp.abs(of.z) / dual_length(of.rates, norm)
+        assert float(of.unbent(norm)) in np.asarray(nearest[(of.z < 0) & (of.head < 0)])
         assert of.reach(norm) == pytest.approx(float(nearest.max()))
         at, blurred = of.blurred(norm)(c, jnp.full(7, 1e-12))
         np.testing.assert_allclose((at, *blurred.T), (value, *gradient.T), rtol=1e-9)

@@ -106,8 +106,8 @@ def minimal_norm_attack(
     network, x, basis = prepared(network, x, basis, norm)
     local = model.local(network, x, basis)
     goal = None if toward is None else (toward - x) @ basis
-    rows = {name: ATTACKS[name] for name in (ATTACKS if attacks is None else attacks)}
-    found = {name: row(local, norm, steps, restarts, key, goal) for name, row in rows.items()}
+    rows, around = {name: ATTACKS[name] for name in (ATTACKS if attacks is None else attacks)}, local.in_own_units()
+    found = {name: row(around, norm, steps, restarts, key, goal) for name, row in rows.items()}
     for name, directions in found.items():
         _check(name, directions, local)
     _, result = shortest(local, basis, jnp.concatenate(list(found.values())), norm)
@@ -156,7 +156,7 @@ def fab_attack(
     del restarts, key
     network, x, basis = prepared(network, x, basis, norm)
     local = model.local(network, x, basis)
-    _, result = shortest(local, basis, fab_directions(local, norm, steps), norm)
+    _, result = shortest(local, basis, fab_directions(local.in_own_units(), norm, steps), norm)
     return result
 
 

@@ -24,6 +24,7 @@ class Tuning(NamedTuple):
     # Where the first round begins: on rays, about where each crosses zero.
     radii: int = 6  # at which a ray is evaluated to see where that is
     least_radius: float = 1e-6  # of them, relative to the largest
+    halvings: int = 3  # of the interval between two of them
     farthest_start: float = 2.0  # times the nearest crossing of all rays
     as_drawn: int = 4  # one run in so many begins on a ray as it was drawn, wherever that crosses
     # The search for directions in which the output falls beyond all kinks.
@@ -209,7 +210,8 @@ def _starts(local: Local, norm: str, restarts: int, key: jax.Array, goal: jax.Ar
     directions = unit(jnp.concatenate([jnp.stack(informed), drawn, far[1:]]), norm)
     speed, reach = dual_length(gradient, norm), local.reach(norm)
     first_order = jnp.where(speed > 0, margin / jnp.where(speed > 0, speed, 1), reach)
-    reached = _reached(local, directions, first_order / 2, reach)
+    # No flip is nearer than both.
+    reached = _reached(local, directions, jnp.minimum(first_order, local.unbent(norm)), reach)
     nearest = jnp.min(reached)
     # The least flip need not be near the nearest crossing.
     certain = len(informed) + restarts // TUNING.as_drawn
@@ -255,7 +257,8 @@ def _far_descents(local: Local) -> jax.Array:
 def _reached(local: Local, directions: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """About where each of some rays (k, r) first crosses zero, (k,); inf if it seems not to.
 
-    Each is evaluated at radii from `low` to `high`, which comes to every kink, and then taken for a line.
+    Each is evaluated at radii from `low` to `high`, which comes to every kink, then between the two that enclose a
+    crossing, and then taken for a line.
     """
     ratio = jnp.clip(low / jnp.where(high > 0, high, 1), TUNING.least_radius, 1)
     radii = high * ratio ** jnp.linspace(1, 0, TUNING.radii, dtype=high.dtype)
@@ -263,9 +266,30 @@ def _reached(local: Local, directions: jax.Array, low: jax.Array, high: jax.Arra
     values = local.values_along(directions, radii)
     flipped = values <= 0
     at = jnp.maximum(jnp.argmax(flipped, axis=1), 1)
-    after, before = (jnp.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (at, at - 1))
-    share = before / jnp.where(before > after, before - after, 1)
-    inside = radii[at - 1] + jnp.clip(share, 0, 1) * (radii[at] - radii[at - 1])
+    ends = tuple(_End(radii[i], jnp.take_along_axis(values, i[:, None], axis=1)[:, 0]) for i in (at - 1, at))
+
+    def halve(_: int, ends: tuple[_End, _End]) -> tuple[_End, _End]:
+        before, after = ends
+        radius = (before.radius + after.radius) / 2
+        middle = _End(radius, local.value(radius[:, None] * directions))
+        is_before = middle.value > 0
+        return before.where(~is_before, middle), after.where(is_before, middle)
+
+    before, after = jax.lax.fori_loop(0, TUNING.halvings, halve, ends)
+    fall = before.value - after.value
+    share = before.value / jnp.where(fall > 0, fall, 1)
+    inside = before.radius + jnp.clip(share, 0, 1) * (after.radius - before.radius)
     slope, constant = local.asymptotes(directions)
     outside = jnp.where(slope < 0, jnp.maximum(constant / -jnp.where(slope < 0, slope, -1), high), jnp.inf)
     return jnp.where(jnp.any(flipped, axis=1), inside, outside)
+
+
+class _End(NamedTuple):
+    """Of an interval on each of some rays."""
+
+    radius: jax.Array  # (k,)
+    value: jax.Array  # (k,), the output there
+
+    def where(self, stays: jax.Array, other: "_End") -> "_End":
+        """These, or others where they do not stay."""
+        return _End(*(jnp.where(stays, mine, theirs) for mine, theirs in zip(self, other, strict=True)))

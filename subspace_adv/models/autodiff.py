@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.contracts import Blurred, Crossing, Form, Model, affine, prepared
+from subspace_adv.contracts import Blurred, Crossing, Form, Model, affine, power_of_two, prepared
 from subspace_adv.norms import dual_length
 
 _FAR = 1e3  # where an output is as it is far away, in reaches of the first layer's kinks
@@ -64,6 +64,7 @@ class AutodiffLocal(NamedTuple):
     z: jax.Array  # (m,), first layer's preactivations at x
     rates: jax.Array  # (m, r), their derivatives in c
     scale: jax.Array  # (), of the perturbations and of what they do to the output
+    unit: jax.Array  # (), of the output
 
     @property
     def dimension(self) -> int:
@@ -79,10 +80,14 @@ class AutodiffLocal(NamedTuple):
         """The same in numbers of another type."""
         return jax.tree.map(lambda a: a.astype(dtype), self)
 
+    def in_own_units(self) -> "AutodiffLocal":
+        """The same, over a power of two near the output at x."""
+        return self._replace(unit=self.unit * power_of_two(jnp.abs(self.value(jnp.zeros_like(self.rates[0])))))
+
     def value(self, c: jax.Array) -> jax.Array:
         """Signed output (...) at the coordinates (..., r)."""
         moved = (self.scale * c) @ self.rates.T
-        return self.rest(moved + jnp.broadcast_to(self.z, moved.shape)) / self.scale
+        return self.rest(moved + jnp.broadcast_to(self.z, moved.shape)) / (self.scale * self.unit)
 
     def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Signed output (...) and its gradient (..., r) at the coordinates (..., r)."""
@@ -126,6 +131,11 @@ class AutodiffLocal(NamedTuple):
         speed = dual_length(self.rates, norm)
         return jnp.maximum(jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0)), 1)
 
+    def unbent(self, norm: str) -> jax.Array:
+        """Least radius at which a neuron of the first layer can change its sign; those of the rest are not known."""
+        speed = dual_length(self.rates, norm)
+        return jnp.min(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), jnp.inf))
+
     def beyond(self) -> "AutodiffLocal":
         """The output as it is far away."""
         return self._replace(scale=jnp.asarray(_FAR, self.dtype) * self.reach("l2"))
@@ -143,7 +153,7 @@ class AutodiffLocal(NamedTuple):
     def gradient_all_on(self) -> jax.Array:
         """Gradient (r,) where every neuron of the first layer is positive."""
         highest = jnp.max(jnp.abs(self.z))
-        return jax.grad(self.rest)(jnp.full_like(self.z, highest)) @ self.rates
+        return jax.grad(self.rest)(jnp.full_like(self.z, highest)) @ self.rates / self.unit
 
     def blurred(self, norm: str) -> Blurred:
         """Outputs and gradients as they are: what the rest jumps by is not known."""
@@ -164,7 +174,7 @@ def _local(
     z = weight @ x + bias
     sign = jnp.where(rest(params, z) < 0, -1, 1).astype(x.dtype)
     held = jax.tree_util.Partial(_signed, jax.tree_util.Partial(rest), params, sign)
-    return AutodiffLocal(held, z, weight @ basis, jnp.ones_like(sign))
+    return AutodiffLocal(held, z, weight @ basis, jnp.ones_like(sign), jnp.ones_like(sign))
 
 
 def _signed(rest: Callable[[Any, jax.Array], jax.Array], params: Any, sign: jax.Array, z: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.contracts import Blurred, Crossing, prepared
+from subspace_adv.contracts import Blurred, Crossing, power_of_two, prepared
 from subspace_adv.network import Network, output, preactivations
 from subspace_adv.norms import dual_length
 
@@ -91,6 +91,12 @@ class TwoLayerLocal(NamedTuple):
         """The same in numbers of another type."""
         return jax.tree.map(lambda a: a.astype(dtype), self)
 
+    def in_own_units(self) -> "TwoLayerLocal":
+        """The same, over a power of two near the sum of the sizes of all that the output at x adds up."""
+        size = jnp.abs(self.head) @ jnp.abs(self.z) + jnp.abs(self.offset)
+        factor = power_of_two(size)
+        return self._replace(head=self.head / factor, offset=self.offset / factor)
+
     def value(self, c: jax.Array) -> jax.Array:
         """Signed output (...) at the coordinates (..., r)."""
         return self._value_of(self._preactivations(c))
@@ -108,6 +114,15 @@ class TwoLayerLocal(NamedTuple):
         """Least radius within which every ReLU that varies can change its state."""
         speed = dual_length(self.rates, norm)
         return jnp.max(jnp.where(speed > 0, jnp.abs(self.z) / jnp.where(speed > 0, speed, 1), 0))
+
+    def unbent(self, norm: str) -> jax.Array:
+        """Least radius at which a ReLU that is off and would lower the output can turn on; inf if there is none.
+
+        Until then ReLUs that turn on raise the output, and those that turn off lower it no further.
+        """
+        speed = dual_length(self.rates, norm)
+        bends = (self.head < 0) & (self.z <= 0) & (speed > 0)
+        return jnp.min(jnp.where(bends, -self.z / jnp.where(bends, speed, 1), jnp.inf))
 
     def beyond(self) -> "TwoLayerLocal":
         """The output as it is far away: without biases."""
