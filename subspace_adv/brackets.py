@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,16 @@ from subspace_adv.contracts import Model
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
 
+_LANES = 5  # points whose brackets are tightened side by side
+
 
 class Effort(NamedTuple):
-    """Of the attacks; static."""
+    """Of the attacks and certificates; static."""
 
     steps: int
     restarts: int
     attacks: tuple[str, ...]  # names in `ATTACKS`
+    gap: float = 0.01  # a bracket whose ends differ by a smaller share is tightened no further
 
 
 class Bracket(NamedTuple):
@@ -145,15 +148,46 @@ def bracket(
         return _in_plane(network, x, basis, norm, model, shared)
 
     def one(point: jax.Array, basis: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
-        attack = minimal_norm_attack(
-            network, point, basis, norm=norm, key=key, toward=toward, model=model, **effort._asdict()
-        )
+        attack = minimal_norm_attack(network, point, basis, norm=norm, key=key, toward=toward, model=model, **search)
         if model.certificate is None:
             return jnp.zeros_like(attack.distance), attack
         return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
 
+    search = {"steps": effort.steps, "restarts": effort.restarts, "attacks": effort.attacks}
     toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
-    return jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, toward, keys)
+    lower, attack = jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, toward, keys)
+    finer = model.finer_certificate
+    if finer is None:
+        return lower, attack
+
+    def tightened(i: jax.Array) -> jax.Array:
+        return finer(
+            network, x[i], basis if own is None else basis[i], norm=norm, upper=attack.distance[i], known=lower[i]
+        )
+
+    return _raised(lower, attack.distance > lower * (1 + effort.gap), tightened), attack
+
+
+def _raised(lower: jax.Array, is_open: jax.Array, bound: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Lower bounds (n,), raised to others where a bracket is open: those points alone are computed, a few at a time.
+
+    Args:
+        lower: known, (n,).
+        is_open: (n,).
+        bound: of a point by its index.
+    """
+    lanes = min(len(lower), _LANES)
+    rank = jnp.cumsum(is_open, dtype=jnp.int32)
+
+    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        done, lower = carry
+        wanted = done + 1 + jnp.arange(lanes, dtype=jnp.int32)
+        index = jnp.minimum(jnp.searchsorted(rank, wanted), len(lower) - 1)
+        found = jnp.where(wanted <= rank[-1], jax.vmap(bound)(index), 0)
+        return done + lanes, lower.at[index].max(found)
+
+    _, lower = jax.lax.while_loop(lambda carry: carry[0] < rank[-1], step, (jnp.zeros_like(rank[-1]), lower))
+    return lower
 
 
 def _in_plane(

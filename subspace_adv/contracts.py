@@ -152,6 +152,8 @@ class Model:
     # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of
     # `Local.crossing`.
     certificate: Callable[..., jax.Array] | None = None
+    # As `certificate`, with `known`, what that certified: dearer, and asked where a bracket is not tight yet.
+    finer_certificate: Callable[..., jax.Array] | None = None
     # (params, x (n, d), basis (d, 2), *, norm) → `PlaneDistances` of points of one plane, exact; without it planes are
     # searched as larger regions are.
     plane: Callable[..., PlaneDistances] | None = None
@@ -166,7 +168,9 @@ class Model:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in parts.items():
             expected = {"form": Form, "kernel": Kernel | None}.get(name, Callable)
-            if not (isinstance(part, expected) or (name in ("certificate", "plane") and part is None)):
+            if not (
+                isinstance(part, expected) or (name in ("certificate", "finer_certificate", "plane") and part is None)
+            ):
                 raise TypeError(f"{name} {part!r}: must be a {getattr(expected, '__name__', 'Kernel')}")
 
     def preactivations(self, params: Any, x: jax.Array) -> jax.Array:

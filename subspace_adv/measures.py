@@ -93,14 +93,15 @@ class Recording:
     norms: tuple[str, ...]
     attack_steps: int
     restarts: int
+    gap: float
     loss: Loss
     attacks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(ATTACKS))
     measures: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(MEASURES))
 
     @property
     def effort(self) -> Effort:
-        """Of the attacks."""
-        return Effort(self.attack_steps, self.restarts, self.attacks)
+        """Of the attacks and certificates."""
+        return Effort(self.attack_steps, self.restarts, self.attacks, self.gap)
 
     @property
     def variables(self) -> dict[str, Measure]:

@@ -259,7 +259,12 @@ def _program(
     trainer, why_trainer = choose_trainer(architecture, value("optimizer"), requested, device)
     recipe = Recipe(model, value("loss"), value("optimizer"), tuple(model.trained(init, trainable)), trainer)
     recording = Recording(
-        sweep.measure.regions, sweep.measure.norms, value("attack_steps"), value("restarts"), recipe.loss
+        sweep.measure.regions,
+        sweep.measure.norms,
+        value("attack_steps"),
+        value("restarts"),
+        value("gap"),
+        recipe.loss,
     )
     law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
     reduced, why_reduced = reduction(settings, recipe.optimizer, value("weight_decay"))

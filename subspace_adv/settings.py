@@ -63,12 +63,13 @@ class TrainingSettings(Table, frozen=True):
 
 
 class MeasureSettings(Table, frozen=True):
-    """`[measure]`: regions and norms of the distances, and the effort of the attacks."""
+    """`[measure]`: regions and norms of the distances, the effort of the attacks, and how tight brackets are to be."""
 
     regions: Annotated[_Regions, STATIC_LIST] = ("off", "on", "full")
     norms: Annotated[_Norms, STATIC_LIST] = ("l2",)
     attack_steps: Annotated[int, Field(ge=1, le=100_000), STATIC] = 56
     restarts: Annotated[int, Field(ge=1, le=10_000), STATIC] = 32
+    gap: Annotated[NotNegative, STATIC] = 0.01
 
 
 def tables() -> Mapping[str, type[Table]]:

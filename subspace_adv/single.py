@@ -97,7 +97,7 @@ def attack(
             a point.
         region: "off" (by default), "on" or "full", of the subspace.
         norm: "l2", "linf" or "l1"; the last two in the full space, on coordinate axes or along one direction alone.
-        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
+        **effort: `attack_steps`, `restarts` and `gap`, as in a sweep file; `seed` of random starts.
 
     Returns:
         Perturbations (n, d), their norms (n,), a flip whatever the rounding, and whether there is one, float64; inf and
@@ -155,7 +155,7 @@ def bracket(
             a point.
         regions: of the subspace; "off", "on" and "full" by default.
         norms: of the distances.
-        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of random starts.
+        **effort: `attack_steps`, `restarts` and `gap`, as in a sweep file; `seed` of random starts.
 
     Returns:
         Along `point`: `output`, and `distance_{region}_{norm}_lower` and `_upper`, named as by `open_results`;
@@ -207,7 +207,7 @@ def measure(
         regions: of the distances; "off", "on" and "full" by default.
         norms: of the distances.
         loss: "logistic" or "exponential".
-        **effort: `attack_steps` and `restarts`, as in a sweep file; `seed` of all that is drawn.
+        **effort: `attack_steps`, `restarts` and `gap`, as in a sweep file; `seed` of all that is drawn.
 
     Returns:
         The variables of `open_results` but for predictions, in float64, along `point` and `heldout`.
@@ -277,7 +277,10 @@ def _bracketed(
         directions = arguments.frames(what, basis, *points.shape)
     arguments.check_coordinates(what, norm, directions)
     values = arguments.settings(what, effort, _EFFORT)
-    run, seed = Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS)), np.uint32(values["seed"])
+    run, seed = (
+        Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS), values["gap"]),
+        np.uint32(values["seed"]),
+    )
     return engine.alone(_bracket, net, points, directions, seed, x64=True, norm=norm, effort=run)
 
 
@@ -318,7 +321,7 @@ def _measured(
         labels = np.where(engine.alone(TWO_LAYER.output, net, points, x64=True) < 0, -1.0, 1.0)
     else:
         labels = arguments.labels(what, y, n)
-    efforts, seed = (values["attack_steps"], values["restarts"]), np.uint32(values["seed"])
+    efforts, seed = (values["attack_steps"], values["restarts"], values["gap"]), np.uint32(values["seed"])
     recording = Recording(regions, norms, *efforts, loss, measures=tuple(names))
     record = engine.alone(_measure, net, points, labels, space, further, seed, x64=True, recording=recording)
     dimensions = {region: np.shape(region_basis(space, region))[1] for region in regions}

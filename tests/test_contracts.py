@@ -90,7 +90,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "stop_margin",
             "max_steps",
         },
-        "measure": {"regions", "norms", "attack_steps", "restarts"},
+        "measure": {"regions", "norms", "attack_steps", "restarts", "gap"},
     }
     leaves = [leaf for leaves in fields.values() for leaf in leaves]
     assert len(leaves) == len(set(leaves))  # so that an axis is a leaf's bare name

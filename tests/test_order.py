@@ -27,7 +27,7 @@ from subspace_adv.network import Network
 BATCH, POINTS = 16, 3
 REGIONS = ("off", "on", "full")
 NORMS = ("linf", "l2", "l1")  # the shortest first
-RECORDING = Recording(REGIONS, NORMS, attack_steps=8, restarts=3, loss="logistic")
+RECORDING = Recording(REGIONS, NORMS, attack_steps=8, restarts=3, gap=0.01, loss="logistic")
 STARTS = (1.0, 2.0, np.inf)  # where the CROWN certificate begins, in units of the upper distance
 
 

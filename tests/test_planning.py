@@ -142,6 +142,7 @@ def test_what_a_cell_reads_at_run_time_needs_no_program_of_its_own():
         ("loss", ["logistic", "exponential"]),
         ("attack_steps", [10, 20]),
         ("restarts", [1, 2]),
+        ("gap", [0.1, 0.2]),
         ("width", [4, 5]),
         ("kind", ["line", "chessboard"]),
     ],

@@ -501,7 +501,7 @@ LIMITS = {  # leaf: numbers just inside, and the next ones outside
     "attack_steps": ((1, 100_000), (0, 100_001)),
     "restarts": ((1, 10_000), (0, 10_001)),
     **dict.fromkeys(("learning_rate", "init_scale"), ((1.2e-38, 3.4e38), (0, -1.2e-38, 1.1e-38, 3.5e38, "inf", "nan"))),
-    "weight_decay": ((0, 1.2e-38, 3.4e38), (-1.2e-38, 1.1e-38, 3.5e38, "inf")),
+    **dict.fromkeys(("weight_decay", "gap"), ((0, 1.2e-38, 3.4e38), (-1.2e-38, 1.1e-38, 3.5e38, "inf"))),
     "momentum": ((0, 1.2e-38, 0.9999999), (-0.1, 1.1e-38, 0.99999999, 1)),
     "stop_margin": (
         ("-inf", -3.4e38, -1.2e-38, 0, 1.2e-38, 3.4e38, "inf"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from subspace_adv.contracts import Model
 from subspace_adv.initialization import init_network
 from subspace_adv.models import autodiff, fused
-from subspace_adv.models.certificates import certificate, crown_certificate, kink_certificate
+from subspace_adv.models.certificates import certificate, crown_certificate, finer_certificate, kink_certificate
 from subspace_adv.models.planes import plane_distances
 from subspace_adv.models.two_layer import TwoLayerLocal, first_crossing, local, rounding_allowance
 from subspace_adv.models.two_layer_training import FORM, KERNEL, step_flops, trained_fields
@@ -24,6 +24,7 @@ TWO_LAYER = Model(
     form=FORM,
     step_flops=step_flops,
     certificate=certificate,
+    finer_certificate=finer_certificate,
     plane=plane_distances,
     kernel=KERNEL,
 )

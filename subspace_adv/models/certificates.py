@@ -21,12 +21,17 @@ _LEAST_Q = 2.0**-20
 
 
 def certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array) -> jax.Array:
-    """The best of all certificates, (); arguments as in `crown_certificate`."""
+    """The better of both linear certificates, (); arguments as in `crown_certificate`."""
     kink = kink_certificate(network, x, basis, norm=norm)
-    linear = jnp.maximum(kink, crown_certificate(network, x, basis, norm=norm, upper=upper))
+    return jnp.maximum(kink, crown_certificate(network, x, basis, norm=norm, upper=upper))
+
+
+def finer_certificate(
+    network: Network, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array, known: jax.Array
+) -> jax.Array:
+    """That of `concave`, (); arguments as of `certificate`, and what that certified."""
     network, x, basis = prepared(network, x, basis, norm)
-    local, upper = two_layer.local(network, x, basis), jnp.asarray(upper, x.dtype)
-    return jnp.maximum(linear, concave_certificate(local, norm=norm, upper=upper, known=linear))
+    return concave_certificate(two_layer.local(network, x, basis), norm=norm, upper=upper, known=known)
 
 
 def kink_certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str = "l2") -> jax.Array:
