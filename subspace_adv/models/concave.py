@@ -9,7 +9,6 @@ moments, spread out a little so that its answers change smoothly. The bound that
 the next move. What is certified is sound wherever the game ends.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,7 +25,9 @@ _WEIGHT_POWER = 0.4  # of the excess in a coordinate of a cube, by which its wei
 _MOST_COORDINATES = 32  # of quadratic forms, whose eigenvalues cost the cube of that
 _MOST_CUBE = 4  # dimensions of a cube whose vertices are taken one by one
 _NEWTON_STEPS = 12
-_HALVINGS = 16
+_GAPS = (1e-3, 10.0, 16)  # by which multipliers exceed the largest eigenvalue: least, most and how many
+_POWERS = 12  # of a matrix, to find that
+_REFINEMENTS = 4  # of the multipliers
 _MARGIN = 2.0**-20  # relative, by which multipliers exceed the least possible
 
 
@@ -287,44 +288,59 @@ def _answer(form: _Form, weights: jax.Array, total: jax.Array, radius: jax.Array
     logarithm, is least; F is diagonal in its eigenvectors' coordinates.
     """
     root, r = jnp.sqrt(weights), len(weights)
-    values, vectors = jnp.linalg.eigh(form.curvature / (root[:, None] * root[None]))
-    slope = vectors.T @ (form.gradient / root)
+    curvature, slope = form.curvature / (root[:, None] * root[None]), form.gradient / root
     budget = jnp.maximum(total * radius**2, _TINY)
-    top = jnp.maximum(values[-1], 0)
+    top = _largest_eigenvalue(curvature)
     scale = jnp.maximum(top + jnp.linalg.norm(slope) / jnp.sqrt(budget), _TINY)
-
-    # What certifies most: 2·(level − ½ Σ slope²/(λ − value))/λ is largest where its derivative vanishes.
-    def rises(gap: jax.Array) -> jax.Array:
-        shares = slope**2 / (gap + (top - values))
-        return jnp.sum(shares * (1 + (gap + top) / (gap + (top - values)))) > 2 * form.level
-
-    gap = _last(rises, 1e-5 * scale, 10 * scale)
-    multiplier = gap + top
-    square = (2 * form.level - jnp.sum(slope**2 / (gap + (top - values)))) / (multiplier * total)
-
-    # Where a spread-out answer spends its budget.
-    spread_out = spread * budget / r
-
-    def overspends(gap: jax.Array) -> jax.Array:
-        gaps = gap + (top - values)
-        return jnp.sum((slope / gaps) ** 2) + spread_out * jnp.sum((gap + top) / gaps) > budget
-
-    gap = _last(overspends, 1e-6 * scale, 10 * (1 + 1 / spread) * scale)
-    gaps = gap + (top - values)
-    mean = -(vectors @ (slope / gaps)) / root
-    second = (vectors * (spread_out * (gap + top) / gaps)[None]) @ vectors.T / (root[:, None] * root[None])
-    return _Answer(mean, jnp.outer(mean, mean) + second, multiplier, jnp.sqrt(jnp.maximum(square, 0)))
+    multipliers = top + scale * jnp.geomspace(*_GAPS, dtype=top.dtype)
+    identity = jnp.eye(r, dtype=top.dtype)
+    inverse, is_definite = _inverse(multipliers[:, None, None] * identity[None] - curvature[None])
+    means = -(inverse @ slope)
+    squares = (2 * form.level + means @ slope) / (multipliers * total)
+    squares = jnp.where(is_definite, squares, 0)
+    best = jnp.argmax(squares)
+    # The least multiplier whose answer, spread out, is within the budget.
+    spread_out = spread * budget / r * multipliers
+    spent = jnp.sum(means**2, axis=1) + spread_out * jnp.trace(inverse, axis1=1, axis2=2)
+    affordable = jnp.argmax(is_definite & ((spent <= budget) | (jnp.arange(len(spent)) == len(spent) - 1)))
+    mean = means[affordable] / root
+    second = spread_out[affordable] * inverse[affordable] / (root[:, None] * root[None])
+    certified = jnp.sqrt(jnp.maximum(squares[best], 0))
+    return _Answer(mean, jnp.outer(mean, mean) + second, multipliers[best], certified)
 
 
-def _last(holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
-    """Up to where something holds that holds of all smaller numbers, by bisection between two, in their logarithm."""
+def _largest_eigenvalue(matrix: jax.Array) -> jax.Array:
+    """Of a positive semidefinite matrix (r, r), about and from below, by power iteration."""
 
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        middle = jnp.sqrt(ends[0] * ends[1])
-        held = holds(middle)
-        return jnp.where(held, middle, ends[0]), jnp.where(held, ends[1], middle)
+    def multiply(_: int, v: jax.Array) -> jax.Array:
+        v = matrix @ v
+        return v / jnp.maximum(jnp.linalg.norm(v), _TINY)
 
-    return jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))[1]
+    # No even start: it could be orthogonal to what it looks for.
+    start = 1 + jnp.sqrt(jnp.arange(1, len(matrix) + 1, dtype=matrix.dtype)) % 1
+    return jnp.linalg.norm(matrix @ jax.lax.fori_loop(0, _POWERS, multiply, start / jnp.linalg.norm(start)))
+
+
+def _inverse(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inverses of symmetric matrices (k, r, r), and which are positive definite, by Gauss and Jordan.
+
+    The pivots are all positive just then. It is plain vector code: LAPACK's threads wait for one another, for ever,
+    where several programs run at once.
+    """
+    r = matrices.shape[-1]
+
+    def eliminate(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        a, definite = carry
+        here = (jnp.arange(r) == i).astype(a.dtype)[None]
+        pivot = a[:, i, i]
+        definite = definite & (pivot > 0)
+        pivot = jnp.where(definite, pivot, 1)[:, None]
+        row, column = a[:, i] * (1 - here), a[:, :, i] * (1 - here)
+        rest = a * ((1 - here)[:, :, None] * (1 - here)[:, None]) - column[:, :, None] * (row / pivot)[:, None]
+        new_row = here[:, :, None] * ((row + here) / pivot)[:, None]
+        return rest + new_row - (column / pivot)[:, :, None] * here[:, None], definite
+
+    return jax.lax.fori_loop(0, r, eliminate, (matrices, jnp.ones(len(matrices), bool)))
 
 
 def _certified(local: TwoLayerLocal, bound: _Bound, norm: str) -> jax.Array:
@@ -341,14 +357,25 @@ def _certified(local: TwoLayerLocal, bound: _Bound, norm: str) -> jax.Array:
     largest = jnp.max(
         2 * (jnp.maximum(-local.head, 0) * curve * jnp.sum(jnp.abs(local.rates), axis=1)) @ jnp.abs(local.rates)
     )
-    multipliers = jnp.maximum(bound.multipliers, 0) * (1 + _MARGIN) + _MARGIN * largest
-    factor = jnp.linalg.cholesky(jnp.diag(multipliers) - form.curvature)  # NaN if that is not positive definite
-    share = jax.scipy.linalg.solve_triangular(factor, form.gradient, lower=True)
-    level = form.level - rounding_allowance(size, len(local.z)) - jnp.sum(share**2) * (1 + _MARGIN) / 2
-    spent = jnp.sum(multipliers) if NORMS[norm].is_cubic else jnp.max(multipliers)
-    square = 2 * level / jnp.where(spent > 0, spent, 1) * (1 - _MARGIN)
-    radius = jnp.where(spent > 0, jnp.sqrt(jnp.maximum(square, 0)), jnp.where(level > 0, jnp.inf, 0))
-    return jnp.where(jnp.isfinite(level), jnp.minimum(radius, bound.radius), 0)
+    multipliers = jnp.maximum(bound.multipliers, 0)
+    allowance = rounding_allowance(size, len(local.z))
+
+    def squared(scales: jax.Array) -> jax.Array:
+        """The squared radii (k,) that the multipliers times some factors certify; 0 if none."""
+        d = scales[:, None] * multipliers[None] + _MARGIN * largest
+        inverse, is_definite = _inverse(d[:, :, None] * jnp.eye(d.shape[1], dtype=d.dtype)[None] - form.curvature[None])
+        shares = jnp.sum((inverse @ form.gradient) * form.gradient[None], axis=1)
+        spent = jnp.sum(d, axis=1) if NORMS[norm].is_cubic else jnp.max(d, axis=1)
+        level = form.level - allowance - shares * (1 + _MARGIN) / 2
+        square = 2 * level / jnp.where(spent > 0, spent, 1) * (1 - _MARGIN)
+        return jnp.where(is_definite & (spent > 0) & (level > 0) & jnp.isfinite(square), square, 0)
+
+    def refine(step: jax.Array, scale: jax.Array) -> jax.Array:
+        scales = scale * 2 ** (jnp.linspace(-1, 1, 9, dtype=scale.dtype) * 0.25 ** step.astype(scale.dtype))
+        return scales[jnp.argmax(squared(scales))]
+
+    scale = jax.lax.fori_loop(0, _REFINEMENTS, refine, jnp.ones((), local.dtype))
+    return jnp.minimum(jnp.sqrt(squared(scale[None])[0]), bound.radius)
 
 
 # ReLUs ------------------------------------------------------------------------------------------------------------
