@@ -22,13 +22,14 @@ _AVERAGE = 0.4  # share of the adversary's last answer in the average of all
 _SPREAD = (0.7, 0.02)  # of the answers, at first and at last
 _RANGE = (0.7, 0.03)  # by which the radius on which bounds hold exceeds what is certified, at first and at last
 _WEIGHT_POWER = 0.4  # of the excess in a coordinate of a cube, by which its weight grows
-_MOST_COORDINATES = 32  # of quadratic forms, whose eigenvalues cost the cube of that
+_MOST_COORDINATES = 32  # of quadratic forms, whose inverses cost the cube of that
 _MOST_CUBE = 4  # dimensions of a cube whose vertices are taken one by one
 _NEWTON_STEPS = 12
 _GAPS = (1e-3, 10.0, 16)  # by which multipliers exceed the largest eigenvalue: least, most and how many
 _POWERS = 12  # of a matrix, to find that
 _REFINEMENTS = 4  # of the multipliers
-_MARGIN = 2.0**-20  # relative, by which multipliers exceed the least possible
+_MARGIN = 2.0**-20  # by which multipliers are raised and radii lowered, relative: beyond all rounding
+_TINY = 2.0**-60  # in the units of the game
 
 
 def concave_certificate(local: TwoLayerLocal, *, norm: str, upper: jax.Array, known: jax.Array) -> jax.Array:
@@ -255,9 +256,6 @@ def _played(local: TwoLayerLocal, norm: str, upper: jax.Array) -> _Bound:
     return game.best
 
 
-_TINY = 2.0**-60  # in such units
-
-
 def _form(local: TwoLayerLocal, bound: _Bound, low: jax.Array, high: jax.Array) -> tuple[_Form, jax.Array]:
     """F, and the sum of the sizes of all that it adds up within the radius."""
     aiding, opposing = jnp.maximum(local.head, 0) * bound.slopes, jnp.maximum(-local.head, 0)
@@ -285,7 +283,7 @@ def _answer(form: _Form, weights: jax.Array, total: jax.Array, radius: jax.Array
     """Perturbations with Σ weights·c² = total·radius² on the average that make F small, and what F certifies.
 
     In coordinates √weights·c that is a ball. The moments are those at which F, less a share of their determinant's
-    logarithm, is least; F is diagonal in its eigenvectors' coordinates.
+    logarithm, is least, by the least of some multipliers for which they are within the budget.
     """
     root, r = jnp.sqrt(weights), len(weights)
     curvature, slope = form.curvature / (root[:, None] * root[None]), form.gradient / root
