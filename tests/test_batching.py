@@ -120,7 +120,7 @@ def test_a_cell_of_a_mixed_grid_equals_itself_alone_bit_by_bit():
 
 
 SUBSPACE = {"kind": "subspace", "ambient_dim": 4, "subspace_dim": 3, "samples": 5}
-SEARCHED = {"kind": "subspace", "ambient_dim": 3, "subspace_dim": 1, "samples": 8, "width": 6}
+SEARCHED = {"kind": "subspace", "ambient_dim": 5, "subspace_dim": 2, "samples": 8, "width": 6}  # a plane needs none
 FIELDS = {  # values of each field that may be an axis, beside other settings
     "kind": ({}, ("line", "chessboard")),
     "ambient_dim": (SUBSPACE, (4, 3)),

@@ -14,7 +14,8 @@ from subspace_adv.planning import plan
 DRAWN = """
 [data]
 kind = "subspace"
-ambient_dim = 3
+ambient_dim = 4
+subspace_dim = 3  # in a plane nothing is drawn
 samples = 4
 data_seed = 1
 [network]
@@ -38,7 +39,7 @@ def test_networks_of_different_seeds_are_independent():
     networks = engine.ambient_networks(sweep, chunk, trained)
     columns = np.concatenate([field.reshape(256, -1).T for field in networks])
     columns = np.concatenate([columns[:, :-1], columns[:, 1:]])
-    assert len(columns) == 2 * (3 * 3 + 3 + 3 + 1)
+    assert len(columns) == 2 * (3 * 4 + 3 + 3 + 1)
     correlations = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlations).max() < 5 / 255**0.5
     for values in columns:

@@ -196,8 +196,8 @@ def axes(local, norm, steps, restarts, key, goal):
 
 @pytest.mark.slow
 def test_an_attack_that_is_added_counts_beside_the_others(tmp_path, monkeypatch):
-    """In the full space, as off the line nothing is searched."""
-    effort = ("regions=full", "attack_steps=6", "restarts=2")
+    """In a full space of three dimensions, as in a plane nothing is searched."""
+    effort = ("kind=subspace", "ambient_dim=3", "regions=full", "attack_steps=6", "restarts=2")
     monkeypatch.setattr(ATTACKS, "_rows", {"fab": ATTACKS["fab"]})  # which takes long to compile
     run(small(*effort), tmp_path / "before")
     monkeypatch.setitem(ATTACKS, "axes", axes)
