@@ -1,0 +1,484 @@
+// Radii certified by concave bounds, which all neurons meet at one and the same perturbation (F7 and F22 in
+// docs/theory.md): models/certificates.py and models/concave.py, point by point.
+#pragma once
+
+#include "around.h"
+#include "forms.h"
+
+namespace subspace_adv {
+namespace {
+
+constexpr double kTie = 0x1p-36;  // more than all else that rounds, relative to an output's terms
+
+// As models.two_layer.rounding_allowance.
+inline double rounding_allowance(double magnitude, int64_t neurons) {
+  return (4 * (4 + std::sqrt((double)neurons)) * 0x1p-52 + kTie) * magnitude;
+}
+
+// What the game was tuned to, with the tightness of sweeps/claims.toml.
+struct Tuning {
+  int steps = 24;
+  double first_average = 0.4, last_average = 0.4;  // share of the adversary's last answer in the average of all
+  double first_spread = 0.7, last_spread = 0.02;  // of the answers
+  double first_reserve = 0.7, last_reserve = 0.03;  // by which the radius of bounds exceeds what is certified
+  double begin = 0.9;  // share of the way to a flip at which the adversary begins
+  double begin_spread = 0.05;  // of its moments there, likewise
+  double weight_power = 0.4;  // of the excess in a coordinate of a cube, by which its weight grows
+  int multiplier_steps = 8;
+  int newton_steps = 16;
+};
+
+// Ranges, lines and parabolas of all neurons, for one radius.
+struct Bound {
+  double radius, multiplier;
+  double *slopes, *curve, *tilt;  // (m)
+  double* weights;                // (r)
+};
+
+class Certificate {
+ public:
+  Tuning tuning;
+
+  bool allocate(int64_t neurons, int64_t dimension) {
+    return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
+           own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) && curvature_.allocate(dimension, dimension) &&
+           lower_.allocate(dimension, dimension) && inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
+           vertices_.allocate(is_vertices_worth(dimension) ? 1 << dimension : 0, neurons);
+  }
+
+  static bool is_vertices_worth(int64_t dimension) { return dimension <= 4; }
+
+  // The largest radius certified; at most `upper`, a distance at which there is a flip, inf if none is known.
+  // `place` (r) are coordinates of that flip, and then of where the certificate is weakest.
+  double radius(const Around& around, Norm norm, double upper, double gap, double* place) {
+    take(around, norm);
+    double kink = this->kink();
+    if (!(kink > 0) || kink >= upper || kink == INFINITY) return least(kink, upper);
+    if (kink * (1 + gap) >= upper) return kink;
+    rescale(kink, upper < INFINITY ? upper : kink);
+    const double most = upper / length_;
+    double found;
+    if (norm == Norm::kL1 || (norm == Norm::kLinf && is_vertices_worth(r_))) {
+      found = 0;
+    } else {
+      found = play(norm, most, kink / length_, gap, upper < INFINITY ? place : nullptr);
+    }
+    return largest(kink, least(found * length_, upper));
+  }
+  int played = 0;
+  double in_game = 0;
+
+ private:
+  enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kSecond, kUnder, kAbove,
+             kBestSlopes, kBestCurve, kBestTilt, kInputs, kRows };
+
+  double* own(Row row) { return own_[row]; }
+
+  // Copies a signed output, padded with neurons that do nothing, and what neurons can vary by.
+  void take(const Around& around, Norm norm) {
+    m_ = around.neurons, r_ = around.dimension, stride_ = own_.stride();
+    double *z = own(kZ), *head = own(kHead), *speed = own(kSpeed);
+    for (int64_t i = 0; i < stride_; ++i) z[i] = -1, head[i] = 0, speed[i] = 0;
+    for (int64_t i = 0; i < m_; ++i) z[i] = around.z[i], head[i] = around.head[i];
+    for (int64_t j = 0; j < r_; ++j) {
+      double* row = rates_[j];
+      for (int64_t i = 0; i < m_; ++i) row[i] = around.rates[i * r_ + j];
+      for (int64_t i = m_; i < stride_; ++i) row[i] = 0;
+      for (int64_t i = 0; i < stride_; ++i) {
+        const double size = std::fabs(row[i]);
+        if (norm == Norm::kL2) speed[i] += size * size;
+        if (norm == Norm::kLinf) speed[i] += size;
+        if (norm == Norm::kL1) speed[i] = largest(speed[i], size);
+      }
+    }
+    if (norm == Norm::kL2) {
+      for (int64_t i = 0; i < stride_; ++i) speed[i] = std::sqrt(speed[i]);
+    }
+    offset_ = around.offset, norm_ = norm;
+  }
+
+  double dual(const double* v) const {
+    double total = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      if (norm_ == Norm::kL2) total += v[j] * v[j];
+      if (norm_ == Norm::kLinf) total += std::fabs(v[j]);
+      if (norm_ == Norm::kL1) total = largest(total, std::fabs(v[j]));
+    }
+    return norm_ == Norm::kL2 ? std::sqrt(total) : total;
+  }
+
+  // The radius of F7.
+  double kink() {
+    const double *z = own(kZ), *head = own(kHead), *speed = own(kSpeed);
+    double value = offset_, size = std::fabs(offset_), vary = 0, lost = 0, falling = 0;
+    double* on = own(kLine);
+    for (int64_t i = 0; i < m_; ++i) {
+      const double weight = std::fabs(head[i]), opposing = head[i] < 0 ? weight : 0;
+      on[i] = z[i] > 0 ? head[i] : 0;
+      value += on[i] * z[i];
+      size += weight * std::fabs(z[i]);
+      vary += (z[i] > 0 ? weight : opposing) * speed[i];
+      lost += opposing * std::fabs(z[i]);
+      falling += opposing * speed[i];
+    }
+    for (int64_t i = m_; i < stride_; ++i) on[i] = 0;
+    for (int64_t j = 0; j < r_; ++j) coordinates_[0][j] = dot(on, rates_[j], stride_);
+    const double margin = value - rounding_allowance(size, m_), gradient = dual(coordinates_[0]);
+    output_ = value;
+    if (!(margin > 0)) return 0;
+    const double slack = gradient + rounding_allowance(vary, m_);
+    const double start = least(margin / slack, (margin + lost) / (slack + falling));
+    if (!(start < INFINITY)) return start == start ? INFINITY : 0;
+    double r = start, bound = 0;
+    for (int step = 0; step <= tuning.newton_steps; ++step) {
+      double beyond = 0, descent = slack;
+      for (int64_t i = 0; i < m_; ++i) {
+        const double opposing = head[i] < 0 ? -head[i] : 0, over = r * speed[i] - std::fabs(z[i]);
+        beyond += over > 0 ? opposing * over : 0;
+        descent += over > 0 ? opposing * speed[i] : 0;
+      }
+      bound = margin - r * slack - beyond;
+      if (bound >= 0 || step == tuning.newton_steps) break;
+      r += bound / descent;
+    }
+    return r * (bound < 0 ? margin / (margin - bound) : 1);
+  }
+
+  // To units in which a length, the output at the point, and what each neuron can vary by within it are 1.
+  void rescale(double certified, double length) {
+    (void)certified;
+    length_ = length;
+    double *z = own(kZ), *head = own(kHead), *speed = own(kSpeed), *inputs = own(kInputs);
+    for (int64_t i = 0; i < stride_; ++i) {
+      inputs[i] = speed[i] > 0 ? length * speed[i] : 1;
+      z[i] /= inputs[i];
+      head[i] *= inputs[i] / output_;
+      speed[i] *= length / inputs[i];
+      own(kAid)[i] = head[i] > 0 ? head[i] : 0;
+      own(kOppose)[i] = head[i] < 0 ? -head[i] : 0;
+    }
+    for (int64_t j = 0; j < r_; ++j) {
+      for (int64_t i = 0; i < stride_; ++i) rates_[j][i] *= length / inputs[i];
+    }
+    offset_ /= output_;
+  }
+
+  struct Form {
+    double level, size;
+  };
+
+  // What bounds the output on a ball: `coordinates_[kGradient]`, `curvature_` (lower triangle) and the level.
+  Form form(double radius, const double* slopes, const double* curves, const double* tilts) {
+    const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose), *speed = own(kSpeed);
+    double *line = own(kLine), *bend = own(kBend), *part = own(kUnder), *magnitude = own(kAbove);
+    for (int64_t i = 0; i < stride_; ++i) {
+      const double reach = radius * speed[i], low = z[i] - reach, high = z[i] + reach;
+      const double s = low >= 0 ? 1.0 : high <= 0 ? 0.0 : slopes[i];
+      const double curve = curves[i], tilt = tilts[i];
+      // The most that relu(t) − curve·t² − tilt·t is, on either side of 0.
+      const double twice = 1 / (curve > 0 ? 2 * curve : 1);
+      const double end_off = high < 0 ? high : 0, begin_on = low > 0 ? low : 0;
+      double peak_off = curve > 0 ? -tilt * twice : (tilt < 0 ? end_off : low);
+      double peak_on = curve > 0 ? (1 - tilt) * twice : (tilt < 1 ? high : begin_on);
+      peak_off = peak_off < low ? low : peak_off > end_off ? end_off : peak_off;
+      peak_on = peak_on < begin_on ? begin_on : peak_on > high ? high : peak_on;
+      const double off = low < 0 ? (-tilt - curve * peak_off) * peak_off : -INFINITY;
+      const double on = high >= 0 ? (1 - tilt - curve * peak_on) * peak_on : -INFINITY;
+      const double lift = off > on ? off : on;
+      line[i] = aid[i] * s - oppose[i] * (2 * curve * z[i] + tilt);
+      bend[i] = 2 * oppose[i] * curve;
+      part[i] = aid[i] * s * z[i] - oppose[i] * ((curve * z[i] + tilt) * z[i] + lift);
+      const double farthest = std::fabs(z[i]) + reach;
+      magnitude[i] = (aid[i] * s + oppose[i] * (curve * farthest + std::fabs(tilt))) * farthest + oppose[i] * std::fabs(lift);
+    }
+    for (int64_t j = 0; j < r_; ++j) coordinates_[kGradient][j] = dot(line, rates_[j], stride_);
+    for (int64_t j = 0; j < r_; ++j) {
+      double* bent = scaled_[j];
+      const double* row = rates_[j];
+      for (int64_t i = 0; i < stride_; ++i) bent[i] = bend[i] * row[i];
+    }
+    for (int64_t j = 0; j < r_; ++j) {
+      for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = dot(scaled_[j], rates_[k], stride_);
+    }
+    return {sum(part, stride_) + offset_, sum(magnitude, stride_) + std::fabs(offset_)};
+  }
+
+  // The parabolas whose averages are least, of preactivations with the means z + shift and some second moments.
+  void choose_parabolas(double radius) {
+    const double *z = own(kZ), *shift = own(kShift), *moment = own(kMoment), *speed = own(kSpeed);
+    double *curves = own(kCurve), *tilts = own(kTilt);
+    for (int64_t i = 0; i < stride_; ++i) {
+      const double reach = radius * speed[i], low = z[i] - reach, high = z[i] + reach;
+      const double mean = z[i] + shift[i], raw = z[i] * z[i] + 2 * z[i] * shift[i] + moment[i];
+      const double second = raw > 0 ? raw : 0;
+      const double apart = second - mean * mean, variance = apart > 0 ? apart : 0;
+      const double smallest = (high - low) * 0x1p-12, root = std::sqrt(second);
+      double size = root > smallest ? root : smallest;
+      size = size > kTiny ? size : kTiny;
+      const double tiny = size * 0x1p-12;
+      const double from_low = mean - low > tiny ? mean - low : tiny, from_high = high - mean > tiny ? high - mean : tiny;
+      // Distances of the other point from the end that is one.
+      const double across = from_low + variance / from_low, back = from_high + variance / from_high;
+      const bool at_low = size > -low && -low <= high, at_high = size > high && !at_low;
+      const bool is_chord = (at_low && low + across >= high) || (at_high && high - back <= low);
+      const bool is_stable = low >= 0 || high <= 0;
+      const double touched = at_low ? across : at_high ? back : 1;
+      const double end = at_low ? low : high, inverse = 1 / touched;
+      const double end_curve = (at_low ? -low : high) * inverse * inverse;
+      double curve = at_low || at_high ? end_curve : 1 / (4 * size);
+      curve = curve > 0 ? curve : 0;
+      double tilt = at_low ? 1 + 2 * low * inverse - 2 * curve * low : at_high ? 2 * high * inverse - 2 * curve * high : 0.5;
+      const double slope = high / (high > low ? high - low : 1);
+      tilt = is_chord ? slope : tilt;
+      tilt = low >= 0 ? 1 : high <= 0 ? 0 : tilt;
+      curves[i] = is_stable || is_chord ? 0 : curve;
+      tilts[i] = tilt;
+      (void)end;
+    }
+  }
+
+  // The game on balls and cubes. Returns the radius certified.
+  double play(Norm norm, double most, double known, double gap, const double* place) {
+    const bool is_cubic = norm == Norm::kLinf;
+    double *weights = coordinates_[kWeights], *mean = coordinates_[kMean], *variances = coordinates_[kVariances];
+    double *root = coordinates_[kRoot], *gradient = coordinates_[kGradient];
+    double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
+    const double *z = own(kZ), *speed = own(kSpeed);
+    const double even = is_cubic ? 1.0 : 1.0 / r_;
+    double reach = most < INFINITY ? most : known;
+    for (int64_t j = 0; j < r_; ++j) weights[j] = 1, variances[j] = even * reach * reach;
+    for (int64_t i = 0; i < stride_; ++i) shift[i] = moment[i] = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      const double square = even * reach * reach * (place ? tuning.begin_spread : 1);
+      const double at = place ? tuning.begin * place[j] / length_ : 0;
+      for (int64_t i = 0; i < stride_; ++i) {
+        shift[i] += at * rates_[j][i];
+        moment[i] += square * rates_[j][i] * rates_[j][i];
+      }
+      variances[j] = square + at * at;
+    }
+    for (int64_t i = 0; i < stride_; ++i) {
+      slopes[i] = z[i] + shift[i] > 0 ? 1 : 0;
+      moment[i] += shift[i] * shift[i];
+    }
+    double certified = known, best_multiplier = 0, best_radius = 0, warm = 0;
+    double *best_weights = coordinates_[kBestWeights];
+    const double ratio_spread = std::pow(tuning.last_spread / tuning.first_spread, 1.0 / (tuning.steps - 1));
+    const double ratio_reserve = std::pow(tuning.last_reserve / tuning.first_reserve, 1.0 / (tuning.steps - 1));
+    const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
+    double spread = tuning.first_spread, reserve = tuning.first_reserve;
+    average_ = tuning.first_average;
+    played = 0;
+    for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average_ *= ratio_average) {
+      ++played;
+      const double radius = least(most, certified * (1 + reserve));
+      choose_parabolas(radius);
+      const Form f = form(radius, slopes, own(kCurve), own(kTilt));
+      double total = 0;
+      for (int64_t j = 0; j < r_; ++j) root[j] = std::sqrt(weights[j]), total += weights[j];
+      if (!is_cubic) total = 1;
+      if (is_cubic) {
+        for (int64_t j = 0; j < r_; ++j) {
+          gradient[j] /= root[j];
+          for (int64_t k = 0; k <= j; ++k) curvature_[j][k] /= root[j] * root[k];
+        }
+      }
+      tridiagonal_.reduce(curvature_, gradient, r_);
+      const double budget = total * certified * certified;
+      const Multiplier answer = affordable(budget, spread, warm);
+      warm = answer.value;
+      const Multiplier proof = proves(f.level, total, answer.value);
+      const double held = least(std::sqrt(largest(proof.square, 0)), radius);
+      if (held > certified) {
+        certified = held, best_radius = radius, best_multiplier = proof.value;
+        memcpy(own(kBestSlopes), slopes, 8 * stride_);
+        memcpy(own(kBestCurve), own(kCurve), 8 * stride_);
+        memcpy(own(kBestTilt), own(kTilt), 8 * stride_);
+        memcpy(best_weights, weights, 8 * r_);
+        if (certified * (1 + gap) >= most) break;
+      }
+      if (step + 1 == tuning.steps) break;
+      reply(answer.value, budget, spread, is_cubic, certified);
+    }
+    in_game = certified * length_;
+    (void)speed, (void)mean;
+    return best_radius > 0 ? confirmed(best_radius, best_multiplier, is_cubic) : 0;
+  }
+
+  struct Multiplier {
+    double value, square;
+  };
+
+  // About the least multiplier whose answer, spread out, is within the budget: `spent` falls as multipliers grow.
+  Multiplier affordable(double budget, double spread, double warm) {
+    double low = tridiagonal_.top();
+    double high = tridiagonal_.most() + tridiagonal_.slope() / std::sqrt(budget) / (1 - spread) + kTiny;
+    // There the spread takes `spread` of the budget times λ/(λ − most).
+    high += tridiagonal_.most() * spread / (1 - spread);
+    auto spent = [&](double multiplier) {
+      const auto values = tridiagonal_.at(multiplier);
+      return values.definite ? values.square + spread * budget / r_ * multiplier * values.trace : INFINITY;
+    };
+    double at = warm > low && warm < high ? warm : high;
+    double best = high;
+    double last_at = 0, last_value = 0;  // of 1/√spent, which is nearly linear
+    for (int step = 0; step < tuning.multiplier_steps; ++step) {
+      const double value = spent(at), inverse = 1 / std::sqrt(value), goal = 1 / std::sqrt(budget);
+      if (value <= budget) high = at, best = at;
+      else low = at;
+      if (value <= budget && value > 0.97 * budget) break;
+      double next = (low + high) / 2;
+      if (step && inverse != last_value && inverse > 0 && last_value > 0) {
+        const double secant = at + (goal * 1.005 - inverse) * (at - last_at) / (inverse - last_value);
+        if (secant > low + 0.02 * (high - low) && secant < high) next = secant;
+      } else if (inverse == 0) {
+        next = low + 0.25 * (high - low);
+      }
+      last_at = at, last_value = inverse, at = next;
+    }
+    return {best, 0};
+  }
+
+  // The multiplier that certifies most: (2·level − g·(λ − a)⁻¹g)/(λ·total) is greatest where |(λ − a)⁻¹g|² is as large.
+  Multiplier proves(double level, double total, double begin) {
+    double low = tridiagonal_.top(), high = 2 * begin + kTiny, at = begin;
+    Multiplier best = {begin, 0};
+    for (int step = 0; step < tuning.multiplier_steps; ++step) {
+      const auto values = tridiagonal_.at(at);
+      const double square = values.definite ? (2 * level - values.form) / at : 0;
+      if (values.definite && square / total > best.square) best = {at, square / total};
+      if (values.definite && values.square <= square) high = at;
+      else low = at;
+      if (values.definite && std::fabs(values.square - square) < 1e-3 * square) break;
+      if (at == high && low < high && step == 0) { at = low + 0.9 * (high - low); continue; }
+      at = (low + high) / 2;
+    }
+    return best;
+  }
+
+  // The adversary's answer enters the averages.
+  void reply(double multiplier, double budget, double spread, bool is_cubic, double certified) {
+    double *gradient = coordinates_[kGradient], *root = coordinates_[kRoot], *mean = coordinates_[kMean];
+    double *weights = coordinates_[kWeights], *variances = coordinates_[kVariances], *half = coordinates_[0];
+    for (int64_t j = 0; j < r_; ++j) {
+      for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = (j == k ? multiplier : 0) - curvature_[j][k];
+    }
+    if (!factorize(curvature_, lower_, r_)) return;
+    invert(lower_, inverse_, r_);
+    for (int64_t k = 0; k < r_; ++k) {
+      double total = 0;
+      for (int64_t j = 0; j <= k; ++j) total += inverse_[k][j] * gradient[j];
+      half[k] = total;
+    }
+    const double scale = spread * budget / r_ * multiplier;
+    for (int64_t j = 0; j < r_; ++j) {
+      double total = 0, square = 0;
+      for (int64_t k = j; k < r_; ++k) {
+        total -= inverse_[k][j] * half[k];
+        square += inverse_[k][j] * inverse_[k][j];
+      }
+      mean[j] = total / (is_cubic ? root[j] : 1);
+      const double variance = scale * square / (is_cubic ? weights[j] : 1);
+      variances[j] += average_ * (mean[j] * mean[j] + variance - variances[j]);
+    }
+    if (is_cubic) {
+      for (int64_t k = 0; k < r_; ++k) {
+        for (int64_t j = 0; j <= k; ++j) inverse_[k][j] /= root[j];
+      }
+    }
+    const double *z = own(kZ);
+    double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
+    const double average = average_;
+    for (int64_t i = 0; i < stride_; i += kWide) {
+      Doubles along = {}, variance = {};
+      for (int64_t k = 0; k < r_; ++k) {
+        const double* row = inverse_[k];
+        Doubles even = row[k] * load(rates_[k] + i), odd = {};
+        int64_t j = 0;
+        for (; j + 1 < k; j += 2) {
+          even += row[j] * load(rates_[j] + i);
+          odd += row[j + 1] * load(rates_[j + 1] + i);
+        }
+        if (j < k) even += row[j] * load(rates_[j] + i);
+        even += odd;
+        variance += even * even;
+        along += mean[k] * load(rates_[k] + i);
+      }
+      memcpy(own(kUnder) + i, &along, sizeof along);
+      memcpy(own(kAbove) + i, &variance, sizeof variance);
+    }
+    const double *along = own(kUnder), *variance = own(kAbove);
+    for (int64_t i = 0; i < stride_; ++i) {
+      const double deviation = std::sqrt(largest(moment[i] - shift[i] * shift[i], 0));
+      const double width = spread * deviation, at = z[i] + along[i];
+      // From 0 to 1 around 0.
+      const double step = 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + kTiny);
+      slopes[i] += average * (step - slopes[i]);
+      shift[i] += average * (along[i] - shift[i]);
+      moment[i] += average * (along[i] * along[i] + scale * variance[i] - moment[i]);
+    }
+    if (is_cubic) {
+      double total = 0;
+      for (int64_t j = 0; j < r_; ++j) {
+        weights[j] *= std::pow(variances[j] / (certified * certified), tuning.weight_power);
+        total += weights[j];
+      }
+      for (int64_t j = 0; j < r_; ++j) weights[j] *= r_ / total;
+    }
+  }
+
+  // The radius that the best bound certifies, whatever the rounding.
+  double confirmed(double radius, double multiplier, bool is_cubic) {
+    double *curve = own(kBestCurve), *slopes = own(kBestSlopes), *weights = coordinates_[kBestWeights], *gradient = coordinates_[kGradient];
+    for (int64_t i = 0; i < stride_; ++i) {
+      curve[i] = curve[i] > 0 ? curve[i] : 0;
+      slopes[i] = slopes[i] < 0 ? 0 : slopes[i] > 1 ? 1 : slopes[i];
+    }
+    const Form f = form(radius, slopes, curve, own(kBestTilt));
+    // Gershgorin's bound of all eigenvalues, to which errors of the curvature are relative.
+    double most = 0, total = 0;
+    double* sizes = own(kUnder);
+    for (int64_t i = 0; i < stride_; ++i) sizes[i] = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      for (int64_t i = 0; i < stride_; ++i) sizes[i] += std::fabs(rates_[j][i]);
+    }
+    for (int64_t j = 0; j < r_; ++j) {
+      double row = 0;
+      for (int64_t i = 0; i < stride_; ++i) row += std::fabs(scaled_[j][i]) * sizes[i];
+      most = largest(most, row);
+    }
+    double spent = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      const double d = multiplier * (is_cubic ? weights[j] : 1) * (1 + kMargin) + kMargin * most;
+      for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = (j == k ? d : 0) - curvature_[j][k];
+      total += d;
+      spent = is_cubic ? total : largest(spent, d);
+    }
+    if (!factorize(curvature_, lower_, r_)) return 0;
+    double share = 0;
+    double* half = coordinates_[0];
+    for (int64_t k = 0; k < r_; ++k) {
+      double value = gradient[k];
+      for (int64_t j = 0; j < k; ++j) value -= lower_[k][j] * half[j];
+      half[k] = value / lower_[k][k];
+      share += half[k] * half[k];
+    }
+    const double level = f.level - rounding_allowance(f.size, m_) - share * (1 + kMargin) / 2;
+    const double square = 2 * level / spent * (1 - kMargin);
+    if (!(level > 0) || !(spent > 0) || !(square < INFINITY)) return 0;
+    return least(std::sqrt(square), radius);
+  }
+
+  static constexpr double kTiny = 0x1p-100;
+  static constexpr double kMargin = 0x1p-20;  // by which multipliers are raised and radii lowered: beyond all rounding
+  enum Coordinates { kGradient = 1, kWeights, kMean, kVariances, kRoot, kBestWeights };
+
+  int64_t m_ = 0, r_ = 0, stride_ = 0;
+  Norm norm_ = Norm::kL2;
+  double offset_ = 0, output_ = 0, length_ = 1, average_ = 0;
+  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, vertices_;
+  Tridiagonal tridiagonal_;
+};
+
+}  // namespace
+}  // namespace subspace_adv
