@@ -435,6 +435,8 @@ void exp(const float* x, float* result, int64_t count) {
 
 #define NAME_OF(set) #set
 #define NAME(set) NAME_OF(set)
-const InstructionSet INSTRUCTION_SET = {NAME(INSTRUCTION_SET), train, exp, kLanes};
+#define JOINED(prefix, set) prefix##set
+#define NAMED(prefix, set) JOINED(prefix, set)
+const InstructionSet INSTRUCTION_SET = {NAME(INSTRUCTION_SET), train, exp, kLanes, NAMED(bracket_, INSTRUCTION_SET)};
 
 }  // namespace subspace_adv

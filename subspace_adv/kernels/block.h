@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "bracket.h"
+
 namespace subspace_adv {
 
 constexpr int32_t kPending = 0, kConverged = 1, kStepLimit = 2, kDiverged = 3;
@@ -37,6 +39,7 @@ struct InstructionSet {
   Train train;
   void (*exp)(const float* x, float* result, int64_t count);  // as the losses compute it, for tests
   int64_t lanes;
+  Bracket bracket;
 };
 
 extern const InstructionSet generic;

@@ -18,12 +18,12 @@ inline double rounding_allowance(double magnitude, int64_t neurons) {
 // What the game was tuned to, with the tightness of sweeps/claims.toml.
 struct Tuning {
   int steps = 24;
-  double first_average = 0.4, last_average = 0.4;  // share of the adversary's last answer in the average of all
-  double first_spread = 0.7, last_spread = 0.02;  // of the answers
-  double first_reserve = 0.7, last_reserve = 0.03;  // by which the radius of bounds exceeds what is certified
-  double begin = 0.9;  // share of the way to a flip at which the adversary begins
+  double first_average = 0.5, last_average = 0.1;  // share of the adversary's last answer in the average of all
+  double first_spread = 0.5, last_spread = 0.02;  // of the answers
+  double first_reserve = 1, last_reserve = 0.03;  // by which the radius of bounds exceeds what is certified
+  double begin = 1;  // share of the way to a flip at which the adversary begins
   double begin_spread = 0.05;  // of its moments there, likewise
-  double weight_power = 0.4;  // of the excess in a coordinate of a cube, by which its weight grows
+  double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
   int multiplier_steps = 8;
   int newton_steps = 16;
 };
@@ -43,7 +43,8 @@ class Certificate {
     return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
            own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) && curvature_.allocate(dimension, dimension) &&
            lower_.allocate(dimension, dimension) && inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
-           vertices_.allocate(is_vertices_worth(dimension) ? 1 << dimension : 0, neurons);
+           vertices_.allocate(is_vertices_worth(dimension) ? 1 << dimension : 1, neurons) &&
+           values_.allocate(2, largest(16, 2 * dimension));
   }
 
   static bool is_vertices_worth(int64_t dimension) { return dimension <= 4; }
@@ -59,7 +60,7 @@ class Certificate {
     const double most = upper / length_;
     double found;
     if (norm == Norm::kL1 || (norm == Norm::kLinf && is_vertices_worth(r_))) {
-      found = 0;
+      found = play_at_vertices(norm, most, kink / length_, gap);
     } else {
       found = play(norm, most, kink / length_, gap, upper < INFINITY ? place : nullptr);
     }
@@ -237,6 +238,120 @@ class Certificate {
     }
   }
 
+  // Extreme points of the unit ball, as rows of what neurons change by.
+  struct Vertex {
+    const double* rates;
+    double sign;
+  };
+
+  int64_t vertices(Norm norm) const { return norm == Norm::kL1 ? 2 * r_ : int64_t{1} << r_; }
+
+  Vertex vertex(Norm norm, int64_t k) {
+    if (norm == Norm::kL1) return {rates_[k / 2], k % 2 ? -1.0 : 1.0};
+    return {vertices_[k], 1.0};
+  }
+
+  // F of some slopes at a vertex times a radius: without the offset, and the sum of the sizes of its terms.
+  double at_vertex(Vertex vertex, double radius, const double* slopes, double* size) {
+    const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose);
+    Doubles total = {}, sizes = {};
+    const double step = radius * vertex.sign;
+    for (int64_t i = 0; i < stride_; i += kWide) {
+      const Doubles t = load(z + i) + step * load(vertex.rates + i);
+      const Doubles on = t > 0 ? t : Doubles{};
+      const Doubles aiding = load(aid + i) * load(slopes + i), opposing = load(oppose + i);
+      total += aiding * t - opposing * on;
+      if (size) {
+        const Doubles change = step * load(vertex.rates + i), start = load(z + i);
+        sizes += (aiding + opposing) * ((start > 0 ? start : -start) + (change > 0 ? change : -change));
+      }
+    }
+    if (size) *size = sum(sizes);
+    return sum(total);
+  }
+
+  // The game where F is least at one of a few vertices. Returns the radius certified.
+  double play_at_vertices(Norm norm, double most, double known, double gap) {
+    const int64_t count = vertices(norm);
+    if (norm != Norm::kL1) {
+      for (int64_t k = 0; k < count; ++k) {
+        double* row = vertices_[k];
+        for (int64_t i = 0; i < stride_; ++i) row[i] = 0;
+        for (int64_t j = 0; j < r_; ++j) add(row, k >> j & 1 ? -1 : 1, rates_[j], stride_);
+      }
+    }
+    double *slopes = own(kSlopes), *used = own(kLine), *mean = own(kShift), *square = own(kMoment), *best = own(kBestSlopes);
+    const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
+    for (int64_t i = 0; i < stride_; ++i) slopes[i] = z[i] > 0 ? 1 : 0;
+    double certified = known;
+    bool better = false;
+    const double ratio_spread = std::pow(tuning.last_spread / tuning.first_spread, 1.0 / (tuning.steps - 1));
+    const double ratio_reserve = std::pow(tuning.last_reserve / tuning.first_reserve, 1.0 / (tuning.steps - 1));
+    const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
+    double spread = tuning.first_spread, reserve = tuning.first_reserve, average = tuning.first_average;
+    played = 0;
+    for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average *= ratio_average) {
+      ++played;
+      const double radius = least(most, certified * (1 + reserve));
+      double at_origin = offset_;
+      for (int64_t i = 0; i < stride_; ++i) {
+        const double reach = radius * speed[i];
+        used[i] = z[i] >= reach ? 1 : z[i] <= -reach ? 0 : slopes[i];
+      }
+      for (int64_t i = 0; i < stride_; ++i) at_origin += z[i] * aid[i] * used[i] - (z[i] > 0 ? z[i] : 0) * oppose[i];
+      double lowest = INFINITY;
+      for (int64_t k = 0; k < count; ++k) {
+        values_[0][k] = at_vertex(vertex(norm, k), radius, used, nullptr) + offset_;
+        lowest = least(lowest, values_[0][k]);
+      }
+      // By the chord from the origin, as F is concave.
+      const double held = radius * (lowest >= 0 ? 1 : at_origin / (at_origin - lowest));
+      if (at_origin > 0 && held > certified) {
+        certified = held, better = true;
+        memcpy(best, used, 8 * stride_);
+        if (certified * (1 + gap) >= most) break;
+      }
+      if (step + 1 == tuning.steps) break;
+      double total = 0;
+      for (int64_t k = 0; k < count; ++k) {
+        values_[1][k] = std::exp((lowest - values_[0][k]) / spread);
+        total += values_[1][k];
+      }
+      for (int64_t i = 0; i < stride_; ++i) mean[i] = square[i] = 0;
+      for (int64_t k = 0; k < count; ++k) {
+        const double share = values_[1][k] / total;
+        if (share < 1e-6) continue;
+        const Vertex v = vertex(norm, k);
+        const double signed_share = share * v.sign;
+        for (int64_t i = 0; i < stride_; ++i) {
+          mean[i] += signed_share * v.rates[i];
+          square[i] += share * v.rates[i] * v.rates[i];
+        }
+      }
+      for (int64_t i = 0; i < stride_; ++i) {
+        const double deviation = std::sqrt(largest(square[i] - mean[i] * mean[i], 0));
+        slopes[i] += average * (stepped(z[i] + radius * mean[i], spread * radius * deviation) - slopes[i]);
+      }
+    }
+    in_game = certified * length_;
+    if (!better) return 0;
+    for (int64_t i = 0; i < stride_; ++i) best[i] = best[i] < 0 ? 0 : best[i] > 1 ? 1 : best[i];
+    double size;
+    const double at_origin = at_vertex({rates_[0], 0}, 0, best, &size) + offset_;
+    const double begin = at_origin - rounding_allowance(size + std::fabs(offset_), m_);
+    if (!(begin > 0)) return 0;
+    double share = 1;
+    for (int64_t k = 0; k < count; ++k) {
+      const double value = at_vertex(vertex(norm, k), certified, best, &size) + offset_;
+      const double sure = value - rounding_allowance(size + std::fabs(offset_), m_);
+      share = least(share, sure >= 0 ? 1 : begin / (begin - sure));
+    }
+    return certified * share * (1 - 0x1p-40);
+  }
+
+  // From 0 to 1 around 0.
+  static double stepped(double at, double width) { return 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + kTiny); }
+
   // The game on balls and cubes. Returns the radius certified.
   double play(Norm norm, double most, double known, double gap, const double* place) {
     const bool is_cubic = norm == Norm::kLinf;
@@ -410,9 +525,7 @@ class Certificate {
     const double *along = own(kUnder), *variance = own(kAbove);
     for (int64_t i = 0; i < stride_; ++i) {
       const double deviation = std::sqrt(largest(moment[i] - shift[i] * shift[i], 0));
-      const double width = spread * deviation, at = z[i] + along[i];
-      // From 0 to 1 around 0.
-      const double step = 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + kTiny);
+      const double step = stepped(z[i] + along[i], spread * deviation);
       slopes[i] += average * (step - slopes[i]);
       shift[i] += average * (along[i] - shift[i]);
       moment[i] += average * (along[i] * along[i] + scale * variance[i] - moment[i]);
@@ -476,7 +589,7 @@ class Certificate {
   int64_t m_ = 0, r_ = 0, stride_ = 0;
   Norm norm_ = Norm::kL2;
   double offset_ = 0, output_ = 0, length_ = 1, average_ = 0;
-  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, vertices_;
+  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, vertices_, values_;
   Tridiagonal tridiagonal_;
 };
 

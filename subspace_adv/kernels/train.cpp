@@ -1,20 +1,8 @@
 // The XLA handler of the fused trainer: checks shapes, shares the batch among threads, picks the instruction set.
 
-#include <condition_variable>
 #include <cstring>
-#include <memory>
-#include <mutex>
 
-#include "block.h"
-#include "xla/ffi/api/c_api.h"
-
-// XLA refuses a handler that was built with a newer interface than its own. Up to 0.5 (jaxlib 0.12) nothing that is
-// used here has changed since 0.3 (jaxlib 0.9.2), so one build serves all of them.
-#if XLA_FFI_API_MAJOR == 0 && XLA_FFI_API_MINOR > 3 && XLA_FFI_API_MINOR <= 5
-#undef XLA_FFI_API_MINOR
-#define XLA_FFI_API_MINOR 3
-#endif
-#include "xla/ffi/api/ffi.h"
+#include "threads.h"
 
 namespace ffi = xla::ffi;
 
@@ -33,60 +21,15 @@ const InstructionSet* best() {
   return &generic;
 }
 
+}  // namespace
+
 const InstructionSet* in_use = best();
 
-// Threads that help with a batch. A helper that XLA's pool starts only after the batch is done finds it closed, so
-// nobody waits for a helper that has not started: the pool may be full of handlers that wait themselves.
-struct Helpers {
-  std::mutex mutex;
-  std::condition_variable finished;
-  int working = 0;
-  bool closed = false, failed = false;
-
-  void help(Batch& batch, Train train) {
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      if (closed) return;
-      ++working;
-    }
-    bool done = train(batch);
-    std::lock_guard<std::mutex> lock(mutex);
-    failed |= !done;
-    --working;
-    finished.notify_all();
-  }
-
-  bool close() {
-    std::unique_lock<std::mutex> lock(mutex);
-    closed = true;
-    finished.wait(lock, [&] { return working == 0; });
-    return !failed;
-  }
-};
-
-bool train(ffi::ThreadPool& pool, Batch& batch) {
-  const InstructionSet set = *in_use;
-  int64_t blocks = (batch.networks + set.lanes - 1) / set.lanes;
-  auto helpers = std::make_shared<Helpers>();
-  for (int64_t i = 1; i < blocks && i < pool.num_threads(); ++i) {
-    pool.Schedule([helpers, &batch, train = set.train] { helpers->help(batch, train); });
-  }
-  helpers->help(batch, set.train);
-  return helpers->close();
-}
+namespace {
 
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 using S8 = ffi::Buffer<ffi::S8>;
-
-// Product of all axes but the last few.
-template <class Buffer>
-int64_t rows(const Buffer& buffer, size_t row_axes) {
-  auto shape = buffer.dimensions();
-  int64_t count = 1;
-  for (size_t axis = 0; axis + row_axes < shape.size(); ++axis) count *= shape[axis];
-  return count;
-}
 
 template <class In, class Out>
 void copy_through(In& in, Out& out) {
@@ -143,7 +86,8 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 residue, F32 velocity, 
   batch.velocity = new_velocity->typed_data();
   batch.step = new_step->typed_data();
   batch.status = new_status->typed_data();
-  if (!train(pool, batch)) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a block of networks");
+  int64_t blocks = (batch.networks + in_use->lanes - 1) / in_use->lanes;
+  if (!share(pool, blocks, batch, in_use->train)) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a block of networks");
   return ffi::Error::Success();
 }
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 _TARGET = "subspace_adv_advance"
+_HANDLERS = (_TARGET, "subspace_adv_bracket")
 
 
 @functools.cache
@@ -25,7 +26,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     jax.devices("cpu")  # a handler that JAX refuses while it starts would keep it from starting
     try:
         library = ctypes.CDLL(spec.origin)
-        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.subspace_adv_advance), platform="cpu")
+        for name in _HANDLERS:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except (OSError, RuntimeError) as error:
         return None, f"the fused trainer cannot be loaded: {str(error).splitlines()[0]}"
     library.subspace_adv_instruction_set.restype = ctypes.c_char_p

@@ -1,0 +1,87 @@
+// Brackets of the distances to a flip: attacks from above, certificates from below, and planes exactly.
+//
+// CMake compiles this file once per instruction set, as block.cpp, and for the same reason nothing comes from the C++
+// library. A point's bracket depends on nothing but itself.
+
+#include "bracket.h"
+
+#include "attack.h"
+#include "certificate.h"
+#include "plane.h"
+
+namespace subspace_adv {
+namespace {
+
+constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
+constexpr int64_t kFirstRestarts = 8;     // of the attack that all points get
+
+class Brackets {
+ public:
+  bool allocate(const BracketBatch& batch) {
+    const int64_t m = batch.neurons, r = batch.dimension, rays = 64;
+    if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 2) && head_.allocate(1, m);
+    return attack_.allocate(m, r, batch.restarts, rays) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
+           directions_.allocate(rays, r) && place_.allocate(2, r);
+  }
+
+  void point(BracketBatch& batch, int64_t index) {
+    const int64_t m = batch.neurons, r = batch.dimension, n = batch.points, network = index / n;
+    const double *head = batch.head + network * m, *z = batch.z + index * m;
+    double value = batch.offset[network];
+    for (int64_t i = 0; i < m; ++i) value += head[i] * (z[i] > 0 ? z[i] : 0);
+    const double sign = value < 0 ? -1 : 1;
+    for (int64_t i = 0; i < m; ++i) head_[0][i] = sign * head[i];
+    const int64_t rates = batch.rate_rows == 1 ? network : index;
+    const Around around{m, r, z, batch.rates + rates * m * r, head_[0], sign * batch.offset[network]};
+    if (r == 2) {
+      plane(around, batch, index);
+    } else {
+      search(around, batch, index);
+    }
+  }
+
+ private:
+  void plane(const Around& around, BracketBatch& batch, int64_t index) {
+    double* place = batch.place + 2 * index;
+    const PlaneDistance exact = plane_.distance(around, batch.norm);
+    const Flip flip = attack_.shortest(around, batch.norm, exact.directions[0], 2, place);
+    batch.lower[index] = exact.lower;
+    batch.distance[index] = flip.distance * kRounded;
+  }
+
+  void search(const Around& around, BracketBatch& batch, int64_t index) {
+    const int64_t r = batch.dimension;
+    double* place = batch.place + index * r;
+    const float *drawn = batch.drawn + index * batch.drawn_rows * r, *noise = batch.noise + index * batch.noise_rows * r;
+    const int64_t network = index / batch.points;
+    const float* far = batch.far + network * batch.far_rows * r;
+    const double* goal = batch.goal + index * r;
+    const int64_t count = attack_.search(around, batch.norm, batch.steps, batch.restarts, drawn, noise, far, goal, nullptr, 0, directions_[0]);
+    const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place);
+    for (int64_t j = 0; j < r; ++j) place_[0][j] = place[j];
+    batch.lower[index] = certificate_.radius(around, batch.norm, flip.distance, batch.gap, place_[0]);
+    batch.distance[index] = flip.distance * kRounded;
+  }
+
+  Plane plane_;
+  Attack attack_;
+  Certificate certificate_;
+  Matrix head_, directions_, place_;
+};
+
+}  // namespace
+
+#define JOINED(a, b) a##b
+#define NAMED(prefix, set) JOINED(prefix, set)
+bool NAMED(bracket_, INSTRUCTION_SET)(BracketBatch& batch) {
+  Brackets brackets;
+  if (!brackets.allocate(batch)) return false;
+  const int64_t points = batch.networks * batch.points;
+  while (true) {
+    const int64_t index = __atomic_fetch_add(&batch.next, 1, __ATOMIC_RELAXED);
+    if (index >= points) return true;
+    brackets.point(batch, index);
+  }
+}
+
+}  // namespace subspace_adv

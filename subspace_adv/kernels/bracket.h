@@ -1,0 +1,35 @@
+// The points whose distances to a flip a call brackets, and what brackets them, compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "around.h"
+
+namespace subspace_adv {
+
+// All arrays are row-major, with an axis of networks first, and then, but for the network's own, one of points.
+struct BracketBatch {
+  int64_t networks, points, neurons, dimension;
+  int64_t rate_rows;  // of a network: 1 that serves all points, or one a point
+  int64_t drawn_rows, noise_rows, far_rows;
+  Norm norm;
+  int64_t steps, restarts;
+  double gap;
+  const double *head, *offset, *z, *rates;  // (m), (), (n, m), (1 or n, m, r): of N, whose sign may be any
+  const float *drawn, *noise, *far;         // normals (n, drawn_rows, r), (n, noise_rows, r), (far_rows, r)
+  const double* goal;                       // (n, r), of a point of the other prediction; zeros where none is known
+  double *lower, *distance, *place;         // (n), (n), (n, r)
+  int64_t next;                             // the queue: the first point that no thread has taken yet
+};
+
+// Brackets points from the queue until it is empty. Any number of threads may do so at once. False if there is no
+// memory for it.
+using Bracket = bool (*)(BracketBatch&);
+
+bool bracket_generic(BracketBatch&);
+#ifdef __x86_64__
+bool bracket_avx2(BracketBatch&);
+bool bracket_avx512(BracketBatch&);
+#endif
+
+}  // namespace subspace_adv

@@ -1,0 +1,97 @@
+"""Brackets of the distances to a flip of a two-layer network by the C++ kernel, on the CPU: bounds in one call.
+
+The kernel attacks a point as `attacks` does, certifies it as `concave` does, and takes planes exactly as `planes` does.
+It does so point by point, each with as much effort as it needs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+from subspace_adv import streams
+from subspace_adv.models import fused
+from subspace_adv.network import Network, preactivations
+from subspace_adv.norms import NORMS
+
+_TARGET = "subspace_adv_bracket"
+_FAR_RAYS = 64
+_ANEW = 12  # runs of the first round, for one of the second around the best flip
+
+ATTACKS = ("fmn", "fab")
+"""The attacks that the kernel makes, by their names in `attacks.ATTACKS`."""
+
+
+def serves(norm: str, x: jax.Array) -> bool:
+    """Whether the kernel measures distances in a norm, from points as numbers of this type."""
+    return x.dtype == jnp.float64 and _number(norm) is not None and fused.unavailable() is None
+
+
+def _number(norm: str) -> int | None:
+    row = NORMS[norm]
+    kinds = (row.is_euclidean, row.is_cubic, row.is_taxicab)
+    return kinds.index(True) if any(kinds) else None
+
+
+def bracket(
+    network: Network,
+    x: jax.Array,
+    basis: jax.Array,
+    keys: jax.Array,
+    toward: jax.Array,
+    *,
+    norm: str,
+    steps: int,
+    restarts: int,
+    gap: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Distances to a flip of every point within a region of two dimensions or more.
+
+    Args:
+        network: weight (m, d), float64.
+        x: points (n, d).
+        basis: (d, r) of all points, or (n, d, r).
+        keys: typed PRNG keys (n,) of the attacks' random starts.
+        toward: (n, d), of every point another one that the network classifies otherwise; itself where none is known.
+        norm: of the distances.
+        steps: gradient steps of an attack's run.
+        restarts: its runs.
+        gap: a bracket whose ends differ by a smaller share is tightened no further.
+
+    Returns:
+        Bounds from below and above (n,), and the perturbations (n, d) of the latter; zeros where none was found.
+    """
+    dimension, own = basis.shape[-1], basis.ndim == 3
+    bases = basis if own else basis[None]
+    goal = jnp.einsum("nd,ndr->nr", toward - x, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
+    drawn, noise = jax.vmap(lambda key: _draws(key, dimension, restarts))(keys)
+    far = random.normal(streams.far_rays_key(), (_FAR_RAYS, dimension), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((len(x),), (len(x),), (len(x), dimension))]
+    call = jax.ffi.ffi_call(_TARGET, shapes, vmap_method="broadcast_all")
+    lower, distance, place = call(
+        network.head,
+        network.head_bias,
+        preactivations(network, x),
+        jnp.einsum("md,qdr->qmr", network.weight, bases),
+        drawn,
+        noise,
+        far,
+        goal,
+        norm=np.int64(_number(norm)),
+        steps=np.int64(steps),
+        restarts=np.int64(restarts),
+        gap=np.float64(gap),
+    )
+    return lower, distance, jnp.einsum("nr,ndr->nd", place, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
+
+
+def _draws(key: jax.Array, dimension: int, restarts: int) -> tuple[jax.Array, jax.Array]:
+    """Of a point: the rays of the search's first round, and places near the best flip in its second."""
+    if dimension == 2:
+        return jnp.zeros((0, 2), jnp.float32), jnp.zeros((0, 2), jnp.float32)
+    ray_key, near_key = streams.search_keys(key)
+    anew = -(-restarts // _ANEW)
+    return (
+        random.normal(ray_key, (2 * restarts, dimension), jnp.float32),
+        random.normal(near_key, (anew, dimension), jnp.float32),
+    )
