@@ -144,6 +144,8 @@ def bracket(
     if dimension == 1:
         along = functools.partial(line_distance, norm=norm, model=model)
         return jax.vmap(along, in_axes=(None, 0, own))(network, x, basis[..., 0])
+    if model.kernel is not None and model.kernel.measures(norm, x, effort.attacks):
+        return _by_kernel(network, x, basis, key, norm, effort, model)
     if is_exact(dimension, model):
         return _in_plane(network, x, basis, norm, model, shared)
 
@@ -166,6 +168,17 @@ def bracket(
         )
 
     return _raised(lower, attack.distance > lower * (1 + effort.gap), tightened), attack
+
+
+def _by_kernel(
+    network: Any, x: jax.Array, basis: jax.Array, key: jax.Array, norm: str, effort: Effort, model: Model
+) -> tuple[jax.Array, AttackResult]:
+    """Arguments and results as of `bracket`."""
+    assert model.kernel
+    toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
+    effort_of = {"steps": effort.steps, "restarts": effort.restarts, "gap": effort.gap}
+    lower, distance, delta = model.kernel.bracket(network, x, basis, keys, toward, norm=norm, **effort_of)
+    return lower, AttackResult(delta, distance, jnp.isfinite(distance))
 
 
 def _raised(lower: jax.Array, is_open: jax.Array, bound: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -110,13 +110,18 @@ class Form(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A compiled trainer of one model's networks, which takes the place of the program that XLA compiles."""
+    """What is compiled for one model's networks, and takes the place of programs that XLA compiles: on the CPU."""
 
     unavailable: Callable[[str | None], str | None]  # platform, or None for JAX's → why it cannot serve, if so
     instruction_set: Callable[[], str]
     # (state, x, y, hyper, recipe, steps) → state, as `training.advance`: all with a leading axis of networks, which
     # the points may lack.
     advance: Callable[..., Any]
+    # (norm, x, names of attacks) → whether `bracket` serves, here and now.
+    measures: Callable[[str, jax.Array, tuple[str, ...]], bool]
+    # (params, x (n, d), basis (d, r) or (n, d, r), keys (n,), toward (n, d), *, norm, steps, restarts, gap) → bounds
+    # (n,) and (n,), and perturbations (n, d), of regions of two dimensions or more: as of `brackets.bracket`.
+    bracket: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
     def label(self) -> str:
         """The trainer with what decides its rounding, "fused (avx512)"."""

@@ -7,13 +7,16 @@
 
 #include "attack.h"
 #include "certificate.h"
+#include "normals.h"
 #include "plane.h"
 
 namespace subspace_adv {
 namespace {
 
 constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
-constexpr int64_t kFirstRestarts = 8;     // of the attack that all points get
+constexpr int64_t kAnew = 12;     // runs of the first round, for one of the second around the best flip
+constexpr int64_t kFarRays = 64;  // the same for all points
+constexpr uint64_t kFarKey = 0;
 
 class Brackets {
  public:
@@ -21,7 +24,12 @@ class Brackets {
     const int64_t m = batch.neurons, r = batch.dimension, rays = 64;
     if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 2) && head_.allocate(1, m);
     return attack_.allocate(m, r, batch.restarts, rays) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
-           directions_.allocate(rays, r) && place_.allocate(2, r);
+           directions_.allocate(rays, r) && place_.allocate(2, r) && allocate_draws(batch.restarts, r);
+  }
+
+  ~Brackets() {
+    free(drawn_);
+    free(far_);
   }
 
   void point(BracketBatch& batch, int64_t index) {
@@ -41,6 +49,13 @@ class Brackets {
   }
 
  private:
+  bool allocate_draws(int64_t restarts, int64_t r) {
+    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + (restarts + kAnew - 1) / kAnew) * r));
+    far_ = static_cast<float*>(malloc(4 * kFarRays * r));
+    if (drawn_ && far_) draw_normals(kFarKey, kFarRays * r, far_);
+    return drawn_ && far_;
+  }
+
   void plane(const Around& around, BracketBatch& batch, int64_t index) {
     double* place = batch.place + 2 * index;
     const PlaneDistance exact = plane_.distance(around, batch.norm);
@@ -52,17 +67,19 @@ class Brackets {
   void search(const Around& around, BracketBatch& batch, int64_t index) {
     const int64_t r = batch.dimension;
     double* place = batch.place + index * r;
-    const float *drawn = batch.drawn + index * batch.drawn_rows * r, *noise = batch.noise + index * batch.noise_rows * r;
-    const int64_t network = index / batch.points;
-    const float* far = batch.far + network * batch.far_rows * r;
+    const int64_t rays = 2 * batch.restarts, anew = (batch.restarts + kAnew - 1) / kAnew;
+    const uint64_t key = (uint64_t)batch.keys[2 * index] << 32 | batch.keys[2 * index + 1];
+    draw_normals(key, (rays + anew) * r, drawn_);
+    const float *drawn = drawn_, *noise = drawn_ + rays * r;
     const double* goal = batch.goal + index * r;
-    const int64_t count = attack_.search(around, batch.norm, batch.steps, batch.restarts, drawn, noise, far, goal, nullptr, 0, directions_[0]);
+    const int64_t count = attack_.search(around, batch.norm, batch.steps, batch.restarts, drawn, noise, far_, goal, nullptr, 0, directions_[0]);
     const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place);
     for (int64_t j = 0; j < r; ++j) place_[0][j] = place[j];
     batch.lower[index] = certificate_.radius(around, batch.norm, flip.distance, batch.gap, place_[0]);
     batch.distance[index] = flip.distance * kRounded;
   }
 
+  float *drawn_ = nullptr, *far_ = nullptr;  // what the search begins with: of a point, and of all
   Plane plane_;
   Attack attack_;
   Certificate certificate_;

@@ -11,12 +11,11 @@ namespace subspace_adv {
 struct BracketBatch {
   int64_t networks, points, neurons, dimension;
   int64_t rate_rows;  // of a network: 1 that serves all points, or one a point
-  int64_t drawn_rows, noise_rows, far_rows;
   Norm norm;
   int64_t steps, restarts;
   double gap;
   const double *head, *offset, *z, *rates;  // (m), (), (n, m), (1 or n, m, r): of N, whose sign may be any
-  const float *drawn, *noise, *far;         // normals (n, drawn_rows, r), (n, noise_rows, r), (far_rows, r)
+  const uint32_t* keys;                     // (n, 2), of what attacks draw
   const double* goal;                       // (n, r), of a point of the other prediction; zeros where none is known
   double *lower, *distance, *place;         // (n), (n), (n, r)
   int64_t next;                             // the queue: the first point that no thread has taken yet

@@ -8,11 +8,10 @@
 namespace subspace_adv {
 namespace {
 
-constexpr double kTie = 0x1p-36;  // more than all else that rounds, relative to an output's terms
-
 // As models.two_layer.rounding_allowance.
 inline double rounding_allowance(double magnitude, int64_t neurons) {
-  return (4 * (4 + std::sqrt((double)neurons)) * 0x1p-52 + kTie) * magnitude;
+  constexpr double tie = 0x1p-36;  // more than all else that rounds
+  return (4 * (4 + std::sqrt((double)neurons)) * 0x1p-52 + tie) * magnitude;
 }
 
 // What the game was tuned to, with the tightness of sweeps/claims.toml.

@@ -7,16 +7,15 @@ namespace ffi = xla::ffi;
 namespace subspace_adv {
 namespace {
 
-using F32 = ffi::Buffer<ffi::F32>;
+using U32 = ffi::Buffer<ffi::U32>;
 using F64 = ffi::Buffer<ffi::F64>;
 
-ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates, F32 drawn, F32 noise, F32 far, F64 goal,
+ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates, U32 keys, F64 goal,
                    ffi::Result<F64> lower, ffi::Result<F64> distance, ffi::Result<F64> place, int64_t norm, int64_t steps,
                    int64_t restarts, double gap) {
-  auto points = z.dimensions(), varied = rates.dimensions(), first = drawn.dimensions(), second = noise.dimensions();
-  auto beyond = far.dimensions();
-  if (points.size() < 2 || varied.size() < 3 || first.size() < 3 || second.size() < 3 || beyond.size() < 2) {
-    return ffi::Error::InvalidArgument("z needs two axes, rates, drawn and noise three, and far two");
+  auto points = z.dimensions(), varied = rates.dimensions();
+  if (points.size() < 2 || varied.size() < 3) {
+    return ffi::Error::InvalidArgument("z needs two axes, and rates three");
   }
   BracketBatch batch{};
   batch.networks = rows(z, 2);
@@ -24,15 +23,11 @@ ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates,
   batch.neurons = points.back();
   batch.dimension = varied.back();
   batch.rate_rows = varied[varied.size() - 3];
-  batch.drawn_rows = first[first.size() - 2];
-  batch.noise_rows = second[second.size() - 2];
-  batch.far_rows = beyond[beyond.size() - 2];
   const int64_t n = batch.points, m = batch.neurons, r = batch.dimension, all = batch.networks;
   if (all == 0 || n == 0) return ffi::Error::Success();
   auto holds = [all](const auto& buffer, int64_t size) { return (int64_t)buffer.element_count() == all * size; };
   bool fits = holds(head, m) && holds(offset, 1) && (batch.rate_rows == 1 || batch.rate_rows == n) && r >= 2;
-  fits = fits && holds(rates, batch.rate_rows * m * r) && holds(drawn, n * batch.drawn_rows * r);
-  fits = fits && holds(noise, n * batch.noise_rows * r) && holds(far, batch.far_rows * r) && holds(goal, n * r);
+  fits = fits && holds(rates, batch.rate_rows * m * r) && holds(keys, 2 * n) && holds(goal, n * r);
   fits = fits && norm >= 0 && norm <= 2;
   if (!fits) return ffi::Error::InvalidArgument("shapes of networks, points and draws do not fit together");
   batch.norm = static_cast<Norm>(norm);
@@ -43,9 +38,7 @@ ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates,
   batch.offset = offset.typed_data();
   batch.z = z.typed_data();
   batch.rates = rates.typed_data();
-  batch.drawn = drawn.typed_data();
-  batch.noise = noise.typed_data();
-  batch.far = far.typed_data();
+  batch.keys = keys.typed_data();
   batch.goal = goal.typed_data();
   batch.lower = lower->typed_data();
   batch.distance = distance->typed_data();
@@ -64,9 +57,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_bracket, subspace_adv::bracket,
                                   .Arg<subspace_adv::F64>()  // offset
                                   .Arg<subspace_adv::F64>()  // z
                                   .Arg<subspace_adv::F64>()  // rates
-                                  .Arg<subspace_adv::F32>()  // drawn
-                                  .Arg<subspace_adv::F32>()  // noise
-                                  .Arg<subspace_adv::F32>()  // far
+                                  .Arg<subspace_adv::U32>()  // keys
                                   .Arg<subspace_adv::F64>()  // goal
                                   .Ret<subspace_adv::F64>()  // lower
                                   .Ret<subspace_adv::F64>()  // distance

@@ -9,22 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
-from subspace_adv import streams
 from subspace_adv.models import fused
 from subspace_adv.network import Network, preactivations
 from subspace_adv.norms import NORMS
 
 _TARGET = "subspace_adv_bracket"
-_FAR_RAYS = 64
-_ANEW = 12  # runs of the first round, for one of the second around the best flip
 
 ATTACKS = ("fmn", "fab")
 """The attacks that the kernel makes, by their names in `attacks.ATTACKS`."""
 
 
-def serves(norm: str, x: jax.Array) -> bool:
-    """Whether the kernel measures distances in a norm, from points as numbers of this type."""
-    return x.dtype == jnp.float64 and _number(norm) is not None and fused.unavailable() is None
+def serves(norm: str, x: jax.Array, attacks: tuple[str, ...]) -> bool:
+    """Whether the kernel measures distances in a norm, from points as numbers of this type, by these attacks."""
+    known = _number(norm) is not None and set(attacks) == set(ATTACKS)
+    return known and x.dtype == jnp.float64 and fused.unavailable() is None
 
 
 def _number(norm: str) -> int | None:
@@ -64,8 +62,6 @@ def bracket(
     dimension, own = basis.shape[-1], basis.ndim == 3
     bases = basis if own else basis[None]
     goal = jnp.einsum("nd,ndr->nr", toward - x, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
-    drawn, noise = jax.vmap(lambda key: _draws(key, dimension, restarts))(keys)
-    far = random.normal(streams.far_rays_key(), (_FAR_RAYS, dimension), jnp.float32)
     shapes = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((len(x),), (len(x),), (len(x), dimension))]
     call = jax.ffi.ffi_call(_TARGET, shapes, vmap_method="broadcast_all")
     lower, distance, place = call(
@@ -73,9 +69,7 @@ def bracket(
         network.head_bias,
         preactivations(network, x),
         jnp.einsum("md,qdr->qmr", network.weight, bases),
-        drawn,
-        noise,
-        far,
+        random.key_data(keys),
         goal,
         norm=np.int64(_number(norm)),
         steps=np.int64(steps),
@@ -84,14 +78,3 @@ def bracket(
     )
     return lower, distance, jnp.einsum("nr,ndr->nd", place, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
 
-
-def _draws(key: jax.Array, dimension: int, restarts: int) -> tuple[jax.Array, jax.Array]:
-    """Of a point: the rays of the search's first round, and places near the best flip in its second."""
-    if dimension == 2:
-        return jnp.zeros((0, 2), jnp.float32), jnp.zeros((0, 2), jnp.float32)
-    ray_key, near_key = streams.search_keys(key)
-    anew = -(-restarts // _ANEW)
-    return (
-        random.normal(ray_key, (2 * restarts, dimension), jnp.float32),
-        random.normal(near_key, (anew, dimension), jnp.float32),
-    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv.contracts import Form, Kernel, named
-from subspace_adv.models import fused
+from subspace_adv.models import compiled, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 
@@ -126,4 +126,4 @@ def _advance(state: Any, x: jax.Array, y: jax.Array, hyper: Hyper, recipe: Any, 
     )
 
 
-KERNEL = Kernel(fused.unavailable, fused.instruction_set, _advance)
+KERNEL = Kernel(fused.unavailable, fused.instruction_set, _advance, compiled.serves, compiled.bracket)
