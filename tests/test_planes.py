@@ -11,7 +11,7 @@ import reference
 from reference import first_flips, random_network
 
 from subspace_adv.brackets import Effort, bracket
-from subspace_adv.models import TWO_LAYER
+from subspace_adv.models import TWO_LAYER, compiled, fused
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
 
@@ -113,9 +113,18 @@ KINDS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "shared"))
-def in_plane(network: Network, x: jax.Array, norm: str, shared: bool):
-    what = {"norm": norm, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "shared": shared}
+WAYS = [
+    "shared",
+    "own",
+    pytest.param("kernel", marks=pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))),
+]
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "way"))
+def in_plane(network: Network, x: jax.Array, norm: str, way: str):
+    """Brackets by XLA, of points that share their plane or have one of their own, or by the kernel."""
+    attacks = compiled.ATTACKS if way == "kernel" else ()
+    what = {"norm": norm, "effort": Effort(1, 1, attacks), "model": TWO_LAYER, "shared": way == "shared"}
     return bracket(network, x, jnp.asarray(BASIS), key_of(0), **what)
 
 
@@ -131,13 +140,13 @@ def scanned(network: Network, x: np.ndarray, norm: str) -> float:
     return best
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("norm", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_ray_flips_sooner_and_the_nearest_flips_are_found(kind, norm, shared, x64):
-    for seed in range(NETWORKS if shared else 1):
+def test_no_ray_flips_sooner_and_the_nearest_flips_are_found(kind, norm, way, x64):
+    for seed in range(1 if way == "own" else NETWORKS):
         network, x = KINDS[kind](np.random.default_rng(seed))
-        lower, attacked = in_plane(network, x, norm, shared)
+        lower, attacked = in_plane(network, x, norm, way)
         loose = {"far_away": 1e-5, "thrown_about": 1e-5}.get(kind, 1e-6)
         lower, upper, delta = np.asarray(lower), np.asarray(attacked.distance), np.asarray(attacked.delta)
         scan = np.array([scanned(network, point, norm) for point in x])
@@ -167,8 +176,8 @@ def test_where_the_output_vanishes_in_a_cone_the_lower_bound_ends_and_the_upper_
         "l1": [1, 3, 0.25, 1, 7],
     }
     for norm, distances in exact.items():
-        for shared in (True, False):
-            lower, attacked = in_plane(network, x, norm, shared)
+        for way in ("shared", "own", "kernel"):  # the last is as the first where there is no kernel
+            lower, attacked = in_plane(network, x, norm, way)
             np.testing.assert_allclose(lower, distances, rtol=1e-8)
             assert (np.asarray(lower) <= distances).all() and not attacked.is_adv.any()
 
@@ -179,5 +188,5 @@ def test_points_beside_the_plane_of_others_are_not_told_wrong(x64):
         rng = np.random.default_rng(seed)
         network, x = generic(rng)
         x[1:, 1] += rng.choice([1e-9, 1e-3, 1.0], POINTS - 1)
-        lower, _ = in_plane(network, x, "l2", True)
+        lower, _ = in_plane(network, x, "l2", "shared")
         assert (np.asarray(lower) <= [scanned(network, point, "l2") for point in x]).all()

@@ -1,7 +1,9 @@
 // Attacks on one point: searches for directions in which flips are near, and the exact crossings of rays.
 //
 // The same searches as attacks/fmn.py and attacks/fab.py, which serve as its oracle, and F5 of docs/theory.md. Searches
-// run in float32, many runs at once, a run in each lane of a vector; what decides about flips runs in float64.
+// run in float32, many runs at once, a run in each lane of a vector; what decides about flips runs in float64. Two
+// things are not as there: of runs that have met the same flip only one goes on to the second round, and the best
+// flips are moved to the least ones nearby.
 //
 // This header is compiled once per instruction set. Everything is in an anonymous namespace and nothing comes from the
 // C++ library, so the linker can never take code of one instruction set for another's. The same input gives the same
@@ -82,12 +84,16 @@ struct Tuning {
   static constexpr Fall second_step = {0.4f, 0.01f};
   static constexpr Fall second_rate = {0.1f, 0.001f};
   static constexpr float blur = 0.2f;     // of a step: the radius over which gradients are blurred in L∞
-  static constexpr float blurred = 0.2f;  // of what a preactivation can change by within it: as near, a ReLU is partly on
+  // Of what a preactivation can change by within that radius: as near to its kink, a ReLU is partly on.
+  static constexpr float blurred = 0.2f;
   // Runs of the second round.
   static constexpr int going_on = 6;   // one in so many of the first, rounded up
   static constexpr int anew = 12;      // likewise, begun around the best flip
   static constexpr float nearer = 4;   // as near to it each is as the one before, and as fine are its steps
-  static constexpr int finalists = 2;  // the shortest flips met, whose rays are crossed exactly
+  static constexpr int finalists = 2;  // the shortest flips met, which are polished and their rays crossed exactly
+  // Runs whose flips differ by less, relative to their largest coordinates, have met the same one.
+  static constexpr float same_run = 0.15f;  // after the first round
+  static constexpr float same_flip = 0.02f;  // after the second
   // Of the fast adaptive boundary attack, as its paper names them: η, β and α_max.
   static constexpr float overshoot = 1.05f, backward = 0.9f, most_bias = 0.1f;
   static constexpr int threshold_steps = 4;  // of Newton's iteration for the threshold of L1's projection
@@ -128,7 +134,7 @@ inline Floats within(Floats x, Floats low, Floats high) { return smaller(larger(
 
 inline Floats root(Floats x) {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_sqrt_ps((__m512)x);
+  return (Floats)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
 #elif defined(__AVX2__)
   return (Floats)_mm256_sqrt_ps((__m256)x);
 #elif defined(__SSE2__)
@@ -166,6 +172,12 @@ inline double power_of_two(double size) {
   if (!(size >= DBL_MIN) || !is_finite(size)) return 1;
   memcpy(&size, &bits, 8);
   return size;
+}
+
+inline double dot_of_sizes(const double* a, const double* b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += size_of(a[i] * b[i]);
+  return sum;
 }
 
 inline double dot(const double* a, const double* b, int64_t count) {
@@ -422,17 +434,19 @@ class Attack {
     return kinks_.allocate(neurons) && kinks_scratch_.allocate(neurons) &&
            coordinates_.allocate(dimension) && z_.allocate(rows_) && head_.allocate(rows_) &&
            nothing_.allocate(rows_) && weights_.allocate(rows_ * columns_) && columns_of_.allocate(rows_ * columns_) &&
-           speed_.allocate(rows_) && sharpness_.allocate(rows_) && gradient_.allocate(columns_) &&
+           sharpness_.allocate(rows_) && gradient_.allocate(columns_) &&
            gradient_all_on_.allocate(columns_) && sum_.allocate(columns_) && axes_.allocate(4 * restarts) &&
            axis_slopes_.allocate(2 * dimension) &&
            keys_.allocate(keys) && keys_scratch_.allocate(keys) && rays_.allocate(rays, columns_) &&
            reached_.allocate(rays + kLanes) && sizes_.allocate(rays + kLanes) && chosen_.allocate(keys) &&
            along_.allocate(rows_ * kTile) && starts_.allocate(restarts, columns_) &&
-           first_.allocate(restarts, columns_) && best_.allocate(restarts, columns_) && second_.allocate(restarts + 1, columns_) &&
+           first_.allocate(restarts, columns_) && best_.allocate(restarts, columns_) &&
+           second_.allocate(restarts + 1, columns_) &&
            second_best_.allocate(restarts + 1, columns_) && best_size_.allocate(restarts + kLanes) &&
            second_size_.allocate(restarts + 1 + kLanes) && scales_.allocate(restarts + 1 + kLanes) &&
            far_.allocate(Tuning::far_kept, columns_) && slopes_.allocate(kTile * columns_) &&
-           places_.allocate(kTile * columns_) && state_.allocate(rows_) && fab_.allocate(4 * columns_);
+           places_.allocate(kTile * columns_) && state_.allocate(rows_) && fab_.allocate(4 * columns_) &&
+           allocate_polish();
   }
 
   // The first zero along a ray of coordinates (r), exactly but for rounding: `models.first_crossing`.
@@ -440,11 +454,13 @@ class Attack {
     using namespace attack_detail;
     int64_t m = around.neurons, r = around.dimension, count = 0;
     double value = around.offset, terms = size_of(around.offset), slope = 0, rates = 0, slope_far = 0, rates_far = 0;
-    double lost = 0;  // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
+    double summed = 0;  // the sizes of all that the rates are sums of, which may cancel
+    double lost = 0;    // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
     for (int64_t i = 0; i < m; ++i) {
       double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
       double kink = -z / rate, steepness = head * rate;
       terms += size_of(head) * size_of(z);
+      summed += size_of(head) * dot_of_sizes(around.rates + i * r, direction, r);
       rates += size_of(steepness);
       if (z > 0) value += head * z;
       if (z > 0 || (z == 0 && rate > 0)) slope += steepness;
@@ -460,6 +476,7 @@ class Attack {
     // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too.
     double allowance = rounding_allowance(terms) + (m + 1) * DBL_MIN, growth = rounding_allowance(rates) + lost;
     double growth_far = rounding_allowance(rates_far) + lost;
+    growth += kCancelled * summed, growth_far += kCancelled * summed;
     sort<Kink>(kinks_, kinks_scratch_, count);
     Ray found = {kNever, kNever};
     double begin = 0;
@@ -536,6 +553,7 @@ class Attack {
 
   static constexpr double kNever = __builtin_inf();
   static constexpr double kTied = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
+  static constexpr double kCancelled = 0x1p-46;  // ulps of terms that rates along a ray are sums of
   static constexpr int64_t kInformed = 5;    // rays that are not drawn
 
   struct Search {
@@ -546,9 +564,18 @@ class Attack {
     double* directions;
   };
 
+  bool allocate_polish() {
+    int64_t r = dimension_ > kMostPolished ? 1 : dimension_, q = r + 1;
+    return at_.allocate(q) && step_.allocate(q) && input_.allocate(neurons_) && change_.allocate(neurons_) &&
+           slope_.allocate(q) && normals_.allocate(q * q) && gram_.allocate(q * q) && target_.allocate(q) &&
+           multiplier_.allocate(q) && objective_.allocate(q) && side_.allocate(neurons_) &&
+           constraint_.allocate(q) && held_.allocate(q) && sign_.allocate(q) &&
+           polished_.allocate(Tuning::finalists * dimension_);
+  }
+
   int64_t smaller_count(int64_t hints) const { return hints < most_hints_ ? hints : most_hints_; }
 
-  // Bound on the rounding error of an output whose terms' absolute values sum to `magnitude`, as in models/two_layer.py.
+  // Bound on the rounding error of an output whose terms' absolute values sum to `magnitude`: models/two_layer.py.
   double rounding_allowance(double magnitude) const {
     constexpr double kTie = 0x1p-36;
     return (4 * (4 + __builtin_sqrt((double)neurons_)) * DBL_EPSILON + kTie) * magnitude;
@@ -588,7 +615,7 @@ class Attack {
     int64_t first_steps = attack_detail::share_of(Tuning::first_share * of.steps, Tuning::first_of);
     first_round<norm>(of, first_steps);
     second_round<norm>(of, of.steps - first_steps);
-    int64_t count = finalists(of);
+    int64_t count = finalists<norm>(around, of);
     fab<norm>(attack_detail::share_of(of.steps, 2), of.directions + count * dimension_);
     return count + 1;
   }
@@ -649,7 +676,6 @@ class Attack {
       reach = larger(speed > 0 ? kink : Floats{}, reach);
       Ints bends = (head < 0) & (z <= 0) & (speed > 0);
       unbent = smaller(bends ? kink : all(kInfinity), unbent);
-      *(Floats*)(speed_ + i) = speed;
       *(Floats*)(sharpness_ + i) = 1 / larger(2 * Tuning::blurred * speed, all(kTiny));
     }
     reach_ = largest_of(reach);
@@ -824,7 +850,8 @@ class Attack {
     }
   }
 
-  // Fills `far_`: directions down which the output falls beyond all kinks, the steepest first, by descent on the sphere.
+  // Fills `far_`: directions down which the output falls beyond all kinks, by descent on the sphere, and `far_order_`,
+  // the steepest first.
   //
   // There it is positively homogeneous up to a constant. Where only a narrow cone of rays flips, and far away, no ray
   // drawn at random may lie in it.
@@ -1022,7 +1049,8 @@ class Attack {
     using namespace attack_detail;
     int64_t going_on = share_of(of.restarts, Tuning::going_on), anew = share_of(of.restarts, Tuning::anew);
     int64_t r = dimension_;
-    choose_least(best_size_, of.restarts, going_on);
+    choose_least(best_size_, of.restarts, of.restarts);
+    choose_apart(of.restarts, going_on);
     second_.begin(going_on + anew);
     second_best_.begin(going_on + anew);
     for (int64_t i = 0; i < second_.vectors() * kLanes; ++i) second_size_[i] = kInfinity, scales_[i] = 1;
@@ -1047,6 +1075,27 @@ class Attack {
       }
     }
     run_all<norm>(second_, second_best_, second_size_, steps, Tuning::second_step, Tuning::second_rate);
+  }
+
+  // Moves runs that have met flips at places of their own to the front of `chosen_`, until there are `count`.
+  void choose_apart(int64_t of, int64_t count) {
+    int64_t r = dimension_, apart = 0;
+    for (int64_t i = 0; i < of && apart < count; ++i) {
+      int64_t run = chosen_[i];
+      bool is_known = false;
+      for (int64_t j = 0; j < apart && !is_known; ++j) {
+        float most = 0, difference = 0;
+        for (int64_t k = 0; k < r; ++k) {
+          float here = best_.at(run, k), there = best_.at(chosen_[j], k);
+          most = __builtin_fabsf(here) > most ? __builtin_fabsf(here) : most;
+          difference = __builtin_fabsf(here - there) > difference ? __builtin_fabsf(here - there) : difference;
+        }
+        is_known = difference < Tuning::same_run * most;
+      }
+      if (is_known) continue;
+      for (int64_t j = i; j > apart; --j) chosen_[j] = chosen_[j - 1];
+      chosen_[apart++] = run;
+    }
   }
 
   template <Norm norm>
@@ -1120,19 +1169,37 @@ class Attack {
     }
   }
 
+  bool are_near(const double* a, const double* b) const {
+    double most = 0, apart = 0;
+    for (int64_t k = 0; k < dimension_; ++k) {
+      double size = __builtin_fabs(a[k]), difference = __builtin_fabs(a[k] - b[k]);
+      most = size > most ? size : most;
+      apart = difference > apart ? difference : apart;
+    }
+    return apart < Tuning::same_flip * most;
+  }
+
   // Writes the best flips met in both rounds, and the nearest start; returns how many.
-  int64_t finalists(const Search& of) {
+  template <Norm norm>
+  int64_t finalists(const Around& around, const Search& of) {
     int64_t second = attack_detail::share_of(of.restarts, Tuning::going_on) +
                      attack_detail::share_of(of.restarts, Tuning::anew);
     int64_t count = of.restarts + second, r = dimension_;
     for (int64_t i = 0; i < count; ++i) sizes_[i] = i < of.restarts ? best_size_[i] : second_size_[i - of.restarts];
-    int64_t written = attack_detail::smaller(Tuning::finalists, count);
-    choose_least(sizes_, count, written);
-    for (int64_t i = 0; i < written; ++i) {
+    choose_least(sizes_, count, count);
+    int64_t written = 0;
+    for (int64_t i = 0; i < count && written < Tuning::finalists; ++i) {
       int64_t run = chosen_[i];
+      if (!(sizes_[run] < attack_detail::kInfinity)) break;
+      double* place = polished_ + written * r;
       for (int64_t k = 0; k < r; ++k) {
-        of.directions[i * r + k] = run < of.restarts ? best_.at(run, k) : second_best_.at(run - of.restarts, k);
+        place[k] = run < of.restarts ? best_.at(run, k) : second_best_.at(run - of.restarts, k);
       }
+      bool is_known = false;
+      for (int64_t other = 0; other < written; ++other) is_known |= are_near(place, polished_ + other * r);
+      if (is_known) continue;
+      polish<norm>(around, place, of.directions + written * r);
+      ++written;
     }
     for (int64_t k = 0; k < r; ++k) of.directions[written * r + k] = starts_.at(nearest_start_, k);
     return written + 1;
@@ -1200,10 +1267,244 @@ class Attack {
     float value = value_at(c);
     for (int64_t k = 0; k < dimension_; ++k) {
       Floats sum = {};
-      for (int64_t i = 0; i < rows_; i += kLanes) sum += *(Floats*)(state_ + i) * *(Floats*)(columns_of_ + k * rows_ + i);
+      const float* rates = columns_of_ + k * rows_;
+      for (int64_t i = 0; i < rows_; i += kLanes) sum += *(Floats*)(state_ + i) * *(const Floats*)(rates + i);
       gradient[k] = sum_of(sum);
     }
     return value;
+  }
+
+  // Moves a flip to a least one nearby, exactly but for rounding, by an active-set method.
+  //
+  // With the states of the neurons of negative head frozen, the output is convex and nowhere below the true one, so
+  // what it flips is convex, and a part of all flips. Its least element lies where some ReLUs of positive head are at
+  // their kinks, and in L∞ and L1 on faces of the ball. From a place on the boundary, the active set's steps go
+  // along these until another constraint is in the way, or until none can move; then one whose multiplier has the
+  // wrong sign is given up. At the least element the frozen states are read off again.
+  template <Norm norm>
+  void polish(const Around& around, const double* direction, double* place) {
+    int64_t r = dimension_;
+    double best = kNever;
+    for (int64_t k = 0; k < r; ++k) place[k] = direction[k];
+    if (r > kMostPolished) return;
+    for (int64_t k = 0; k < r; ++k) step_[k] = direction[k];
+    for (int round = 0; round < kMostThaws; ++round) {
+      if (!begin_polish<norm>(around, step_)) return;
+      double size = place_length<norm>(at_);
+      if (!(size < best)) return;
+      bool is_better = size < best * (1 - 1e-7);
+      best = size;
+      for (int64_t k = 0; k < r; ++k) place[k] = at_[k];
+      if (!is_better) return;
+      descend<norm>(around);
+      for (int64_t k = 0; k < r; ++k) step_[k] = at_[k];
+    }
+  }
+
+  template <Norm norm>
+  double place_length(const double* place) const {
+    double size = 0;
+    for (int64_t k = 0; k < dimension_; ++k) {
+      double part = __builtin_fabs(place[k]);
+      if (norm == Norm::kL2) size += part * part;
+      if (norm == Norm::kL1) size += part;
+      if (norm == Norm::kLinf) size = part > size ? part : size;
+    }
+    return norm == Norm::kL2 ? __builtin_sqrt(size) : size;
+  }
+
+  // The active-set method, with states frozen.
+  template <Norm norm>
+  void descend(const Around& around) {
+    int64_t r = dimension_;
+    for (int64_t left = 3 * r + kExtraSteps; left > 0; --left) {
+      int64_t count = normals<norm>(around);
+      if (!solve_normals<norm>(around, count)) return;
+      double size = 0, of = norm == Norm::kL1 ? r : 1;
+      if (norm == Norm::kL2) of = attack_detail::dot(at_, at_, r);
+      for (int64_t k = 0; k <= r; ++k) size += step_[k] * step_[k];
+      if (size > 1e-20 * of) {
+        if (!advance<norm>(around)) return;
+      } else if (!(multiplier_[0] > 0) || !release<norm>(around)) {
+        return;
+      }
+    }
+  }
+
+  // Where neurons and coordinates stand: a ReLU off, on, or held at its kink; a coordinate free or held.
+  enum Side : int8_t { kOff, kOn, kHeld };
+
+  template <Norm norm>
+  bool begin_polish(const Around& around, const double* direction) {
+    using namespace attack_detail;
+    int64_t m = neurons_, r = dimension_;
+    constexpr double kSnap = 2e-3;
+    double most = 0;
+    for (int64_t k = 0; k < r; ++k) most = size_of(direction[k]) > most ? size_of(direction[k]) : most;
+    if (!(most > 0) || !is_finite(most)) return false;
+    for (int64_t k = 0; k < r; ++k) {
+      double share = direction[k] / most;
+      held_[k] = 0;
+      if (norm == Norm::kLinf && size_of(share) > 1 - kSnap) held_[k] = share > 0 ? 1 : -1;
+      if (norm == Norm::kL1 && size_of(share) < kSnap) held_[k] = 1;
+      sign_[k] = share > 0 ? 1 : -1;
+      if (norm == Norm::kLinf && held_[k]) share = held_[k];
+      if (norm == Norm::kL1 && held_[k]) share = 0;
+      at_[k] = share;
+    }
+    double radius = crossing(around, at_).upper;
+    if (!is_finite(radius)) return false;
+    for (int64_t k = 0; k < r; ++k) at_[k] *= radius;
+    at_[r] = norm == Norm::kLinf ? radius : 0;
+    level_ = around.offset;
+    memset((void*)(double*)slope_, 0, (r + 1) * sizeof(double));
+    for (int64_t i = 0; i < m; ++i) {
+      input_[i] = around.z[i] + dot(around.rates + i * r, at_, r);
+      side_[i] = kOff;
+      if (input_[i] > 0) switch_neuron(around, i, kOn);
+    }
+    return true;
+  }
+
+  // Changes a neuron's side in the linear output slope·c + level.
+  void switch_neuron(const Around& around, int64_t i, Side side) {
+    double change = ((side == kOn) - (side_[i] == kOn)) * around.head[i];
+    side_[i] = side;
+    if (change == 0) return;
+    const double* rates = around.rates + i * dimension_;
+    level_ += change * around.z[i];
+    for (int64_t k = 0; k < dimension_; ++k) slope_[k] += change * rates[k];
+  }
+
+  // Rows of the active constraints' normals, in coordinates and, in L∞, the radius; returns how many.
+  template <Norm norm>
+  int64_t normals(const Around& around) {
+    int64_t r = dimension_, q = r + 1, count = 1;
+    memcpy(normals_, slope_, q * sizeof(double));
+    normals_[r] = 0;
+    target_[0] = level_;
+    for (int64_t i = 0; i < neurons_ && count <= r; ++i) {
+      if (side_[i] != kHeld) continue;
+      memcpy(normals_ + count * q, around.rates + i * r, r * sizeof(double));
+      normals_[count * q + r] = 0;
+      target_[count] = around.z[i];
+      constraint_[count++] = i;
+    }
+    if (norm == Norm::kL2) return count;
+    for (int64_t k = 0; k < r && count <= r; ++k) {
+      if (!held_[k]) continue;
+      memset((void*)(normals_ + count * q), 0, q * sizeof(double));
+      normals_[count * q + k] = norm == Norm::kLinf ? held_[k] : 1;
+      normals_[count * q + r] = norm == Norm::kLinf ? -1 : 0;
+      constraint_[count++] = neurons_ + k;
+    }
+    return count;
+  }
+
+  // The multipliers, and the step to where the norm is least on the active constraints, in L∞ and L1 only its
+  // direction. False if these are not independent.
+  template <Norm norm>
+  bool solve_normals(const Around&, int64_t count) {
+    using attack_detail::dot;
+    int64_t r = dimension_, q = r + 1;
+    double *factor = gram_, *y = multiplier_;
+    for (int64_t k = 0; k < q; ++k) {
+      objective_[k] = norm == Norm::kLinf ? k == r : norm == Norm::kL1 && k < r && !held_[k] ? sign_[k] : 0;
+    }
+    count_ = count;
+    for (int64_t i = 0; i < count; ++i) {
+      y[i] = norm == Norm::kL2 ? target_[i] : -dot(normals_ + i * q, objective_, q);
+      double diagonal = dot(normals_ + i * q, normals_ + i * q, q);
+      for (int64_t j = 0; j <= i; ++j) {
+        double sum = j == i ? diagonal : dot(normals_ + i * q, normals_ + j * q, q);
+        sum -= dot(factor + i * q, factor + j * q, j);
+        if (j < i) {
+          factor[i * q + j] = sum / factor[j * q + j];
+        } else {
+          if (!(sum > 1e-13 * diagonal)) return false;
+          factor[i * q + i] = __builtin_sqrt(sum);
+        }
+      }
+      y[i] = (y[i] - dot(factor + i * q, y, i)) / factor[i * q + i];
+    }
+    for (int64_t i = count - 1; i >= 0; --i) {
+      double sum = y[i];
+      for (int64_t j = i + 1; j < count; ++j) sum -= factor[j * q + i] * y[j];
+      y[i] = sum / factor[i * q + i];
+    }
+    for (int64_t k = 0; k < q; ++k) step_[k] = norm == Norm::kL2 ? -at_[k] : -objective_[k];
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < q; ++k) step_[k] -= y[i] * normals_[i * q + k];
+    }
+    return true;
+  }
+
+  // Goes along the step until a constraint is in the way, which becomes active; false if nothing ends the step.
+  template <Norm norm>
+  bool advance(const Around& around) {
+    using namespace attack_detail;
+    int64_t m = neurons_, r = dimension_, blocking = -1;
+    double share = norm == Norm::kL2 ? 1 : kNever;
+    for (int64_t i = 0; i < m; ++i) {
+      double change = side_[i] == kHeld ? 0 : dot(around.rates + i * r, step_, r);
+      change_[i] = change;
+      if (around.head[i] <= 0 || side_[i] == kHeld) continue;
+      bool nears = side_[i] == kOn ? change < 0 : change > 0;
+      double distance = size_of(input_[i]);
+      if (nears && (side_[i] == kOn) != (input_[i] > 0)) distance = 0;
+      if (nears && distance < share * size_of(change)) share = distance / size_of(change), blocking = i;
+    }
+    for (int64_t k = 0; k < r && norm != Norm::kL2; ++k) {
+      if (held_[k]) continue;
+      for (int side = -1; side <= 1; side += 2) {
+        double distance = norm == Norm::kLinf ? at_[r] - side * at_[k] : size_of(at_[k]);
+        double change = norm == Norm::kLinf ? side * step_[k] - step_[r] : -sign_[k] * step_[k];
+        if (change > 0 && distance < share * change) {
+          share = distance > 0 ? distance / change : 0;
+          blocking = m + k;
+          facing_ = side;
+        }
+      }
+    }
+    if (blocking < 0 && norm != Norm::kL2) return false;
+    for (int64_t i = 0; i < m; ++i) input_[i] += share * change_[i];
+    for (int64_t k = 0; k <= r; ++k) at_[k] += share * step_[k];
+    if (blocking >= m) {
+      held_[blocking - m] = norm == Norm::kLinf ? facing_ : 1;
+      if (norm == Norm::kL1) at_[blocking - m] = 0;
+    } else if (blocking >= 0) {
+      switch_neuron(around, blocking, kHeld);
+      input_[blocking] = 0;
+    }
+    return true;
+  }
+
+  // Gives up the active constraint whose multiplier is farthest on the wrong side; false if there is none.
+  template <Norm norm>
+  bool release(const Around& around) {
+    double worst = 1e-9;
+    int64_t which = -1;
+    bool is_up = false;
+    for (int64_t i = 1; i < count_; ++i) {
+      double low, high;
+      if (constraint_[i] < neurons_) {
+        double share = multiplier_[i] / (multiplier_[0] * around.head[constraint_[i]]);
+        low = -share, high = share - 1;
+      } else if (norm == Norm::kLinf) {
+        low = -multiplier_[i], high = -1;
+      } else {
+        low = -multiplier_[i] - 1, high = multiplier_[i] - 1;
+      }
+      if (low > worst || high > worst) worst = low > high ? low : high, which = constraint_[i], is_up = high > low;
+    }
+    if (which < 0) return false;
+    if (which < neurons_) {
+      switch_neuron(around, which, is_up ? kOn : kOff);
+    } else {
+      held_[which - neurons_] = 0;
+      sign_[which - neurons_] = is_up ? 1 : -1;
+    }
+    return true;
   }
 
   // Of the far descents, from the first to the last, geometrically.
@@ -1224,7 +1525,7 @@ class Attack {
   double unit_ = 1;                                         // the distance that counts as 1
   Array<float> z_, head_, nothing_;                         // (rows); zeros
   Array<float> weights_, columns_of_;                       // (rows, columns), and transposed
-  Array<float> speed_, sharpness_;                          // (rows)
+  Array<float> sharpness_;  // (rows), how fast a blurred ReLU turns on, times the radius
   Array<float> gradient_, gradient_all_on_;                 // (columns)
 
   // Selection.
@@ -1239,6 +1540,20 @@ class Attack {
   Array<Floats> along_;               // (rows, V): rates of the neurons along a tile of rays
   Array<Floats> slopes_, places_;     // (columns, V): gradients, and places, of a tile of runs
   Array<float> state_, fab_;          // (rows), (4, columns)
+
+  // Of polishing, in float64: the place and its radius, the step, inputs of the neurons and their change; the linear
+  // output; active constraints, their normals and multipliers.
+  static constexpr int64_t kMostPolished = 64;  // dimensions, beyond which its cubes cost too much
+  static constexpr int64_t kExtraSteps = 20;
+  static constexpr int kMostThaws = 8;
+  Array<double> at_, step_, input_, change_, slope_, normals_, gram_, target_, multiplier_, objective_, polished_;
+  double level_ = 0;
+  Array<int8_t> side_;
+  Array<int64_t> constraint_;
+  Array<double> held_, sign_;
+  double facing_ = 0;
+  int64_t count_ = 0;
+
   int64_t far_order_[Tuning::far_kept] = {}, nearest_start_ = 0;
 };
 

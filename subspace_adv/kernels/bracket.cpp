@@ -17,14 +17,22 @@ constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of
 constexpr int64_t kAnew = 12;     // runs of the first round, for one of the second around the best flip
 constexpr int64_t kFarRays = 64;  // the same for all points
 constexpr uint64_t kFarKey = 0;
+constexpr int64_t kFewRestarts = 8;  // of the attack that all points get
+constexpr double kSame = 0x1p-20;    // relative: a flip that is nearer by less is no news to the certificate
+
+bool is_finite(const double* numbers, int64_t count) {
+  double none = 0;  // NaN, as soon as one is none
+  for (int64_t i = 0; i < count; ++i) none += numbers[i] * 0;
+  return none == 0;
+}
 
 class Brackets {
  public:
   bool allocate(const BracketBatch& batch) {
-    const int64_t m = batch.neurons, r = batch.dimension, rays = 64;
-    if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 2) && head_.allocate(1, m);
-    return attack_.allocate(m, r, batch.restarts, rays) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
-           directions_.allocate(rays, r) && place_.allocate(2, r) && allocate_draws(batch.restarts, r);
+    const int64_t m = batch.neurons, r = batch.dimension;
+    if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 0) && head_.allocate(1, m);
+    return attack_.allocate(m, r, batch.restarts, 1) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
+           directions_.allocate(1, Attack::kDirections * r) && place_.allocate(1, r) && hint_.allocate(1, r) && allocate_draws(batch.restarts, r);
   }
 
   ~Brackets() {
@@ -37,9 +45,14 @@ class Brackets {
     const double *head = batch.head + network * m, *z = batch.z + index * m;
     double value = batch.offset[network];
     for (int64_t i = 0; i < m; ++i) value += head[i] * (z[i] > 0 ? z[i] : 0);
+    const int64_t rates = batch.rate_rows == 1 ? network : index;
+    batch.lower[index] = 0, batch.distance[index] = INFINITY;
+    for (int64_t j = 0; j < r; ++j) batch.place[index * r + j] = 0;
+    // Nothing is known of a network that is no number somewhere.
+    if (!is_finite(head, m) || !is_finite(z, m) || !is_finite(batch.rates + rates * m * r, m * r)) return;
+    if (!is_finite(batch.offset + network, 1)) return;
     const double sign = value < 0 ? -1 : 1;
     for (int64_t i = 0; i < m; ++i) head_[0][i] = sign * head[i];
-    const int64_t rates = batch.rate_rows == 1 ? network : index;
     const Around around{m, r, z, batch.rates + rates * m * r, head_[0], sign * batch.offset[network]};
     if (r == 2) {
       plane(around, batch, index);
@@ -72,18 +85,33 @@ class Brackets {
     draw_normals(key, (rays + anew) * r, drawn_);
     const float *drawn = drawn_, *noise = drawn_ + rays * r;
     const double* goal = batch.goal + index * r;
-    const int64_t count = attack_.search(around, batch.norm, batch.steps, batch.restarts, drawn, noise, far_, goal, nullptr, 0, directions_[0]);
-    const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place);
-    for (int64_t j = 0; j < r; ++j) place_[0][j] = place[j];
-    batch.lower[index] = certificate_.radius(around, batch.norm, flip.distance, batch.gap, place_[0]);
-    batch.distance[index] = flip.distance * kRounded;
+    double lower = 0, distance = INFINITY;
+    const int64_t few = batch.restarts < kFewRestarts ? batch.restarts : kFewRestarts;
+    for (int64_t restarts = few;; restarts = batch.restarts) {
+      const int64_t hints = distance < INFINITY ? 1 : 0;
+      const int64_t count = attack_.search(around, batch.norm, batch.steps, restarts, drawn, noise, far_, goal, hint_[0],
+                                           hints, directions_[0]);
+      const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place_[0]);
+      const bool is_new = flip.distance < distance * (1 - kSame);
+      if (flip.distance < distance) {
+        distance = flip.distance;
+        for (int64_t j = 0; j < r; ++j) place[j] = place_[0][j];
+      }
+      if ((is_new && lower * (1 + batch.gap) < distance) || restarts == few) {
+        for (int64_t j = 0; j < r; ++j) hint_[0][j] = place[j];
+        lower = largest(lower, certificate_.radius(around, batch.norm, distance, batch.gap, hint_[0]));
+      }
+      if (restarts == batch.restarts || lower * (1 + batch.gap) >= distance) break;
+    }
+    batch.lower[index] = lower;
+    batch.distance[index] = distance * kRounded;
   }
 
   float *drawn_ = nullptr, *far_ = nullptr;  // what the search begins with: of a point, and of all
   Plane plane_;
   Attack attack_;
   Certificate certificate_;
-  Matrix head_, directions_, place_;
+  Matrix head_, directions_, place_, hint_;
 };
 
 }  // namespace

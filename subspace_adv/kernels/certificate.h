@@ -20,6 +20,7 @@ struct Tuning {
   double first_average = 0.5, last_average = 0.1;  // share of the adversary's last answer in the average of all
   double first_spread = 0.5, last_spread = 0.02;  // of the answers
   double first_reserve = 1, last_reserve = 0.03;  // by which the radius of bounds exceeds what is certified
+  double far = 16;    // times the kink bound: flips farther away do not tell where to begin
   double begin = 1;  // share of the way to a flip at which the adversary begins
   double begin_spread = 0.05;  // of its moments there, likewise
   double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
@@ -55,13 +56,15 @@ class Certificate {
     double kink = this->kink();
     if (!(kink > 0) || kink >= upper || kink == INFINITY) return least(kink, upper);
     if (kink * (1 + gap) >= upper) return kink;
-    rescale(kink, upper < INFINITY ? upper : kink);
+    const bool is_near = upper < tuning.far * kink;
+    rescale(is_near ? upper : kink);
     const double most = upper / length_;
     double found;
     if (norm == Norm::kL1 || (norm == Norm::kLinf && is_vertices_worth(r_))) {
-      found = play_at_vertices(norm, most, kink / length_, gap);
+      found = play_at_vertices(norm, most, kink / length_, gap, place);
     } else {
-      found = play(norm, most, kink / length_, gap, upper < INFINITY ? place : nullptr);
+      found = play(norm, most, kink / length_, gap, is_near ? place : nullptr);
+      for (int64_t j = 0; j < r_; ++j) place[j] = coordinates_[kMean][j];
     }
     return largest(kink, least(found * length_, upper));
   }
@@ -145,8 +148,7 @@ class Certificate {
   }
 
   // To units in which a length, the output at the point, and what each neuron can vary by within it are 1.
-  void rescale(double certified, double length) {
-    (void)certified;
+  void rescale(double length) {
     length_ = length;
     double *z = own(kZ), *head = own(kHead), *speed = own(kSpeed), *inputs = own(kInputs);
     for (int64_t i = 0; i < stride_; ++i) {
@@ -250,6 +252,11 @@ class Certificate {
     return {vertices_[k], 1.0};
   }
 
+  static double coordinate(Norm norm, int64_t k, int64_t j) {
+    if (norm == Norm::kL1) return k / 2 != j ? 0 : k % 2 ? -1 : 1;
+    return k >> j & 1 ? -1 : 1;
+  }
+
   // F of some slopes at a vertex times a radius: without the offset, and the sum of the sizes of its terms.
   double at_vertex(Vertex vertex, double radius, const double* slopes, double* size) {
     const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose);
@@ -270,13 +277,13 @@ class Certificate {
   }
 
   // The game where F is least at one of a few vertices. Returns the radius certified.
-  double play_at_vertices(Norm norm, double most, double known, double gap) {
+  double play_at_vertices(Norm norm, double most, double known, double gap, double* place) {
     const int64_t count = vertices(norm);
     if (norm != Norm::kL1) {
       for (int64_t k = 0; k < count; ++k) {
         double* row = vertices_[k];
         for (int64_t i = 0; i < stride_; ++i) row[i] = 0;
-        for (int64_t j = 0; j < r_; ++j) add(row, k >> j & 1 ? -1 : 1, rates_[j], stride_);
+        for (int64_t j = 0; j < r_; ++j) add(row, coordinate(norm, k, j), rates_[j], stride_);
       }
     }
     double *slopes = own(kSlopes), *used = own(kLine), *mean = own(kShift), *square = own(kMoment), *best = own(kBestSlopes);
@@ -288,6 +295,7 @@ class Certificate {
     const double ratio_reserve = std::pow(tuning.last_reserve / tuning.first_reserve, 1.0 / (tuning.steps - 1));
     const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
     double spread = tuning.first_spread, reserve = tuning.first_reserve, average = tuning.first_average;
+    int extra = 0;
     played = 0;
     for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average *= ratio_average) {
       ++played;
@@ -305,6 +313,8 @@ class Certificate {
       }
       // By the chord from the origin, as F is concave.
       const double held = radius * (lowest >= 0 ? 1 : at_origin / (at_origin - lowest));
+      // As long as all of the range is certified, the next one is as much larger.
+      if (held == radius && radius < most && extra < tuning.steps) ++extra, --step, spread /= ratio_spread, reserve /= ratio_reserve, average /= ratio_average;
       if (at_origin > 0 && held > certified) {
         certified = held, better = true;
         memcpy(best, used, 8 * stride_);
@@ -317,9 +327,11 @@ class Certificate {
         total += values_[1][k];
       }
       for (int64_t i = 0; i < stride_; ++i) mean[i] = square[i] = 0;
+      for (int64_t j = 0; j < r_; ++j) place[j] = 0;
       for (int64_t k = 0; k < count; ++k) {
         const double share = values_[1][k] / total;
         if (share < 1e-6) continue;
+        for (int64_t j = 0; j < r_; ++j) place[j] += share * coordinate(norm, k, j);
         const Vertex v = vertex(norm, k);
         const double signed_share = share * v.sign;
         for (int64_t i = 0; i < stride_; ++i) {
@@ -359,7 +371,7 @@ class Certificate {
     double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
     const double *z = own(kZ), *speed = own(kSpeed);
     const double even = is_cubic ? 1.0 : 1.0 / r_;
-    double reach = most < INFINITY ? most : known;
+    const double reach = place ? most : known;
     for (int64_t j = 0; j < r_; ++j) weights[j] = 1, variances[j] = even * reach * reach;
     for (int64_t i = 0; i < stride_; ++i) shift[i] = moment[i] = 0;
     for (int64_t j = 0; j < r_; ++j) {
@@ -382,6 +394,7 @@ class Certificate {
     const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
     double spread = tuning.first_spread, reserve = tuning.first_reserve;
     average_ = tuning.first_average;
+    int extra = 0;
     played = 0;
     for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average_ *= ratio_average) {
       ++played;
@@ -403,6 +416,8 @@ class Certificate {
       warm = answer.value;
       const Multiplier proof = proves(f.level, total, answer.value);
       const double held = least(std::sqrt(largest(proof.square, 0)), radius);
+      // As long as all of the range is certified, the next one is as much larger.
+      if (held == radius && radius < most && extra < tuning.steps) ++extra, --step, spread /= ratio_spread, reserve /= ratio_reserve, average_ /= ratio_average;
       if (held > certified) {
         certified = held, best_radius = radius, best_multiplier = proof.value;
         memcpy(own(kBestSlopes), slopes, 8 * stride_);

@@ -21,7 +21,8 @@ namespace {
 struct PlaneDistance {
   double lower;  // no flip is nearer, whatever the rounding; inf where there is none, 0 where the point may be on one
   // Coordinates: the nearest flip along them is nearest of all, rounding apart; zeros lead nowhere. Toward the nearest
-  // foot of a perpendicular, and toward the nearest crossing of a line where the other sign is certain.
+  // foot of a perpendicular (in L1 and L∞, which have those on lines only, the nearest place of a line where the
+  // output falls below 0), and toward the nearest crossing of a line where the other sign is certain.
   double directions[2][2];
 };
 
@@ -46,14 +47,14 @@ constexpr double kFar = 0x1p60;      // where no line is looked for, in units of
 constexpr double kSure = 16;         // allowances beyond which the sign of an output is certain wherever it matters
 constexpr double kConstant = 2;      // times the allowance's growth: a gradient as small is rounding
 // Not in planes.py:
-constexpr double kSteep = 0x1p-3;      // sine of an angle, from which on it is certain on which side of an edge a kink is
-constexpr double kDoubt = 4;           // allowances within which an output is, on a computed line, where the true one is 0
-constexpr double kReserve = 0x1p12;    // ulps by which a lower bound is lessened in the end
+constexpr double kSteep = 0x1p-3;        // sine of an angle, from which on the sides of a kink are certain within an edge
+constexpr double kDoubt = 4;             // allowances within which outputs on computed lines are where true ones are 0
+constexpr double kReserve = 0x1p12;      // ulps by which a lower bound is lessened in the end
 constexpr double kEuclideanReach = 1.1;  // times the distance of a flip: how far to look for what is nearer in L2
 constexpr double kReach = 1 + 0x1p-20;   // likewise in the other norms
-constexpr double kWorthARay = 1.01;    // times its distance: a known flip farther away lets a foot's ray be crossed
-constexpr double kLeast = 0x1p-960;    // sizes of outputs below which products may lose digits
-constexpr double kMost = 0x1p960;      // or overflow
+constexpr double kWorthARay = 1.01;      // times its distance: a known flip farther away lets a foot's ray be crossed
+constexpr double kLeast = 0x1p-960;      // sizes of outputs below which products may lose digits
+constexpr double kMost = 0x1p960;        // or overflow
 constexpr double kLeastKink = 0x1p-900;  // where kinks nearer to a line's origin are sorted in
 
 inline double smaller(double a, double b) { return b < a ? b : a; }
@@ -219,10 +220,9 @@ class Plane {
     lower_ = flip_ = foot_ = horizon_ = kInfinity;
     toward_flip_[0] = toward_flip_[1] = toward_foot_[0] = toward_foot_[1] = 0;
     if (!load(around)) return {0, {}};
-    double here = value_at_point();
-    if (!(here > level_)) return {0, {}};
-    if (count_ > 0) search();
-    double lower = smaller(lower_, horizon_) * (1 - kReserve * kUlp) * unit_;
+    bool is_sure = value_at_point() > level_;  // it may be negative otherwise, by rounding
+    search();
+    double lower = is_sure ? smaller(lower_, horizon_) * (1 - kReserve * kUlp) * unit_ : 0;
     PlaneDistance found = {lower, {}};
     for (int k = 0; k < 2; ++k) {
       found.directions[0][k] = toward_foot_[k] * unit_;
@@ -238,9 +238,14 @@ class Plane {
   };
   static constexpr int kFewKinks = 12;     // which are sorted without more ado
   static constexpr int kLeastBins = 8, kMostBins = 128, kKinksInBin = 8;
+  static constexpr double kWidth = 8;      // how far bins go, in units of the network's own length, if lines do
   enum class Purpose { kBoundary, kFlip };  // all of the boundary on a line, or a flip on its half from the origin on
   struct Edge {
     double begin, end, slope, constant;  // along a line the output is slope·t + constant between two places
+  };
+  struct Bins {
+    double begin, end;  // on a line
+    int64_t count;
   };
 
   // What rounding can change of an output as far from the point.
@@ -358,7 +363,10 @@ class Plane {
 
   void search() {
     constexpr double kDiagonal = 0.70710678118654752;
-    constexpr Line kAxes[] = {{1, 0, 0}, {0, 1, 0}}, kDiagonals[] = {{kDiagonal, kDiagonal, 0}, {kDiagonal, -kDiagonal, 0}};
+    // Through the corners of balls, where what is nearest of a straight line is. In L2, which has none, any straight
+    // line meets one of the four near its foot.
+    constexpr Line kAxes[] = {{1, 0, 0}, {0, 1, 0}};
+    constexpr Line kDiagonals[] = {{kDiagonal, kDiagonal, 0}, {kDiagonal, -kDiagonal, 0}};
     if (norm_ == Norm::kL2) {
       double x = base_x_, y = base_y_;
       for (int64_t i = 0; i < count_; ++i) {
@@ -439,17 +447,21 @@ class Plane {
     if (!is_open) within_ball(line, begin, end);
     if (purpose == Purpose::kFlip) begin = 0;
     if (!(begin <= end)) return;
-    choose_bins();
-    Edge edge = first_edge(line, begin, end);
+    // Bins where most kinks are; those farther out go to the first and the last one.
+    double most = kWidth + 2 * size_of(line.offset);
+    Bins bins = {larger(begin, -most), smaller(end, most), kLeastBins};
+    if (bins.begin >= bins.end) bins.begin = begin, bins.end = end;
+    while (bins.count < kMostBins && bins.count * kKinksInBin < count_) bins.count *= 2;
+    Edge edge = first_edge(line, begin, end, bins);
     if (is_open) {
       note_what_is_beyond(line);
       end = kInfinity;
       if (begin < 0) begin = -kInfinity;
     }
-    if (is_open || count_ <= kFewKinks) {
-      walk_between(line, purpose, edge, 0, bins_, begin, end);
+    if (count_ <= kFewKinks) {
+      walk_between(line, purpose, edge, 0, bins.count, begin, end);
     } else {
-      walk_where_needed(line, purpose, edge, begin, end);
+      walk_where_needed(line, purpose, edge, bins, begin, end);
     }
   }
 
@@ -476,31 +488,27 @@ class Plane {
     end = smaller(end, larger(one, other));
   }
 
-  void choose_bins() {
-    bins_ = kLeastBins;
-    while (bins_ < kMostBins && bins_ * kKinksInBin < count_) bins_ *= 2;
-  }
-
   // The output of a line where it begins. Of the neurons, where they turn from there to its end, how, and in which bin.
-  Edge first_edge(const Line& line, double begin, double end) {
+  Edge first_edge(const Line& line, double begin, double end, const Bins& bins) {
     double centre = (begin + end) / 2, half = (end - begin) / 2 * (1 + 0x1p-40);
     double from_x = line.offset * line.x, from_y = line.offset * line.y, along_x = -line.y, along_y = line.x;
-    double per_length = end > begin ? smaller(bins_ / (end - begin), kMost) : 0;
-    Doubles slope = {}, constant = {}, zero = {}, last = everywhere(bins_ - 1);
+    double per_length = bins.end > bins.begin ? smaller(bins.count / (bins.end - bins.begin), kMost) : 0;
+    Doubles slope = {}, constant = {}, zero = {}, last = everywhere(bins.count - 1);
     Longs none = {};
-    for (int lane = 0; lane < kDoubles; ++lane) none[lane] = 2 * bins_ + lane;
+    for (int lane = 0; lane < kDoubles; ++lane) none[lane] = 2 * bins.count + lane;
     for (int64_t i = 0; i < count_; i += kDoubles) {
       Doubles x = at(x_ + i), y = at(y_ + i), head = at(head_ + i);
       Doubles start = x * from_x + y * from_y + at(bias_ + i), rate = x * along_x + y * along_y;
       Doubles middle = start + rate * centre, speed = sizes_of(rate);
-      Longs is_kink = sizes_of(middle) < speed * half, falls = rate < 0, is_on = (is_kink & falls) | (~is_kink & (middle > 0));
+      Longs is_kink = sizes_of(middle) < speed * half, falls = rate < 0;
+      Longs is_on = (is_kink & falls) | (~is_kink & (middle > 0));
       Doubles lift = head * start, turn = head * rate;
       slope += is_on ? turn : zero;
       constant += is_on ? lift : zero;
-      Doubles place = -start / (is_kink ? rate : everywhere(1)), bin = (place - begin) * per_length - 0.5;
+      Doubles place = -start / (is_kink ? rate : everywhere(1)), bin = (place - bins.begin) * per_length - 0.5;
       bin = bin < zero ? zero : bin;
       bin = bin > last ? last : bin;
-      Longs index = ((Longs)(bin + 0x1p52) & (INT64_C(1) << 32) - 1) * 2 - (head < 0);
+      Longs index = ((Longs)(bin + 0x1p52) & 0xffff) * 2 - (head < 0);
       *(Longs*)(bin_ + i) = is_kink ? index : none;
       *(Doubles*)(kink_ + i) = is_kink ? place : everywhere(kInfinity);
       *(Doubles*)(turn_ + i) = falls ? -turn : turn;
@@ -512,26 +520,36 @@ class Plane {
 
   // Walks along a line where bounds on the output leave it open whether it is zero. Sorting all kinks would take much
   // longer than summing them up in bins.
-  void walk_where_needed(const Line& line, Purpose purpose, Edge edge, double begin, double end) {
-    memset(sums_, 0, sizeof(Pair) * 2 * bins_);
+  void walk_where_needed(const Line& line, Purpose purpose, Edge edge, const Bins& bins, double begin, double end) {
+    memset(sums_, 0, sizeof sums_[0] * (2 * bins.count + kDoubles));
     for (int64_t i = 0; i < count_; ++i) sums_[bin_[i]] += Pair{turn_[i], lift_[i]};
-    double width = (end - begin) / bins_, least = sure(size_of(line.offset) + larger(size_of(begin), size_of(end)));
-    double value = edge.slope * begin + edge.constant;
-    int64_t first = -1;
-    Edge before = edge;
-    for (int64_t bin = 0; bin < bins_; ++bin) {
-      Pair rising = sums_[2 * bin], falling = sums_[2 * bin + 1], sum = rising + falling;
+    double width = (bins.end - bins.begin) / bins.count, farthest = larger(size_of(bins.begin), size_of(bins.end));
+    double least = sure(size_of(line.offset) + farthest), value = edge.slope * bins.begin + edge.constant;
+    int64_t first = -1;  // of the bins at hand that are to be walked through
+    Edge at_first = edge;
+    for (int64_t bin = 0; bin < bins.count; ++bin) {
+      Pair rising = sums_[2 * bin], falling = sums_[2 * bin + 1];
       double lowest = edge.slope + falling[0], highest = edge.slope + rising[0];
       Edge next = edge;
-      next.slope += sum[0], next.constant += sum[1];
-      double next_value = next.slope * (begin + (bin + 1) * width) + next.constant;
-      bool is_certain = is_above(least, value, next_value, lowest, highest, width) ||
-                        is_above(least, -value, -next_value, -highest, -lowest, width);
-      if (!is_certain && first < 0) first = bin, before = edge;
-      if (is_certain && first >= 0) walk_between(line, purpose, before, first, bin, begin, end), first = -1;
+      next.slope += rising[0] + falling[0], next.constant += rising[1] + falling[1];
+      double next_value = next.slope * (bins.begin + (bin + 1) * width) + next.constant;
+      bool is_certain;
+      if (bin == 0 && begin < bins.begin) {
+        is_certain = (next_value > least && -highest > sure_growth_) || (-next_value > least && lowest > sure_growth_);
+      } else if (bin == bins.count - 1 && end > bins.end) {
+        is_certain = (value > least && lowest > sure_growth_) || (-value > least && -highest > sure_growth_);
+      } else {
+        is_certain = is_above(least, value, next_value, lowest, highest, width) ||
+                     is_above(least, -value, -next_value, -highest, -lowest, width);
+      }
+      if (!is_certain && first < 0) first = bin, at_first = edge;
+      if (is_certain && first >= 0) {
+        walk_between(line, purpose, at_first, first, bin, begin, end);
+        first = -1;
+      }
       edge = next, value = next_value;
     }
-    if (first >= 0) walk_between(line, purpose, before, first, bins_, begin, end);
+    if (first >= 0) walk_between(line, purpose, at_first, first, bins.count, begin, end);
   }
 
   // Whether a function is larger than a number between two places `width` apart, where it has some values, if its slope
@@ -546,16 +564,18 @@ class Plane {
   // Walks from the last kink before some bins, or the line's begin, to the first one after them, or its end.
   void walk_between(
       const Line& line, Purpose purpose, const Edge& edge, int64_t bin, int64_t bin_end, double begin, double end) {
+    Doubles last = everywhere(begin), first = everywhere(end);
+    for (int64_t i = 0; i < count_; i += kDoubles) {
+      Doubles kink = at(kink_ + i);
+      Longs index = *(const Longs*)(bin_ + i);
+      last = (index < 2 * bin) & (kink > last) ? kink : last;
+      first = (index >= 2 * bin_end) & (kink < first) ? kink : first;
+    }
+    for (int lane = 0; lane < kDoubles; ++lane) begin = larger(begin, last[lane]), end = smaller(end, first[lane]);
     sorter_.begin(count_);
     for (int64_t i = 0; i < count_; ++i) {
-      double kink = kink_[i];
-      if (bin_[i] < 2 * bin) {
-        begin = larger(begin, kink);
-      } else if (bin_[i] < 2 * bin_end) {
-        sorter_.add(size_of(kink) < kLeastKink ? kLeastKink : kink, i);
-      } else {
-        end = smaller(end, kink);
-      }
+      bool is_within = (uint64_t)(bin_[i] - 2 * bin) < (uint64_t)(2 * (bin_end - bin));
+      if (is_within) sorter_.add(size_of(kink_[i]) < kLeastKink ? kLeastKink : kink_[i], i);
     }
     sorter_.sort();
     walk(line, purpose, edge, begin, end);
@@ -614,6 +634,7 @@ class Plane {
       if (distance < flip_) flip_ = distance, toward_flip_[0] = x, toward_flip_[1] = y;
     }
     if (purpose == Purpose::kFlip) return;
+    if (norm_ != Norm::kL2) note_zero(line, edge, begin, end);
     double level = doubt_level_ + doubt_growth_ * away, low = begin, high = end;
     keep_at_most_zero(-edge.slope - growth, -edge.constant - level, low, high);
     keep_at_most_zero(edge.slope - growth, edge.constant - level, low, high);
@@ -622,6 +643,17 @@ class Plane {
     double nearest = length(line.offset * line.x - place * line.y, line.offset * line.y + place * line.x);
     double thickness = norm_ == Norm::kL2 ? sure(nearest) * find_feet(line, edge, away) : 0;
     lower_ = smaller(lower_, larger(nearest - thickness, 0));
+  }
+
+  // Takes a place where the output falls below zero, beyond rounding, for a foot: in these norms feet lie on lines.
+  void note_zero(const Line& line, const Edge& edge, double begin, double end) {
+    double place = -edge.constant / (edge.slope != 0 ? edge.slope : 1), last = edge.slope < 0 ? end : begin;
+    double doubt = doubt_level_ + doubt_growth_ * (size_of(line.offset) + size_of(last));
+    bool falls = size_of(last) == kInfinity || edge.slope * last + edge.constant < -doubt;
+    if (!(falls && edge.slope != 0 && place >= begin && place <= end)) return;
+    double x = line.offset * line.x - place * line.y, y = line.offset * line.y + place * line.x;
+    double distance = length(x, y);
+    if (distance < foot_) foot_ = distance, toward_foot_[0] = x, toward_foot_[1] = y;
   }
 
   // Where between two places of an edge the output is growth·t + level; inf if nowhere.
@@ -704,14 +736,22 @@ class Plane {
 
   // Whether every neuron has the state at a foot that it has in the cell, or is within rounding of it.
   bool is_in_cell(
-      const Line& line, int side, double at_x, double at_y, double at_distance, double x, double y, double distance) const {
+      const Line& line,
+      int side,
+      double at_x,
+      double at_y,
+      double at_distance,
+      double x,
+      double y,
+      double distance) const {
     double front_x = side * line.x, front_y = side * line.y;
     Longs is_outside = {};
     for (int64_t i = 0; i < count_; i += kDoubles) {
       Doubles normal_x = at(x_ + i), normal_y = at(y_ + i), bias = at(bias_ + i);
       Doubles input = normal_x * at_x + normal_y * at_y + bias, rate = normal_y * line.x - normal_x * line.y;
       Doubles facing = normal_x * front_x + normal_y * front_y, there = normal_x * x + normal_y * y + bias;
-      Longs beside = is_beside(input, rate, bias, at_distance), is_on = (beside & (facing > 0)) | (~beside & (input > 0));
+      Longs beside = is_beside(input, rate, bias, at_distance);
+      Longs is_on = (beside & (facing > 0)) | (~beside & (input > 0));
       is_outside |= (is_on ^ (there > 0)) & (sizes_of(there) > (sizes_of(bias) + distance) * (kParallel * kUlp));
     }
     int64_t found = 0;
@@ -724,10 +764,10 @@ class Plane {
   int64_t count_ = 0;
   double base_ = 0, base_x_ = 0, base_y_ = 0;  // what is linear within reach
   double unit_ = 1;                            // of lengths
-  Row<double> kink_, turn_, lift_, spare_;     // (count): where neurons turn along a line, and what that adds to the output
-  Row<int64_t> bin_;  // (count): twice the bin of the place, and 1 if the output falls; from 2·bins on if there is none
-  Pair sums_[2 * kMostBins + kDoubles];  // of turns and lifts in the bins, apart for neurons that raise the output or lower it
-  int64_t bins_ = kLeastBins;
+  Row<double> kink_, turn_, lift_;  // (count): where neurons turn along a line, and what that adds to the output
+  Row<double> spare_;
+  Row<int64_t> bin_;  // (count): twice the bin of the place, and 1 if it lowers the output; from 2·bins on if none
+  Pair sums_[2 * kMostBins + kDoubles];  // of turns and lifts, of neurons as `bin_` tells them apart
   Sorter sorter_;
 
   double level_ = 0, growth_ = 0, sure_level_ = 0, sure_growth_ = 0;  // allowances for rounding
