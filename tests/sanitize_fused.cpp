@@ -1,5 +1,6 @@
-// Trains odd batches with every instruction set this machine has; built with sanitizers by test_fused.py.
+// Trains and brackets odd batches with every instruction set this machine has; built with sanitizers by test_fused.py.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <thread>
@@ -44,6 +45,31 @@ void run(const InstructionSet& set, int64_t networks, int64_t points, int64_t in
   helper.join();
 }
 
+void bracket(const InstructionSet& set, int64_t points, int64_t neurons, int64_t dimension, Norm norm, bool own, int64_t kind) {
+  BracketBatch batch{};
+  batch.networks = 2, batch.points = points, batch.neurons = neurons, batch.dimension = dimension;
+  batch.rate_rows = own ? points : 1, batch.norm = norm, batch.steps = 6, batch.restarts = 9, batch.gap = 0.001;
+  auto doubles = [](int64_t count, double scale) {
+    std::vector<double> values(count);
+    for (int64_t i = 0; i < count; ++i) values[i] = scale * wave(i + 3);
+    return values;
+  };
+  auto head = doubles(2 * neurons, 1), offset = doubles(2, 0.1), z = doubles(2 * points * neurons, 1);
+  auto rates = doubles(2 * batch.rate_rows * neurons * dimension, kind == 1 ? 0 : 1);
+  auto goal = doubles(2 * points * dimension, 1);
+  if (kind == 2) head[0] = NAN, z[0] = INFINITY;
+  if (kind == 3) std::fill(z.begin(), z.end(), -1.0);
+  if (kind == 4) std::fill(head.begin(), head.end(), 1.0);
+  std::vector<uint32_t> keys(4 * points, 7);
+  std::vector<double> lower(2 * points), distance(2 * points), place(2 * points * dimension);
+  batch.head = head.data(), batch.offset = offset.data(), batch.z = z.data(), batch.rates = rates.data();
+  batch.keys = keys.data(), batch.goal = goal.data();
+  batch.lower = lower.data(), batch.distance = distance.data(), batch.place = place.data();
+  std::thread helper([&] { set.bracket(batch); });
+  set.bracket(batch);
+  helper.join();
+}
+
 int main() {
   std::vector<InstructionSet> sets = {generic};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(avx2);
@@ -54,6 +80,13 @@ int main() {
       for (int64_t points : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 65}) {
         for (int64_t inputs : {1, 2, 3, 4, 5, 6, 11}) {
           for (int64_t neurons : {1, 5}) run(set, networks, points, inputs, neurons, flags++);
+        }
+      }
+    }
+    for (int64_t dimension : {2, 3, 4, 5, 9, 70}) {
+      for (int64_t neurons : {1, 2, 7, 40}) {
+        for (Norm norm : {Norm::kL2, Norm::kLinf, Norm::kL1}) {
+          for (int64_t kind = 0; kind < 5; ++kind) bracket(set, 3, neurons, dimension, norm, kind % 2, kind);
         }
       }
     }

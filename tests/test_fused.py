@@ -369,6 +369,9 @@ def test_another_platform_is_a_reason(monkeypatch):
     assert fused.unavailable("cpu") == here
 
 
+CORES = ("block", "bracket")  # compiled once per instruction set
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_sanitizers_find_nothing(tmp_path):
@@ -379,10 +382,11 @@ def test_sanitizers_find_nothing(tmp_path):
     for sanitizer in ("address,undefined", "thread"):
         compiler = ["g++", *flags, f"-fsanitize={sanitizer}", f"-I{KERNELS}"]
         for name, special in options.items():
-            source = [f"-DINSTRUCTION_SET={name}", "-c", str(KERNELS / "block.cpp"), "-o", str(tmp_path / f"{name}.o")]
-            subprocess.run([*compiler, *special, *source], check=True)
+            for core in CORES:
+                source = [f"-DINSTRUCTION_SET={name}", "-c", str(KERNELS / f"{core}.cpp")]
+                subprocess.run([*compiler, *special, *source, "-o", str(tmp_path / f"{name}_{core}.o")], check=True)
         driver = tmp_path / sanitizer
-        objects = [str(tmp_path / f"{name}.o") for name in options]
+        objects = [str(tmp_path / f"{name}_{core}.o") for name in options for core in CORES]
         main = str(Path(__file__).parent / "sanitize_fused.cpp")
         subprocess.run([*compiler, "-pthread", main, *objects, "-o", str(driver)], check=True)
         subprocess.run([str(driver)], check=True)
