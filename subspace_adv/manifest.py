@@ -18,7 +18,7 @@ from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
 
-FORMAT = 5
+FORMAT = 6
 """Of results folders; another one is refused."""
 _ORIGIN = ("versions", "machine", "rows")
 """Parts of a manifest that tell with what the arrays were made."""
@@ -36,6 +36,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "device": jax.default_backend(),
             "processor": platform.machine(),
             "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
+            "measurer": " and ".join(sorted({_measurer(group) for group in plan.groups})),
         },
         "rows": {
             "attacks": ", ".join(ATTACKS),
@@ -50,6 +51,12 @@ def _trainer(group: Group) -> str:
     """What rounds the steps of training: the kernel does by its vector instructions."""
     recipe = group.program.recipe
     return recipe.model.kernel.label() if recipe.model.kernel and recipe.trainer == "fused" else recipe.trainer
+
+
+def _measurer(group: Group) -> str:
+    """What rounds the brackets of distances, likewise."""
+    kernel = group.program.recipe.model.kernel
+    return "xla" if kernel is None or kernel.unavailable(None) else kernel.label()
 
 
 def _parameters(group: Group) -> str:

@@ -153,7 +153,7 @@ def test_attributes_tell_with_what_the_results_were_made(tmp_path):
     made.close()
     edited = made.manifest | {
         "versions": {"subspace-adv": "7.0", "jax": "8.0", "jaxlib": "9.0"},
-        "machine": {"device": "gpu", "processor": "abacus", "trainer": "fused (avx512)"},
+        "machine": {"device": "gpu", "processor": "abacus", "trainer": "fused (avx512)", "measurer": "xla"},
         "commit": "0123-dirty",
     }
 
@@ -173,6 +173,7 @@ def test_attributes_tell_with_what_the_results_were_made(tmp_path):
         "device": "gpu",
         "processor": "abacus",
         "trainer": "fused (avx512)",
+        "measurer": "xla",
         "commit": "0123-dirty",
     }
     assert found | expected == found

@@ -22,6 +22,7 @@ from subspace_adv import Sweep, UserError, manifest, plan, store
 from subspace_adv.attacks import ATTACKS
 from subspace_adv.contracts import Kernel
 from subspace_adv.manifest import pack, unpack
+from subspace_adv.models import fused
 from subspace_adv.planning import Plan
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.training import Trainer
@@ -81,7 +82,9 @@ def test_the_manifest_tells_what_made_it(folder):
     told = json.loads((folder / "manifest.json").read_text())
     assert told["cells"] == 48
     assert told["versions"] == {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")}
-    assert told["machine"] == {"device": "cpu", "processor": platform.machine(), "trainer": "xla"}
+    by = "xla" if fused.unavailable() else f"fused ({fused.instruction_set()})"
+    machine = {"device": "cpu", "processor": platform.machine(), "trainer": "xla", "measurer": by}
+    assert told["machine"] == machine
     assert [unpack(cells).tolist() for cells in told["chunks"]] == [list(range(24)), list(range(24, 48))]
     assert {path.name for path in folder.iterdir()} == {"sweep.toml", "manifest.json", "chunks", ".lock"}
     assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
@@ -644,7 +647,7 @@ def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
 def test_another_format_is_refused(folder, older):
     whole = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(whole | {"format": older}))
-    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 5"
+    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 6"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):

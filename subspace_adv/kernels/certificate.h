@@ -26,6 +26,9 @@ struct Tuning {
   double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
   int multiplier_steps = 8;
   int newton_steps = 16;
+  int crown_steps = 24;
+  double least_progress = 0.1;  // of the way to the radius on trial, by each step
+  double next_trial = 0.65;     // of the way from what is certified to what was given up
 };
 
 // Ranges, lines and parabolas of all neurons, for one radius.
@@ -66,7 +69,9 @@ class Certificate {
       found = play(norm, most, kink / length_, gap, is_near ? place : nullptr);
       for (int64_t j = 0; j < r_; ++j) place[j] = coordinates_[kMean][j];
     }
-    return largest(kink, least(found * length_, upper));
+    found = largest(kink / length_, found);
+    if (found * (1 + gap) < most) found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
+    return least(found * length_, upper);
   }
   int played = 0;
   double in_game = 0;
@@ -163,6 +168,122 @@ class Certificate {
       for (int64_t i = 0; i < stride_; ++i) rates_[j][i] *= length / inputs[i];
     }
     offset_ /= output_;
+  }
+
+  // The least radius within which every ReLU that varies can change its state.
+  double reach() {
+    double most = 0;
+    for (int64_t i = 0; i < stride_; ++i) {
+      if (own(kSpeed)[i] > 0) most = largest(most, std::fabs(own(kZ)[i]) / own(kSpeed)[i]);
+    }
+    return most;
+  }
+
+  // The radius of F8, by linear bounds that are tightened where flips can be; the first one tried is `start`.
+  double crown(Norm norm, double start) {
+    double *low = own(kUnder), *high = own(kAbove), *line = own(kLine), *slopes = own(kSlopes), *fall = own(kSecond);
+    double *least_in = own(kShift), *most_in = own(kMoment), *kept_least = own(kCurve), *kept_most = own(kTilt);
+    const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
+    double *gradient = coordinates_[kGradient], *steepest = coordinates_[kMean];
+    double size = std::fabs(offset_), growth = 0;
+    for (int64_t i = 0; i < stride_; ++i) {
+      size += (aid[i] + oppose[i]) * std::fabs(z[i]);
+      growth += (aid[i] + oppose[i]) * speed[i];
+      slopes[i] = z[i] > 0 ? 1 : 0;
+      least_in[i] = kept_least[i] = -INFINITY, most_in[i] = kept_most[i] = INFINITY;
+    }
+    double certified = 0, upper = start, r = start, before = -INFINITY;
+    int64_t trial = 0;
+    for (int step = 0; step < tuning.crown_steps; ++step) {
+      double level = offset_ - rounding_allowance(size + r * growth, m_);
+      for (int64_t i = 0; i < stride_; ++i) {
+        low[i] = largest(z[i] - r * speed[i], least_in[i]);
+        high[i] = least(z[i] + r * speed[i], most_in[i]);
+        const double above = high[i] > 0 ? high[i] : 0, below = low[i] < 0 ? low[i] : 0;
+        const double chord = above / (above > below ? above - below : 1);
+        line[i] = aid[i] * slopes[i] - oppose[i] * chord;
+        level += line[i] * z[i] + oppose[i] * chord * below;
+      }
+      for (int64_t j = 0; j < r_; ++j) gradient[j] = dot(line, rates_[j], stride_);
+      const double steepness = dual(gradient), divisor = steepness > 0 ? steepness : 1, height = level / divisor;
+      const bool is_sound = level >= r * steepness;
+      const bool is_given_up = !is_sound && height - before < tuning.least_progress * (r - height);
+      certified = largest(certified, is_sound ? r : least(height, r));
+      steepest_of(norm, gradient, steepest);
+      for (int64_t i = 0; i < stride_; ++i) fall[i] = 0;
+      for (int64_t j = 0; j < r_; ++j) add(fall, steepest[j], rates_[j], stride_);
+      if (!is_sound) within_cap(norm, gradient, steepest, divisor, r, largest(-r, least(height, r)));
+      const double share = 2.0 / (trial + 3);
+      for (int64_t i = 0; i < stride_; ++i) slopes[i] += share * ((z[i] > r * fall[i] ? 1 : 0) - slopes[i]);
+      if (is_sound || is_given_up) {
+        if (is_given_up) {
+          upper = r;
+          memcpy(kept_least, least_in, 8 * stride_), memcpy(kept_most, most_in, 8 * stride_);
+        }
+        if (is_sound && r >= start) break;
+        memcpy(least_in, kept_least, 8 * stride_), memcpy(most_in, kept_most, 8 * stride_);
+        r = least(certified + tuning.next_trial * (upper - certified), 2 * certified);
+        before = -INFINITY, trial = 0;
+        if (!(r > 0)) break;
+      } else {
+        before = height, ++trial;
+      }
+    }
+    return certified;
+  }
+
+  void steepest_of(Norm norm, const double* v, double* direction) const {
+    double size = norm == Norm::kL2 ? dual(v) : 1;
+    int64_t most = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      if (std::fabs(v[j]) > std::fabs(v[most])) most = j;
+      direction[j] = norm == Norm::kL2 ? v[j] / (size > 0 ? size : 1) : norm == Norm::kLinf ? (v[j] > 0) - (v[j] < 0) : 0;
+    }
+    if (norm == Norm::kL1) direction[most] = (v[most] > 0) - (v[most] < 0);
+  }
+
+  // Narrows the ranges of preactivations to those on the part of a ball where flips can be, as _within_cap of
+  // models/certificates.py: `fall` is what they change by along the steepest direction.
+  void within_cap(Norm norm, const double* gradient, const double* steepest, double divisor, double r, double height) {
+    const double *z = own(kZ), *speed = own(kSpeed), *low = own(kUnder), *high = own(kAbove), *fall = own(kSecond);
+    double *least_in = own(kShift), *most_in = own(kMoment);
+    (void)steepest;
+    if (norm == Norm::kL2) {
+      const double rim = std::sqrt(largest((r - height) * (r + height), 0));
+      for (int64_t i = 0; i < stride_; ++i) {
+        const double square = speed[i] * speed[i], left = square + rounding_allowance(square, m_) - fall[i] * fall[i];
+        const double beside = rim * std::sqrt(left > 0 ? left : 0);
+        const double down = r * fall[i] >= height * speed[i] ? r * speed[i] : beside + height * fall[i];
+        const double up = -r * fall[i] >= height * speed[i] ? r * speed[i] : beside - height * fall[i];
+        least_in[i] = largest(low[i], z[i] - down);
+        most_in[i] = least(high[i], z[i] + up);
+      }
+      return;
+    }
+    double* toward = coordinates_[kVariances];
+    for (int64_t j = 0; j < r_; ++j) toward[j] = gradient[j] / divisor;
+    for (int64_t i = 0; i < m_; ++i) {
+      double bounds[2], along = 0;
+      int64_t most = 0;
+      for (int64_t j = 0; j < r_; ++j) {
+        if (norm == Norm::kLinf) along += rates_[j][i] > 0 ? toward[j] : rates_[j][i] < 0 ? -toward[j] : 0;
+        if (std::fabs(rates_[j][i]) > std::fabs(rates_[most][i])) most = j;
+      }
+      if (norm == Norm::kL1) along = rates_[most][i] > 0 ? toward[most] : rates_[most][i] < 0 ? -toward[most] : 0;
+      for (int side = 0; side < 2; ++side) {
+        const double s = side ? 1 : -1;
+        const double p = largest(speed[i] + s * fall[i], 0), q = largest(1 + s * along, 0x1p-20);
+        double length = 0;
+        for (int64_t j = 0; j < r_; ++j) {
+          const double part = std::fabs(q * rates_[j][i] - s * p * toward[j]);
+          length = norm == Norm::kLinf ? length + part : largest(length, part);
+        }
+        const double bound = r * length - p * height + rounding_allowance(r * p, m_);
+        bounds[side] = least(bound / q, r * speed[i]);
+      }
+      least_in[i] = largest(low[i], z[i] - bounds[0]);
+      most_in[i] = least(high[i], z[i] + bounds[1]);
+    }
   }
 
   struct Form {
