@@ -137,7 +137,8 @@ def test_a_point_is_the_same_in_any_company(instruction_set):
     stacked = reference.stacked(networks)
     for norm in NORMS:
         with jax.enable_x64(True):
-            together = jax.vmap(lambda network: _bracket(network, x, norm, 3, "kernel"))(stacked)
+            one = functools.partial(_bracket, x=x, norm=norm, dimension=3, by="kernel")
+            together = jax.vmap(one)(stacked)
             lower, upper, delta = (np.asarray(a) for a in (together[0], together[1].distance, together[1].delta))
         for i in (0, 5, 11):
             for found, alone in zip((lower, upper, delta), brackets(networks[i], x, norm, 3), strict=True):
@@ -162,23 +163,22 @@ def test_what_is_no_distance_ends_and_tells_no_flip():
 
 def test_the_gap_says_how_far_a_bracket_is_tightened():
     networks, x = cases()
-    with jax.enable_x64(True):
-        loose, tight = (
-            jax.jit(
-                lambda network, gap=gap: bracket(
-                    network, jnp.asarray(x), jnp.eye(D), key_of(1), norm="l2", effort=EFFORT._replace(gap=gap), model=TWO_LAYER
-                )[0]
-            )(networks[0])
-            for gap in (10.0, 0.0)
-        )
+
+    def lower(gap: float) -> np.ndarray:
+        what = {"norm": "l2", "effort": EFFORT._replace(gap=gap), "model": TWO_LAYER}
+        with jax.enable_x64(True):
+            return np.asarray(bracket(networks[0], jnp.asarray(x), jnp.eye(D), key_of(1), **what)[0])
+
+    loose, tight = lower(10.0), lower(0.0)
     assert (loose <= tight).all() and (loose < tight).any()
 
 
 def test_arrays_that_do_not_fit_are_refused():
     with jax.enable_x64(True):
-        call = jax.ffi.ffi_call("subspace_adv_bracket", [jax.ShapeDtypeStruct((2,), jnp.float64)] * 2 + [
-            jax.ShapeDtypeStruct((2, 3), jnp.float64)
-        ])
+        call = jax.ffi.ffi_call(
+            "subspace_adv_bracket",
+            [jax.ShapeDtypeStruct((2,), jnp.float64)] * 2 + [jax.ShapeDtypeStruct((2, 3), jnp.float64)],
+        )
         keys, rest = jnp.zeros((2, 2), jnp.uint32), {"steps": np.int64(1), "restarts": np.int64(1), "gap": 0.0}
         whole = [jnp.ones(4), jnp.float64(1), jnp.ones((2, 4)), jnp.ones((1, 4, 3)), keys, jnp.zeros((2, 3))]
         call(*whole, norm=np.int64(0), **rest)

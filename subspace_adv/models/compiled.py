@@ -21,14 +21,14 @@ ATTACKS = ("fmn", "fab")
 
 def serves(norm: str, x: jax.Array, attacks: tuple[str, ...]) -> bool:
     """Whether the kernel measures distances in a norm, from points as numbers of this type, by these attacks."""
-    known = _number(norm) is not None and set(attacks) == set(ATTACKS)
+    known = any(_kinds(norm)) and set(attacks) == set(ATTACKS)
     return known and x.dtype == jnp.float64 and fused.unavailable() is None
 
 
-def _number(norm: str) -> int | None:
+def _kinds(norm: str) -> tuple[bool, bool, bool]:
+    """Which of the norms that the kernel knows, in its order, a norm is."""
     row = NORMS[norm]
-    kinds = (row.is_euclidean, row.is_cubic, row.is_taxicab)
-    return kinds.index(True) if any(kinds) else None
+    return row.is_euclidean, row.is_cubic, row.is_taxicab
 
 
 def bracket(
@@ -71,10 +71,9 @@ def bracket(
         jnp.einsum("md,qdr->qmr", network.weight, bases),
         random.key_data(keys),
         goal,
-        norm=np.int64(_number(norm)),
+        norm=np.int64(_kinds(norm).index(True)),
         steps=np.int64(steps),
         restarts=np.int64(restarts),
         gap=np.float64(gap),
     )
     return lower, distance, jnp.einsum("nr,ndr->nd", place, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
-
