@@ -26,8 +26,8 @@ from subspace_adv.training import TrainState
 _compiling = threading.RLock()
 
 # Programs of several groups, which follow one another. XLA on CPU maps each kernel by itself: a program that measures
-# takes 2,000 to 3,600 mappings, another one up to 300, and a Linux process may have 65,530, beyond which it dies.
-_LOADED_PROGRAMS = {"fill": 20, "advance": 20, "measure": 12, "ambient": 20}
+# takes up to 5,100 mappings where no kernel does that, another one up to 300, and a Linux process may have 65,530, beyond which it dies.
+_LOADED_PROGRAMS = {"fill": 20, "advance": 20, "measure": 8, "ambient": 20}
 
 
 def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
