@@ -25,8 +25,9 @@ from subspace_adv.training import TrainState
 
 _compiling = threading.RLock()
 
-# Programs of several groups, which follow one another. XLA on CPU maps each kernel by itself: a program that measures
-# takes up to 5,100 mappings where no kernel does that, another one up to 300, and a Linux process may have 65,530, beyond which it dies.
+# Programs of several groups, which follow one another. XLA on CPU maps each of its functions by itself: a program that
+# measures takes up to 5,100 mappings where our kernel does not, another one up to 300, and a Linux process may have
+# 65,530, beyond which it dies.
 _LOADED_PROGRAMS = {"fill": 20, "advance": 20, "measure": 8, "ambient": 20}
 
 
