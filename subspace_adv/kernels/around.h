@@ -15,4 +15,15 @@ struct Around {
   double offset;
 };
 
+namespace {
+
+// Bound on the rounding error of an output, relative to the sum of its terms' absolute values, as
+// models.two_layer.rounding_allowance: the second part is more than kinks can move it whose order is lost.
+inline double rounding_share(int64_t neurons) {
+  return 4 * (4 + __builtin_sqrt((double)neurons)) * 0x1p-52 + 0x1p-36;
+}
+
+inline double rounding_allowance(double magnitude, int64_t neurons) { return rounding_share(neurons) * magnitude; }
+
+}  // namespace
 }  // namespace subspace_adv

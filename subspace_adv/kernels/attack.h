@@ -19,6 +19,7 @@
 #endif
 
 #include "around.h"
+#include "lanes.h"
 
 namespace subspace_adv {
 namespace {
@@ -37,21 +38,12 @@ struct Flip {
 
 namespace attack_detail {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 constexpr int kTile = kLanes == 16 ? 2 : 4;  // vectors of runs that pass over the neurons together, at most
 constexpr int kSums = 8;                     // sums at a time: as many as hide the latency of one, and fit registers
 constexpr int kCoordinates = 4;              // the dimension is padded to a multiple of them
 constexpr int kBlock = 16;                   // neurons whose states one pass keeps in cache for their gradients
 
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef double Doubles __attribute__((vector_size(32)));
+typedef double Quad __attribute__((vector_size(32)));
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kTiny = FLT_MIN;
@@ -125,7 +117,6 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline bool is_finite(double x) { return x - x == 0; }
 inline double size_of(double x) { return __builtin_fabs(x); }
 
-inline Floats all(float x) { return x - Floats{}; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b if either is NaN
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats size_of(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
@@ -143,13 +134,6 @@ inline Floats root(Floats x) {
   for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
   return x;
 #endif
-}
-
-inline bool any(Ints mask) {
-  uint64_t words[sizeof(Ints) / 8], found = 0;
-  memcpy(words, &mask, sizeof mask);
-  for (uint64_t word : words) found |= word;
-  return found != 0;
 }
 
 inline float sum_of(Floats x) {
@@ -181,11 +165,11 @@ inline double dot_of_sizes(const double* a, const double* b, int64_t count) {
 }
 
 inline double dot(const double* a, const double* b, int64_t count) {
-  constexpr int kWide = sizeof(Doubles) / sizeof(double);
-  Doubles sums = {};
+  constexpr int kWide = sizeof(Quad) / sizeof(double);
+  Quad sums = {};
   int64_t i = 0;
   for (; i + kWide <= count; i += kWide) {
-    Doubles x, y;
+    Quad x, y;
     memcpy(&x, a + i, sizeof x);
     memcpy(&y, b + i, sizeof y);
     sums += x * y;
@@ -194,28 +178,6 @@ inline double dot(const double* a, const double* b, int64_t count) {
   for (; i < count; ++i) sum += a[i] * b[i];
   return sum;
 }
-
-// Zeros, aligned for vectors.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  ~Array() { free(data_); }
-  operator T*() const { return data_; }
-
-  bool allocate(int64_t count) {
-    free(data_);
-    size_t bytes = (count * sizeof(T) / sizeof(Floats) + 1) * sizeof(Floats);
-    data_ = (T*)aligned_alloc(sizeof(Floats), bytes);
-    if (data_) memset((void*)data_, 0, bytes);
-    return data_;
-  }
-
- private:
-  T* data_ = nullptr;
-};
 
 // A kink on a ray.
 struct Kink {
@@ -283,6 +245,22 @@ class Lanes {
   Array<Floats> data_;
   int64_t vectors_ = 0, rows_ = 0;
 };
+
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+
+// Norm of the coordinates (r) of one place.
+template <Norm norm, class T>
+T row_length(const T* row, int64_t r) {
+  T size = 0;
+  for (int64_t k = 0; k < r; ++k) {
+    T part = row[k] < 0 ? -row[k] : row[k];
+    if (norm == Norm::kL2) size += part * part;
+    if (norm == Norm::kL1) size += part;
+    if (norm == Norm::kLinf) size = part > size ? part : size;
+  }
+  return norm == Norm::kL2 ? root(size) : size;
+}
 
 // Norms of vectors (rows, V), lane by lane.
 template <int V>
@@ -386,33 +364,6 @@ void project(Floats* v, int64_t rows, int64_t dimension, const Floats* radius) {
   }
 }
 
-// Flushes subnormals to zero while it lives: they are slow, and searches must not depend on the mode of the thread.
-class FlushSubnormals {
-#if defined(__x86_64__)
-  static unsigned read() { return _mm_getcsr(); }
-  static void write(unsigned mode) { _mm_setcsr(mode); }
-  static constexpr unsigned kFlush = 0x8040;
-  unsigned mode_ = read();
-#elif defined(__aarch64__)
-  static uint64_t read() {
-    uint64_t mode;
-    asm volatile("mrs %0, fpcr" : "=r"(mode));
-    return mode;
-  }
-  static void write(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
-  static constexpr uint64_t kFlush = 1 << 24;
-  uint64_t mode_ = read();
-#else
-  static void write(int) {}
-  static constexpr int kFlush = 0;
-  int mode_ = 0;
-#endif
-
- public:
-  FlushSubnormals() { write(mode_ | kFlush); }
-  ~FlushSubnormals() { write(mode_); }
-};
-
 }  // namespace attack_detail
 
 // The workspace of attacks on points of networks of one shape; one thread uses it at a time.
@@ -474,8 +425,8 @@ class Attack {
       }
     }
     // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too.
-    double allowance = rounding_allowance(terms) + (m + 1) * DBL_MIN, growth = rounding_allowance(rates) + lost;
-    double growth_far = rounding_allowance(rates_far) + lost;
+    double allowance = rounding_allowance(terms, m) + (m + 1) * DBL_MIN, growth = rounding_allowance(rates, m) + lost;
+    double growth_far = rounding_allowance(rates_far, m) + lost;
     growth += kCancelled * summed, growth_far += kCancelled * summed;
     sort<Kink>(kinks_, kinks_scratch_, count);
     Ray found = {kNever, kNever};
@@ -533,7 +484,7 @@ class Attack {
   int64_t search(const Around& around, Norm norm, int64_t steps, int64_t restarts, const float* drawn,
                  const float* noise, const float* far, const double* goal, const double* hints, int64_t hint_count,
                  double* directions) {
-    attack_detail::FlushSubnormals flush;
+    FlushSubnormals flush;
     Search of = {steps, restarts, drawn, noise, far, goal, hints, smaller_count(hint_count), directions};
     switch (norm) {
       case Norm::kL2: return search<Norm::kL2>(around, of);
@@ -544,12 +495,8 @@ class Attack {
   }
 
  private:
-  using Floats = attack_detail::Floats;
-  using Ints = attack_detail::Ints;
   using Tuning = attack_detail::Tuning;
   using Lanes = attack_detail::Lanes;
-  template <class T>
-  using Array = attack_detail::Array<T>;
 
   static constexpr double kNever = __builtin_inf();
   static constexpr double kTied = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
@@ -574,12 +521,6 @@ class Attack {
   }
 
   int64_t smaller_count(int64_t hints) const { return hints < most_hints_ ? hints : most_hints_; }
-
-  // Bound on the rounding error of an output whose terms' absolute values sum to `magnitude`: models/two_layer.py.
-  double rounding_allowance(double magnitude) const {
-    constexpr double kTie = 0x1p-36;
-    return (4 * (4 + __builtin_sqrt((double)neurons_)) * DBL_EPSILON + kTie) * magnitude;
-  }
 
   // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
   static double zero_in(double begin, double end, double level, double descent) {
@@ -687,7 +628,7 @@ class Attack {
   void preactivations(int64_t neuron, const float* z, const Floats* c, Floats (&t)[R][V]) const {
     const float* weights = weights_ + neuron * columns_;
     for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < V; ++j) t[i][j] = attack_detail::all(z[neuron + i]);
+      for (int j = 0; j < V; ++j) t[i][j] = all(z[neuron + i]);
     }
     for (int64_t k = 0; k < columns_; ++k) {
       for (int i = 0; i < R; ++i) {
@@ -1066,9 +1007,9 @@ class Attack {
     float scale = 1, least = second_size_[0], *noise = fab_;
     for (int64_t i = 0; i < anew; ++i, scale /= Tuning::nearer) {
       scales_[going_on + i] = scale;
-      float size = row_length<norm>(of.noise + i * r), factor = size > 0 && size < kInfinity ? scale / size : 0;
+      float size = row_length<norm>(of.noise + i * r, r), factor = size > 0 && size < kInfinity ? scale / size : 0;
       for (int64_t k = 0; k < r; ++k) noise[k] = second_best_.at(0, k) / least + factor * of.noise[i * r + k];
-      size = row_length<norm>(noise);
+      size = row_length<norm>(noise, r);
       factor = size > 0 && size < kInfinity ? least / size : 0;
       for (int64_t k = 0; k < r; ++k) {
         second_.at(going_on + i, k) = least < kInfinity ? factor * noise[k] : starts_.at(i, k);
@@ -1096,18 +1037,6 @@ class Attack {
       for (int64_t j = i; j > apart; --j) chosen_[j] = chosen_[j - 1];
       chosen_[apart++] = run;
     }
-  }
-
-  template <Norm norm>
-  float row_length(const float* row) const {
-    float size = 0;
-    for (int64_t k = 0; k < dimension_; ++k) {
-      float part = __builtin_fabsf(row[k]);
-      if (norm == Norm::kL2) size += part * part;
-      if (norm == Norm::kL1) size += part;
-      if (norm == Norm::kLinf) size = part > size ? part : size;
-    }
-    return norm == Norm::kL2 ? __builtin_sqrtf(size) : size;
   }
 
   template <Norm norm>
@@ -1239,7 +1168,7 @@ class Attack {
       float along = Tuning::overshoot * ((1 - weight) * value + weight * from_x);
       for (int64_t k = 0; k < r; ++k) c[k] = (1 - weight) * c[k] + along * downhill[k];
       if (value_at(c) > 0) continue;
-      float size = row_length<norm>(c);
+      float size = row_length<norm>(c, dimension_);
       if (size < best_size) {
         best_size = size;
         for (int64_t k = 0; k < r; ++k) best[k] = c[k];
@@ -1290,7 +1219,7 @@ class Attack {
     for (int64_t k = 0; k < r; ++k) step_[k] = direction[k];
     for (int round = 0; round < kMostThaws; ++round) {
       if (!begin_polish<norm>(around, step_)) return;
-      double size = place_length<norm>(at_);
+      double size = attack_detail::row_length<norm>((const double*)at_, r);
       if (!(size < best)) return;
       bool is_better = size < best * (1 - 1e-7);
       best = size;
@@ -1299,18 +1228,6 @@ class Attack {
       descend<norm>(around);
       for (int64_t k = 0; k < r; ++k) step_[k] = at_[k];
     }
-  }
-
-  template <Norm norm>
-  double place_length(const double* place) const {
-    double size = 0;
-    for (int64_t k = 0; k < dimension_; ++k) {
-      double part = __builtin_fabs(place[k]);
-      if (norm == Norm::kL2) size += part * part;
-      if (norm == Norm::kL1) size += part;
-      if (norm == Norm::kLinf) size = part > size ? part : size;
-    }
-    return norm == Norm::kL2 ? __builtin_sqrt(size) : size;
   }
 
   // The active-set method, with states frozen.

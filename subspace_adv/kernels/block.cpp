@@ -7,30 +7,16 @@
 
 #include "block.h"
 
-#include <cstdlib>
-#include <cstring>
-#ifdef __x86_64__
-#include <xmmintrin.h>
-#endif
+#include "lanes.h"
 
 namespace subspace_adv {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 constexpr int kTile = 8;     // points of one forward pass over the neurons, at most
 constexpr int kWord = 32;    // points whose activity one integer per lane records
 constexpr int kGroup = 4;    // neurons of one backward pass over the points
 constexpr int kInputs = 5;   // inputs of one backward pass over the points, at most
 constexpr int kPanelBytes = 16384;  // parameters of the neurons that pass over all points before the next ones do
-
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
 constexpr uint32_t kBits[kWord] = {
     1u << 0,  1u << 1,  1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,  1u << 8,  1u << 9,  1u << 10,
@@ -38,7 +24,6 @@ constexpr uint32_t kBits[kWord] = {
     1u << 22, 1u << 23, 1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31};
 
 inline Ints bits_of(Floats x) { return (Ints)x; }
-inline Floats all(float x) { return x - Floats{}; }
 
 // e^x to about 1 ulp; inf where it overflows, 0 where it is subnormal, NaN of NaN.
 inline Floats exp(Floats x) {
@@ -63,35 +48,8 @@ inline Floats exp(Floats x) {
   return p * low * high;
 }
 
-inline bool any(Ints mask) {
-  uint64_t words[sizeof(Ints) / 8], found = 0;
-  memcpy(words, &mask, sizeof mask);
-  for (uint64_t word : words) found |= word;
-  return found != 0;
-}
-
 // The k-th of `parts` nearly equal pieces of a range begins here.
 inline int64_t begin_of(int64_t k, int64_t count, int64_t parts) { return k * count / parts; }
-
-// Zeros, aligned for vectors.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  Array(const Array&) = delete;
-  ~Array() { free(data_); }
-  operator T*() const { return data_; }
-
-  bool allocate(int64_t count) {
-    size_t bytes = (count * sizeof(T) / sizeof(Floats) + 1) * sizeof(Floats);
-    data_ = (T*)aligned_alloc(sizeof(Floats), bytes);
-    if (data_) memset(data_, 0, bytes);
-    return data_;
-  }
-
- private:
-  T* data_ = nullptr;
-};
 
 // X is float where all networks share the points, Floats where each has its own.
 template <class X>
@@ -389,33 +347,6 @@ bool train_as(Batch& batch) {
   return true;
 }
 
-// Flushes subnormals to zero while it lives: they are slow, and results must not depend on the mode of the thread.
-class FlushSubnormals {
-#if defined(__x86_64__)
-  static unsigned read() { return _mm_getcsr(); }
-  static void write(unsigned mode) { _mm_setcsr(mode); }
-  static constexpr unsigned kFlush = 0x8040;
-  unsigned mode_ = read();
-#elif defined(__aarch64__)
-  static uint64_t read() {
-    uint64_t mode;
-    asm volatile("mrs %0, fpcr" : "=r"(mode));
-    return mode;
-  }
-  static void write(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
-  static constexpr uint64_t kFlush = 1 << 24;
-  uint64_t mode_ = read();
-#else
-  static void write(int) {}
-  static constexpr int kFlush = 0;
-  int mode_ = 0;
-#endif
-
- public:
-  FlushSubnormals() { write(mode_ | kFlush); }
-  ~FlushSubnormals() { write(mode_); }
-};
-
 bool train(Batch& batch) {
   FlushSubnormals flush;
   return batch.x_rows > 1 ? train_as<Floats>(batch) : train_as<float>(batch);
@@ -433,10 +364,6 @@ void exp(const float* x, float* result, int64_t count) {
 
 }  // namespace
 
-#define NAME_OF(set) #set
-#define NAME(set) NAME_OF(set)
-#define JOINED(prefix, set) prefix##set
-#define NAMED(prefix, set) JOINED(prefix, set)
-const InstructionSet INSTRUCTION_SET = {NAME(INSTRUCTION_SET), train, exp, kLanes, NAMED(bracket_, INSTRUCTION_SET)};
+const InstructionSet INSTRUCTION_SET = {TEXT(INSTRUCTION_SET), train, exp, kLanes, NAMED(bracket_, INSTRUCTION_SET)};
 
 }  // namespace subspace_adv

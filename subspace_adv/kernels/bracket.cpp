@@ -14,9 +14,7 @@ namespace subspace_adv {
 namespace {
 
 constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
-constexpr int64_t kAnew = 12;     // runs of the first round, for one of the second around the best flip
-constexpr int64_t kFarRays = 64;  // the same for all points
-constexpr uint64_t kFarKey = 0;
+constexpr uint64_t kFarKey = 0;  // of the rays that are the same for all points
 constexpr int64_t kFewRestarts = 8;  // of the attack that all points get
 constexpr double kSame = 0x1p-20;    // relative: a flip that is nearer by less is no news to the certificate
 
@@ -63,9 +61,9 @@ class Brackets {
 
  private:
   bool allocate_draws(int64_t restarts, int64_t r) {
-    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + (restarts + kAnew - 1) / kAnew) * r));
-    far_ = static_cast<float*>(malloc(4 * kFarRays * r));
-    if (drawn_ && far_) draw_normals(kFarKey, kFarRays * r, far_);
+    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + attack_detail::share_of(restarts, attack_detail::Tuning::anew)) * r));
+    far_ = static_cast<float*>(malloc(4 * attack_detail::Tuning::far_rays * r));
+    if (drawn_ && far_) draw_normals(kFarKey, attack_detail::Tuning::far_rays * r, far_);
     return drawn_ && far_;
   }
 
@@ -80,7 +78,7 @@ class Brackets {
   void search(const Around& around, BracketBatch& batch, int64_t index) {
     const int64_t r = batch.dimension;
     double* place = batch.place + index * r;
-    const int64_t rays = 2 * batch.restarts, anew = (batch.restarts + kAnew - 1) / kAnew;
+    const int64_t rays = 2 * batch.restarts, anew = attack_detail::share_of(batch.restarts, attack_detail::Tuning::anew);
     const uint64_t key = (uint64_t)batch.keys[2 * index] << 32 | batch.keys[2 * index + 1];
     draw_normals(key, (rays + anew) * r, drawn_);
     const float *drawn = drawn_, *noise = drawn_ + rays * r;
@@ -116,8 +114,6 @@ class Brackets {
 
 }  // namespace
 
-#define JOINED(a, b) a##b
-#define NAMED(prefix, set) JOINED(prefix, set)
 bool NAMED(bracket_, INSTRUCTION_SET)(BracketBatch& batch) {
   Brackets brackets;
   if (!brackets.allocate(batch)) return false;

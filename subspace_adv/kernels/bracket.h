@@ -25,6 +25,12 @@ struct BracketBatch {
 // memory for it.
 using Bracket = bool (*)(BracketBatch&);
 
+// Names of what is compiled for INSTRUCTION_SET, as text and with a prefix.
+#define TEXT_OF(set) #set
+#define TEXT(set) TEXT_OF(set)
+#define JOINED(prefix, set) prefix##set
+#define NAMED(prefix, set) JOINED(prefix, set)
+
 bool bracket_generic(BracketBatch&);
 #ifdef __x86_64__
 bool bracket_avx2(BracketBatch&);

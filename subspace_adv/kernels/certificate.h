@@ -8,40 +8,44 @@
 namespace subspace_adv {
 namespace {
 
-// As models.two_layer.rounding_allowance.
-inline double rounding_allowance(double magnitude, int64_t neurons) {
-  constexpr double tie = 0x1p-36;  // more than all else that rounds
-  return (4 * (4 + std::sqrt((double)neurons)) * 0x1p-52 + tie) * magnitude;
-}
+// What certificates were tuned to, with the tightness of sweeps/claims.toml.
+namespace tuning {
 
-// What the game was tuned to, with the tightness of sweeps/claims.toml.
-struct Tuning {
-  int steps = 24;
-  double first_average = 0.5, last_average = 0.1;  // share of the adversary's last answer in the average of all
-  double first_spread = 0.5, last_spread = 0.02;  // of the answers
-  double first_reserve = 1, last_reserve = 0.03;  // by which the radius of bounds exceeds what is certified
-  double far = 16;    // times the kink bound: flips farther away do not tell where to begin
-  double begin = 1;  // share of the way to a flip at which the adversary begins
-  double begin_spread = 0.05;  // of its moments there, likewise
-  double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
-  int multiplier_steps = 8;
-  int newton_steps = 16;
-  int crown_steps = 24;
-  double least_progress = 0.1;  // of the way to the radius on trial, by each step
-  double next_trial = 0.65;     // of the way from what is certified to what was given up
-};
+constexpr int steps = 24;                                  // of the game
+constexpr double first_average = 0.5, last_average = 0.1;  // share of the adversary's last answer in that of all
+constexpr double first_spread = 0.5, last_spread = 0.02;   // of the answers
+constexpr double first_reserve = 1, last_reserve = 0.03;   // by which the radius of bounds exceeds what is certified
+constexpr double far = 16;            // times the kink bound: flips farther away do not tell where to begin
+constexpr double begin_spread = 0.05;  // of the adversary's moments around a flip, where it begins
+constexpr double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
+constexpr int multiplier_steps = 8;
+constexpr int newton_steps = 16;
+constexpr int crown_steps = 24;
+constexpr double least_progress = 0.1;  // of the way to the radius on trial, by each step
+constexpr double next_trial = 0.65;     // of the way from what is certified to what was given up
 
-// Ranges, lines and parabolas of all neurons, for one radius.
-struct Bound {
-  double radius, multiplier;
-  double *slopes, *curve, *tilt;  // (m)
-  double* weights;                // (r)
+}  // namespace tuning
+
+// What changes from step to step of the game, geometrically.
+struct Schedule {
+  double spread = tuning::first_spread, reserve = tuning::first_reserve, average = tuning::first_average;
+  int step = 0;
+
+  bool is_last() const { return step + 1 == tuning::steps; }
+
+  void forward() { ++step, spread *= spread_ratio_, reserve *= reserve_ratio_, average *= average_ratio_; }
+  void back() { --step, spread /= spread_ratio_, reserve /= reserve_ratio_, average /= average_ratio_; }
+
+ private:
+  static double ratio(double first, double last) { return std::pow(last / first, 1.0 / (tuning::steps - 1)); }
+
+  double spread_ratio_ = ratio(tuning::first_spread, tuning::last_spread);
+  double reserve_ratio_ = ratio(tuning::first_reserve, tuning::last_reserve);
+  double average_ratio_ = ratio(tuning::first_average, tuning::last_average);
 };
 
 class Certificate {
  public:
-  Tuning tuning;
-
   bool allocate(int64_t neurons, int64_t dimension) {
     return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
            own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) && curvature_.allocate(dimension, dimension) &&
@@ -59,7 +63,7 @@ class Certificate {
     double kink = this->kink();
     if (!(kink > 0) || kink >= upper || kink == INFINITY) return least(kink, upper);
     if (kink * (1 + gap) >= upper) return kink;
-    const bool is_near = upper < tuning.far * kink;
+    const bool is_near = upper < tuning::far * kink;
     rescale(is_near ? upper : kink);
     const double most = upper / length_;
     double found;
@@ -73,11 +77,9 @@ class Certificate {
     if (found * (1 + gap) < most) found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
     return least(found * length_, upper);
   }
-  int played = 0;
-  double in_game = 0;
 
  private:
-  enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kSecond, kUnder, kAbove,
+  enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kFall, kUnder, kAbove,
              kBestSlopes, kBestCurve, kBestTilt, kInputs, kRows };
 
   double* own(Row row) { return own_[row]; }
@@ -138,7 +140,7 @@ class Certificate {
     const double start = least(margin / slack, (margin + lost) / (slack + falling));
     if (!(start < INFINITY)) return start == start ? INFINITY : 0;
     double r = start, bound = 0;
-    for (int step = 0; step <= tuning.newton_steps; ++step) {
+    for (int step = 0; step <= tuning::newton_steps; ++step) {
       double beyond = 0, descent = slack;
       for (int64_t i = 0; i < m_; ++i) {
         const double opposing = head[i] < 0 ? -head[i] : 0, over = r * speed[i] - std::fabs(z[i]);
@@ -146,7 +148,7 @@ class Certificate {
         descent += over > 0 ? opposing * speed[i] : 0;
       }
       bound = margin - r * slack - beyond;
-      if (bound >= 0 || step == tuning.newton_steps) break;
+      if (bound >= 0 || step == tuning::newton_steps) break;
       r += bound / descent;
     }
     return r * (bound < 0 ? margin / (margin - bound) : 1);
@@ -181,7 +183,7 @@ class Certificate {
 
   // The radius of F8, by linear bounds that are tightened where flips can be; the first one tried is `start`.
   double crown(Norm norm, double start) {
-    double *low = own(kUnder), *high = own(kAbove), *line = own(kLine), *slopes = own(kSlopes), *fall = own(kSecond);
+    double *low = own(kUnder), *high = own(kAbove), *line = own(kLine), *slopes = own(kSlopes), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment), *kept_least = own(kCurve), *kept_most = own(kTilt);
     const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
     double *gradient = coordinates_[kGradient], *steepest = coordinates_[kMean];
@@ -194,7 +196,7 @@ class Certificate {
     }
     double certified = 0, upper = start, r = start, before = -INFINITY;
     int64_t trial = 0;
-    for (int step = 0; step < tuning.crown_steps; ++step) {
+    for (int step = 0; step < tuning::crown_steps; ++step) {
       double level = offset_ - rounding_allowance(size + r * growth, m_);
       for (int64_t i = 0; i < stride_; ++i) {
         low[i] = largest(z[i] - r * speed[i], least_in[i]);
@@ -207,12 +209,12 @@ class Certificate {
       for (int64_t j = 0; j < r_; ++j) gradient[j] = dot(line, rates_[j], stride_);
       const double steepness = dual(gradient), divisor = steepness > 0 ? steepness : 1, height = level / divisor;
       const bool is_sound = level >= r * steepness;
-      const bool is_given_up = !is_sound && height - before < tuning.least_progress * (r - height);
+      const bool is_given_up = !is_sound && height - before < tuning::least_progress * (r - height);
       certified = largest(certified, is_sound ? r : least(height, r));
       steepest_of(norm, gradient, steepest);
       for (int64_t i = 0; i < stride_; ++i) fall[i] = 0;
       for (int64_t j = 0; j < r_; ++j) add(fall, steepest[j], rates_[j], stride_);
-      if (!is_sound) within_cap(norm, gradient, steepest, divisor, r, largest(-r, least(height, r)));
+      if (!is_sound) within_cap(norm, gradient, divisor, r, largest(-r, least(height, r)));
       const double share = 2.0 / (trial + 3);
       for (int64_t i = 0; i < stride_; ++i) slopes[i] += share * ((z[i] > r * fall[i] ? 1 : 0) - slopes[i]);
       if (is_sound || is_given_up) {
@@ -222,7 +224,7 @@ class Certificate {
         }
         if (is_sound && r >= start) break;
         memcpy(least_in, kept_least, 8 * stride_), memcpy(most_in, kept_most, 8 * stride_);
-        r = least(certified + tuning.next_trial * (upper - certified), 2 * certified);
+        r = least(certified + tuning::next_trial * (upper - certified), 2 * certified);
         before = -INFINITY, trial = 0;
         if (!(r > 0)) break;
       } else {
@@ -244,10 +246,9 @@ class Certificate {
 
   // Narrows the ranges of preactivations to those on the part of a ball where flips can be, as _within_cap of
   // models/certificates.py: `fall` is what they change by along the steepest direction.
-  void within_cap(Norm norm, const double* gradient, const double* steepest, double divisor, double r, double height) {
-    const double *z = own(kZ), *speed = own(kSpeed), *low = own(kUnder), *high = own(kAbove), *fall = own(kSecond);
+  void within_cap(Norm norm, const double* gradient, double divisor, double r, double height) {
+    const double *z = own(kZ), *speed = own(kSpeed), *low = own(kUnder), *high = own(kAbove), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment);
-    (void)steepest;
     if (norm == Norm::kL2) {
       const double rim = std::sqrt(largest((r - height) * (r + height), 0));
       for (int64_t i = 0; i < stride_; ++i) {
@@ -346,7 +347,7 @@ class Certificate {
       const bool is_chord = (at_low && low + across >= high) || (at_high && high - back <= low);
       const bool is_stable = low >= 0 || high <= 0;
       const double touched = at_low ? across : at_high ? back : 1;
-      const double end = at_low ? low : high, inverse = 1 / touched;
+      const double inverse = 1 / touched;
       const double end_curve = (at_low ? -low : high) * inverse * inverse;
       double curve = at_low || at_high ? end_curve : 1 / (4 * size);
       curve = curve > 0 ? curve : 0;
@@ -356,7 +357,6 @@ class Certificate {
       tilt = low >= 0 ? 1 : high <= 0 ? 0 : tilt;
       curves[i] = is_stable || is_chord ? 0 : curve;
       tilts[i] = tilt;
-      (void)end;
     }
   }
 
@@ -383,7 +383,7 @@ class Certificate {
     const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose);
     Doubles total = {}, sizes = {};
     const double step = radius * vertex.sign;
-    for (int64_t i = 0; i < stride_; i += kWide) {
+    for (int64_t i = 0; i < stride_; i += kDoubles) {
       const Doubles t = load(z + i) + step * load(vertex.rates + i);
       const Doubles on = t > 0 ? t : Doubles{};
       const Doubles aiding = load(aid + i) * load(slopes + i), opposing = load(oppose + i);
@@ -412,15 +412,9 @@ class Certificate {
     for (int64_t i = 0; i < stride_; ++i) slopes[i] = z[i] > 0 ? 1 : 0;
     double certified = known;
     bool better = false;
-    const double ratio_spread = std::pow(tuning.last_spread / tuning.first_spread, 1.0 / (tuning.steps - 1));
-    const double ratio_reserve = std::pow(tuning.last_reserve / tuning.first_reserve, 1.0 / (tuning.steps - 1));
-    const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
-    double spread = tuning.first_spread, reserve = tuning.first_reserve, average = tuning.first_average;
     int extra = 0;
-    played = 0;
-    for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average *= ratio_average) {
-      ++played;
-      const double radius = least(most, certified * (1 + reserve));
+    for (Schedule now;; now.forward()) {
+      const double radius = least(most, certified * (1 + now.reserve));
       double at_origin = offset_;
       for (int64_t i = 0; i < stride_; ++i) {
         const double reach = radius * speed[i];
@@ -435,16 +429,16 @@ class Certificate {
       // By the chord from the origin, as F is concave.
       const double held = radius * (lowest >= 0 ? 1 : at_origin / (at_origin - lowest));
       // As long as all of the range is certified, the next one is as much larger.
-      if (held == radius && radius < most && extra < tuning.steps) ++extra, --step, spread /= ratio_spread, reserve /= ratio_reserve, average /= ratio_average;
+      if (held == radius && radius < most && extra < tuning::steps) ++extra, now.back();
       if (at_origin > 0 && held > certified) {
         certified = held, better = true;
         memcpy(best, used, 8 * stride_);
         if (certified * (1 + gap) >= most) break;
       }
-      if (step + 1 == tuning.steps) break;
+      if (now.is_last()) break;
       double total = 0;
       for (int64_t k = 0; k < count; ++k) {
-        values_[1][k] = std::exp((lowest - values_[0][k]) / spread);
+        values_[1][k] = std::exp((lowest - values_[0][k]) / now.spread);
         total += values_[1][k];
       }
       for (int64_t i = 0; i < stride_; ++i) mean[i] = square[i] = 0;
@@ -462,10 +456,9 @@ class Certificate {
       }
       for (int64_t i = 0; i < stride_; ++i) {
         const double deviation = std::sqrt(largest(square[i] - mean[i] * mean[i], 0));
-        slopes[i] += average * (stepped(z[i] + radius * mean[i], spread * radius * deviation) - slopes[i]);
+        slopes[i] += now.average * (stepped(z[i] + radius * mean[i], now.spread * radius * deviation) - slopes[i]);
       }
     }
-    in_game = certified * length_;
     if (!better) return 0;
     for (int64_t i = 0; i < stride_; ++i) best[i] = best[i] < 0 ? 0 : best[i] > 1 ? 1 : best[i];
     double size;
@@ -487,17 +480,17 @@ class Certificate {
   // The game on balls and cubes. Returns the radius certified.
   double play(Norm norm, double most, double known, double gap, const double* place) {
     const bool is_cubic = norm == Norm::kLinf;
-    double *weights = coordinates_[kWeights], *mean = coordinates_[kMean], *variances = coordinates_[kVariances];
+    double *weights = coordinates_[kWeights], *variances = coordinates_[kVariances];
     double *root = coordinates_[kRoot], *gradient = coordinates_[kGradient];
     double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
-    const double *z = own(kZ), *speed = own(kSpeed);
+    const double* z = own(kZ);
     const double even = is_cubic ? 1.0 : 1.0 / r_;
     const double reach = place ? most : known;
     for (int64_t j = 0; j < r_; ++j) weights[j] = 1, variances[j] = even * reach * reach;
     for (int64_t i = 0; i < stride_; ++i) shift[i] = moment[i] = 0;
     for (int64_t j = 0; j < r_; ++j) {
-      const double square = even * reach * reach * (place ? tuning.begin_spread : 1);
-      const double at = place ? tuning.begin * place[j] / length_ : 0;
+      const double square = even * reach * reach * (place ? tuning::begin_spread : 1);
+      const double at = place ? place[j] / length_ : 0;
       for (int64_t i = 0; i < stride_; ++i) {
         shift[i] += at * rates_[j][i];
         moment[i] += square * rates_[j][i] * rates_[j][i];
@@ -510,16 +503,9 @@ class Certificate {
     }
     double certified = known, best_multiplier = 0, best_radius = 0, warm = 0;
     double *best_weights = coordinates_[kBestWeights];
-    const double ratio_spread = std::pow(tuning.last_spread / tuning.first_spread, 1.0 / (tuning.steps - 1));
-    const double ratio_reserve = std::pow(tuning.last_reserve / tuning.first_reserve, 1.0 / (tuning.steps - 1));
-    const double ratio_average = std::pow(tuning.last_average / tuning.first_average, 1.0 / (tuning.steps - 1));
-    double spread = tuning.first_spread, reserve = tuning.first_reserve;
-    average_ = tuning.first_average;
     int extra = 0;
-    played = 0;
-    for (int step = 0; step < tuning.steps; ++step, spread *= ratio_spread, reserve *= ratio_reserve, average_ *= ratio_average) {
-      ++played;
-      const double radius = least(most, certified * (1 + reserve));
+    for (Schedule now;; now.forward()) {
+      const double radius = least(most, certified * (1 + now.reserve));
       choose_parabolas(radius);
       const Form f = form(radius, slopes, own(kCurve), own(kTilt));
       double total = 0;
@@ -533,12 +519,12 @@ class Certificate {
       }
       tridiagonal_.reduce(curvature_, gradient, r_);
       const double budget = total * certified * certified;
-      const Multiplier answer = affordable(budget, spread, warm);
-      warm = answer.value;
-      const Multiplier proof = proves(f.level, total, answer.value);
+      const double answer = affordable(budget, now.spread, warm);
+      warm = answer;
+      const Multiplier proof = proves(f.level, total, answer);
       const double held = least(std::sqrt(largest(proof.square, 0)), radius);
       // As long as all of the range is certified, the next one is as much larger.
-      if (held == radius && radius < most && extra < tuning.steps) ++extra, --step, spread /= ratio_spread, reserve /= ratio_reserve, average_ /= ratio_average;
+      if (held == radius && radius < most && extra < tuning::steps) ++extra, now.back();
       if (held > certified) {
         certified = held, best_radius = radius, best_multiplier = proof.value;
         memcpy(own(kBestSlopes), slopes, 8 * stride_);
@@ -547,11 +533,9 @@ class Certificate {
         memcpy(best_weights, weights, 8 * r_);
         if (certified * (1 + gap) >= most) break;
       }
-      if (step + 1 == tuning.steps) break;
-      reply(answer.value, budget, spread, is_cubic, certified);
+      if (now.is_last()) break;
+      reply(answer, budget, now, is_cubic, certified);
     }
-    in_game = certified * length_;
-    (void)speed, (void)mean;
     return best_radius > 0 ? confirmed(best_radius, best_multiplier, is_cubic) : 0;
   }
 
@@ -560,7 +544,7 @@ class Certificate {
   };
 
   // About the least multiplier whose answer, spread out, is within the budget: `spent` falls as multipliers grow.
-  Multiplier affordable(double budget, double spread, double warm) {
+  double affordable(double budget, double spread, double warm) {
     double low = tridiagonal_.top();
     double high = tridiagonal_.most() + tridiagonal_.slope() / std::sqrt(budget) / (1 - spread) + kTiny;
     // There the spread takes `spread` of the budget times λ/(λ − most).
@@ -572,7 +556,7 @@ class Certificate {
     double at = warm > low && warm < high ? warm : high;
     double best = high;
     double last_at = 0, last_value = 0;  // of 1/√spent, which is nearly linear
-    for (int step = 0; step < tuning.multiplier_steps; ++step) {
+    for (int step = 0; step < tuning::multiplier_steps; ++step) {
       const double value = spent(at), inverse = 1 / std::sqrt(value), goal = 1 / std::sqrt(budget);
       if (value <= budget) high = at, best = at;
       else low = at;
@@ -586,14 +570,14 @@ class Certificate {
       }
       last_at = at, last_value = inverse, at = next;
     }
-    return {best, 0};
+    return best;
   }
 
   // The multiplier that certifies most: (2·level − g·(λ − a)⁻¹g)/(λ·total) is greatest where |(λ − a)⁻¹g|² is as large.
   Multiplier proves(double level, double total, double begin) {
     double low = tridiagonal_.top(), high = 2 * begin + kTiny, at = begin;
     Multiplier best = {begin, 0};
-    for (int step = 0; step < tuning.multiplier_steps; ++step) {
+    for (int step = 0; step < tuning::multiplier_steps; ++step) {
       const auto values = tridiagonal_.at(at);
       const double square = values.definite ? (2 * level - values.form) / at : 0;
       if (values.definite && square / total > best.square) best = {at, square / total};
@@ -607,7 +591,8 @@ class Certificate {
   }
 
   // The adversary's answer enters the averages.
-  void reply(double multiplier, double budget, double spread, bool is_cubic, double certified) {
+  void reply(double multiplier, double budget, const Schedule& now, bool is_cubic, double certified) {
+    const double spread = now.spread, average = now.average;
     double *gradient = coordinates_[kGradient], *root = coordinates_[kRoot], *mean = coordinates_[kMean];
     double *weights = coordinates_[kWeights], *variances = coordinates_[kVariances], *half = coordinates_[0];
     for (int64_t j = 0; j < r_; ++j) {
@@ -629,7 +614,7 @@ class Certificate {
       }
       mean[j] = total / (is_cubic ? root[j] : 1);
       const double variance = scale * square / (is_cubic ? weights[j] : 1);
-      variances[j] += average_ * (mean[j] * mean[j] + variance - variances[j]);
+      variances[j] += average * (mean[j] * mean[j] + variance - variances[j]);
     }
     if (is_cubic) {
       for (int64_t k = 0; k < r_; ++k) {
@@ -638,8 +623,7 @@ class Certificate {
     }
     const double *z = own(kZ);
     double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
-    const double average = average_;
-    for (int64_t i = 0; i < stride_; i += kWide) {
+    for (int64_t i = 0; i < stride_; i += kDoubles) {
       Doubles along = {}, variance = {};
       for (int64_t k = 0; k < r_; ++k) {
         const double* row = inverse_[k];
@@ -668,7 +652,7 @@ class Certificate {
     if (is_cubic) {
       double total = 0;
       for (int64_t j = 0; j < r_; ++j) {
-        weights[j] *= std::pow(variances[j] / (certified * certified), tuning.weight_power);
+        weights[j] *= std::pow(variances[j] / (certified * certified), tuning::weight_power);
         total += weights[j];
       }
       for (int64_t j = 0; j < r_; ++j) weights[j] *= r_ / total;
@@ -723,7 +707,7 @@ class Certificate {
 
   int64_t m_ = 0, r_ = 0, stride_ = 0;
   Norm norm_ = Norm::kL2;
-  double offset_ = 0, output_ = 0, length_ = 1, average_ = 0;
+  double offset_ = 0, output_ = 0, length_ = 1;
   Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, vertices_, values_;
   Tridiagonal tridiagonal_;
 };

@@ -9,8 +9,6 @@ namespace {
 // The lower triangle L of a = L·Lᵀ, from a's lower triangle; false if a is not positive definite, rounding apart.
 inline bool factorize(const Matrix& a, Matrix& lower, int64_t r) {
   for (int64_t j = 0; j < r; ++j) {
-    const int64_t begin = j - j % kWide;
-    (void)begin;
     double diagonal = a[j][j];
     for (int64_t k = 0; k < j; ++k) diagonal -= lower[j][k] * lower[j][k];
     if (!(diagonal > 0) || !(diagonal < INFINITY)) return false;

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "around.h"
+#include "lanes.h"
 
 namespace subspace_adv {
 namespace {
@@ -26,20 +27,10 @@ struct PlaneDistance {
   double directions[2][2];
 };
 
-#if defined(__AVX512F__)
-constexpr int kDoubles = 8;
-#elif defined(__AVX2__)
-constexpr int kDoubles = 4;
-#else
-constexpr int kDoubles = 2;
-#endif
-typedef double Doubles __attribute__((vector_size(8 * kDoubles)));
-typedef int64_t Longs __attribute__((vector_size(8 * kDoubles)));
 typedef double Pair __attribute__((vector_size(16)));
 
 constexpr double kInfinity = __builtin_inf();
 constexpr double kUlp = 0x1p-52;
-constexpr double kTie = 0x1p-36;  // of `rounding_allowance` in two_layer.py
 // As in planes.py, in ulps:
 constexpr double kParallel = 0x1p8;  // the sine of an angle, and a relative distance, of lines that count as one
 constexpr double kOrder = 0x1p3;     // times the number of lines: relative distance of kinks that may be out of order
@@ -79,33 +70,6 @@ inline double power_of_two_below(double size) {
   memcpy(&size, &bits, sizeof bits);
   return size;
 }
-
-// Zeros, aligned for vectors, with a vector more than asked for. T has 8 bytes.
-template <class T>
-class Row {
- public:
-  Row() = default;
-  Row(const Row&) = delete;
-  ~Row() { free(data_); }
-  operator T*() const { return data_; }
-
-  bool allocate(int64_t count) {
-    free(data_);
-    size_t bytes = (count / kDoubles + 2) * sizeof(Doubles);
-    data_ = (T*)aligned_alloc(sizeof(Doubles), bytes);
-    if (data_) memset(data_, 0, bytes);
-    return data_;
-  }
-
-  void swap(Row& other) {
-    T* data = data_;
-    data_ = other.data_;
-    other.data_ = data;
-  }
-
- private:
-  T* data_ = nullptr;
-};
 
 // Sorts numbers that carry their index in their last bits.
 class Sorter {
@@ -199,7 +163,7 @@ class Sorter {
     }
   }
 
-  Row<double> keys_, merged_;
+  Array<double> keys_, merged_;
   int64_t mask_ = 0, count_ = 0;
 };
 
@@ -208,8 +172,8 @@ class Plane {
  public:
   // False where there is no memory. Points may have up to so many neurons.
   bool allocate(int64_t neurons) {
-    Row<double>* arrays[] = {&x_, &y_, &bias_, &head_, &reach_, &kink_, &turn_, &lift_, &spare_};
-    for (Row<double>* array : arrays) {
+    Array<double>* arrays[] = {&x_, &y_, &bias_, &head_, &reach_, &kink_, &turn_, &lift_, &spare_};
+    for (Array<double>* array : arrays) {
       if (!array->allocate(neurons)) return false;
     }
     return bin_.allocate(neurons) && sorter_.allocate(neurons);
@@ -344,7 +308,7 @@ class Plane {
   void set_allowances(double size, double steepness, double neurons) {
     double root = __builtin_sqrt(neurons);
     double share = (kParallel + kOrder * (neurons + 3) + 4 * root) * kUlp;
-    double rounding = 4 * (4 + root) * kUlp + kTie;
+    double rounding = rounding_share(neurons);
     steepness_ = steepness;
     level_ = share * size;
     growth_ = share * steepness;
@@ -402,8 +366,8 @@ class Plane {
     sorter_.sort();
     int64_t before = count_;
     count_ = sorter_.count();
-    Row<double>* arrays[] = {&x_, &y_, &bias_, &head_, &reach_};
-    for (Row<double>* array : arrays) {
+    Array<double>* arrays[] = {&x_, &y_, &bias_, &head_, &reach_};
+    for (Array<double>* array : arrays) {
       for (int64_t i = 0; i < count_; ++i) spare_[i] = (*array)[sorter_.index(i)];
       array->swap(spare_);
     }
@@ -760,13 +724,13 @@ class Plane {
   }
 
   // Neurons (count): head·relu((x, y)·p + bias) with (x, y) of length 1; how near their kinks come to the point.
-  Row<double> x_, y_, bias_, head_, reach_;
+  Array<double> x_, y_, bias_, head_, reach_;
   int64_t count_ = 0;
   double base_ = 0, base_x_ = 0, base_y_ = 0;  // what is linear within reach
   double unit_ = 1;                            // of lengths
-  Row<double> kink_, turn_, lift_;  // (count): where neurons turn along a line, and what that adds to the output
-  Row<double> spare_;
-  Row<int64_t> bin_;  // (count): twice the bin of the place, and 1 if it lowers the output; from 2·bins on if none
+  Array<double> kink_, turn_, lift_;  // (count): where neurons turn along a line, and what that adds to the output
+  Array<double> spare_;
+  Array<int64_t> bin_;  // (count): twice the bin of the place, and 1 if it lowers the output; from 2·bins on if none
   Pair sums_[2 * kMostBins + kDoubles];  // of turns and lifts, of neurons as `bin_` tells them apart
   Sorter sorter_;
 

@@ -87,8 +87,8 @@ ffi::Error advance(ffi::ThreadPool pool, F32 params, F32 residue, F32 velocity, 
   batch.step = new_step->typed_data();
   batch.status = new_status->typed_data();
   int64_t blocks = (batch.networks + in_use->lanes - 1) / in_use->lanes;
-  if (!share(pool, blocks, batch, in_use->train)) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a block of networks");
-  return ffi::Error::Success();
+  if (share(pool, blocks, batch, in_use->train)) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a block of networks");
 }
 
 }  // namespace

@@ -2,47 +2,27 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+
+#include "lanes.h"
 
 namespace subspace_adv {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWide = 8;
-#elif defined(__AVX2__)
-constexpr int kWide = 4;
-#else
-constexpr int kWide = 2;
-#endif
-
-typedef double Doubles __attribute__((vector_size(8 * kWide)));
-
-inline int64_t whole_vectors(int64_t count) { return (count + kWide - 1) / kWide * kWide; }
+inline int64_t whole_vectors(int64_t count) { return (count + kDoubles - 1) / kDoubles * kDoubles; }
 
 // Zeros; a row begins at a whole vector.
 class Matrix {
  public:
-  Matrix() = default;
-  Matrix(const Matrix&) = delete;
-  Matrix& operator=(const Matrix&) = delete;
-  ~Matrix() { free(data_); }
-
   bool allocate(int64_t rows, int64_t columns) {
-    free(data_);
     stride_ = whole_vectors(columns);
-    size_t bytes = (8 * rows * stride_ + 63) / 64 * 64 + 64;
-    data_ = static_cast<double*>(aligned_alloc(64, bytes));
-    if (data_) memset(data_, 0, bytes);
-    return data_ != nullptr;
+    return data_.allocate(rows * stride_);
   }
   double* operator[](int64_t row) { return data_ + row * stride_; }
   const double* operator[](int64_t row) const { return data_ + row * stride_; }
   int64_t stride() const { return stride_; }
 
  private:
-  double* data_ = nullptr;
+  Array<double> data_;
   int64_t stride_ = 0;
 };
 
@@ -54,17 +34,17 @@ inline Doubles load(const double* p) {
 
 inline double sum(Doubles v) {
   double total = 0;
-  for (int lane = 0; lane < kWide; ++lane) total += v[lane];
+  for (int lane = 0; lane < kDoubles; ++lane) total += v[lane];
   return total;
 }
 
-// Of whole vectors: `count` is a multiple of kWide.
+// Of whole vectors: `count` is a multiple of kDoubles.
 inline double dot(const double* a, const double* b, int64_t count) {
   Doubles even = {}, odd = {};
   int64_t i = 0;
-  for (; i + 2 * kWide <= count; i += 2 * kWide) {
+  for (; i + 2 * kDoubles <= count; i += 2 * kDoubles) {
     even += load(a + i) * load(b + i);
-    odd += load(a + i + kWide) * load(b + i + kWide);
+    odd += load(a + i + kDoubles) * load(b + i + kDoubles);
   }
   if (i < count) even += load(a + i) * load(b + i);
   return sum(even + odd);
@@ -72,7 +52,7 @@ inline double dot(const double* a, const double* b, int64_t count) {
 
 inline double sum(const double* a, int64_t count) {
   Doubles total = {};
-  for (int64_t i = 0; i < count; i += kWide) total += load(a + i);
+  for (int64_t i = 0; i < count; i += kDoubles) total += load(a + i);
   return sum(total);
 }
 

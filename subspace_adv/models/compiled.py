@@ -13,8 +13,6 @@ from subspace_adv.models import fused
 from subspace_adv.network import Network, preactivations
 from subspace_adv.norms import NORMS
 
-_TARGET = "subspace_adv_bracket"
-
 ATTACKS = ("fmn", "fab")
 """The attacks that the kernel makes, by their names in `attacks.ATTACKS`."""
 
@@ -59,21 +57,21 @@ def bracket(
     Returns:
         Bounds from below and above (n,), and the perturbations (n, d) of the latter; zeros where none was found.
     """
-    dimension, own = basis.shape[-1], basis.ndim == 3
-    bases = basis if own else basis[None]
-    goal = jnp.einsum("nd,ndr->nr", toward - x, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
+    dimension = basis.shape[-1]
+    bases = basis if basis.ndim == 3 else basis[None]
+    frames = jnp.broadcast_to(bases, (len(x), *bases.shape[1:]))
     shapes = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((len(x),), (len(x),), (len(x), dimension))]
-    call = jax.ffi.ffi_call(_TARGET, shapes, vmap_method="broadcast_all")
+    call = jax.ffi.ffi_call(fused.BRACKET, shapes, vmap_method="broadcast_all")
     lower, distance, place = call(
         network.head,
         network.head_bias,
         preactivations(network, x),
         jnp.einsum("md,qdr->qmr", network.weight, bases),
         random.key_data(keys),
-        goal,
+        jnp.einsum("nd,ndr->nr", toward - x, frames),
         norm=np.int64(_kinds(norm).index(True)),
         steps=np.int64(steps),
         restarts=np.int64(restarts),
         gap=np.float64(gap),
     )
-    return lower, distance, jnp.einsum("nr,ndr->nd", place, jnp.broadcast_to(bases, (len(x), *bases.shape[1:])))
+    return lower, distance, jnp.einsum("nr,ndr->nd", place, frames)
