@@ -51,6 +51,21 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=("generic", "avx2", "avx512"))
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test with each instruction set of the kernel that this machine has."""
+    from subspace_adv.models import fused
+
+    limit = fused.library().subspace_adv_limit_instruction_set
+    limit(request.param_index)
+    if fused.instruction_set() == request.param:
+        yield request.param
+        limit(2)
+    else:
+        limit(2)
+        pytest.skip(f"no {request.param} here")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a tiny sweep, which tests of several files read."""

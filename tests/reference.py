@@ -136,3 +136,21 @@ class Ray(NamedTuple):
         pairs = [(Fraction(float(u)), Fraction(float(a))) for u, a in zip(self.head, self.rate, strict=True) if u * a]
         exact = sum((u * a for u, a in pairs if a > 0), Fraction(0))
         return np.longdouble(float(exact + Fraction(slack) * sum((abs(u * a) for u, a in pairs), Fraction(0))))
+
+
+def nearest_flip(
+    rng: np.random.Generator, network: Network, point: np.ndarray, columns: np.ndarray, order: float
+) -> float:
+    """The nearest flip on some rays within the span of columns (d, r), and on those around the best of them."""
+
+    def nearest(directions: np.ndarray) -> tuple[float, np.ndarray]:
+        directions = directions / np.linalg.norm(directions, order, axis=1)[:, None]
+        flips = first_flips(network, point, directions @ columns.T)
+        return flips.min(), directions[np.argmin(flips)]
+
+    r = columns.shape[1]
+    best, toward = nearest(np.concatenate([rng.standard_normal((2000, r)), np.eye(r), -np.eye(r)]))
+    for spread in (0.3, 0.1, 0.03, 0.01):
+        flip, direction = nearest(toward + spread * rng.standard_normal((500, r)))
+        best, toward = min(best, flip), direction if flip < best else toward
+    return best

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ WIDTH, D, NETWORKS, POINTS = 30, 6, 12, 4
 NORMS = ("l2", "linf", "l1")
 DIMENSIONS = (3, 6)
 XLA = dataclasses.replace(TWO_LAYER, kernel=None)
-EFFORT = Effort(20, 8, compiled.ATTACKS)
+EFFORT = Effort(56, 32, compiled.ATTACKS)
 
 
 def degenerate(rng: np.random.Generator, kind: int) -> Network:
@@ -71,43 +70,16 @@ def brackets(network: Network, x: np.ndarray, norm: str, dimension: int, by: str
         return np.asarray(lower), np.asarray(attack.distance), np.asarray(attack.delta)
 
 
-@pytest.fixture(params=("generic", "avx2", "avx512"))
-def instruction_set(request) -> Iterator[str]:
-    """Runs a test with each instruction set this machine has."""
-    limit = fused.library().subspace_adv_limit_instruction_set
-    limit(("generic", "avx2", "avx512").index(request.param))
-    if fused.instruction_set() == request.param:
-        yield request.param
-        limit(3)
-    else:
-        limit(3)
-        pytest.skip(f"no {request.param} here")
-
-
-def nearest_flip(network: Network, point: np.ndarray, norm: str, dimension: int) -> float:
-    """The nearest flip on some rays, and on those around the best of them."""
-    rng, columns = np.random.default_rng(31), np.eye(D)[:, :dimension]
-    best, toward = np.inf, np.zeros(dimension)
-    axes = np.concatenate([np.eye(dimension), -np.eye(dimension)])
-    directions = np.concatenate([rng.standard_normal((2000, dimension)), axes])
-    for spread in (1, 0.3, 0.1, 0.03, 0.01):
-        directions = directions / np.linalg.norm(directions, ORDER[norm], axis=1)[:, None]
-        flips = reference.first_flips(network, point, directions @ columns.T)
-        if flips.min() < best:
-            best, toward = flips.min(), directions[np.argmin(flips)]
-        directions = toward + spread * rng.standard_normal((500, dimension))
-    return best
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dimension", DIMENSIONS)
 def test_no_ray_flips_sooner_and_what_is_found_is_a_flip(norm, dimension, instruction_set):
     networks, x = cases()
+    rng = np.random.default_rng(31)
     for network in networks:
         lower, upper, delta = brackets(network, x, norm, dimension)
         assert not np.isnan(lower).any() and (lower <= upper).all()
         for point, low, high, move in zip(x, lower, upper, delta, strict=True):
-            scan = nearest_flip(network, point, norm, dimension)
+            scan = reference.nearest_flip(rng, network, point, np.eye(D)[:, :dimension], ORDER[norm])
             assert low <= scan * (1 + 1e-9)
             assert high <= scan * 1.05 or scan > 1e3
             if np.isfinite(high):

@@ -52,23 +52,10 @@ def _certified(norm: str, basis: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _flips(norm: str, basis: str) -> list[float]:
-    """The nearest flips on some rays, and on those around the best of them."""
-    rng, found, columns = np.random.default_rng(21), [], np.asarray(BASES[basis], np.float64)
-    for network, x in zip(*_cases(), strict=True):
-
-        def nearest(directions: np.ndarray, network=network, x=x) -> tuple[float, np.ndarray]:
-            directions = directions / np.linalg.norm(directions, ORDER[norm], axis=1)[:, None]
-            flips = reference.first_flips(network, x, directions @ columns.T)
-            return flips.min(), directions[np.argmin(flips)]
-
-        r = columns.shape[1]
-        axes = np.concatenate([np.eye(r), -np.eye(r)])
-        best, toward = nearest(np.concatenate([rng.standard_normal((2000, r)), axes]))
-        for spread in (0.3, 0.1, 0.03, 0.01):
-            flip, direction = nearest(toward + spread * rng.standard_normal((500, r)))
-            best, toward = min(best, flip), direction if flip < best else toward
-        found.append(best)
-    return found
+    """The nearest flips on some rays."""
+    rng, columns = np.random.default_rng(21), np.asarray(BASES[basis], np.float64)
+    pairs = zip(*_cases(), strict=True)
+    return [reference.nearest_flip(rng, network, x, columns, ORDER[norm]) for network, x in pairs]
 
 
 @pytest.mark.parametrize("basis", BASES)

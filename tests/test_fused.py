@@ -128,19 +128,6 @@ def assert_same(one: Networks, other: Networks) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request) -> Iterator[str]:
-    """Runs a test with each instruction set this machine has."""
-    limit = fused.library().subspace_adv_limit_instruction_set
-    limit(INSTRUCTION_SETS.index(request.param))
-    if fused.instruction_set() == request.param:
-        yield request.param
-        limit(len(INSTRUCTION_SETS))
-    else:
-        limit(len(INSTRUCTION_SETS))
-        pytest.skip(f"no {request.param} here")
-
-
 @needs_kernel
 @pytest.mark.parametrize("loss", ["logistic", "exponential"])
 @pytest.mark.parametrize("momentum", [False, True])
