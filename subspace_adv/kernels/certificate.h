@@ -486,7 +486,7 @@ class Certificate {
     const double* z = own(kZ);
     const double even = is_cubic ? 1.0 : 1.0 / r_;
     const double reach = place ? most : known;
-    for (int64_t j = 0; j < r_; ++j) weights[j] = 1, variances[j] = even * reach * reach;
+    for (int64_t j = 0; j < r_; ++j) weights[j] = 1, coordinates_[kMean][j] = 0;
     for (int64_t i = 0; i < stride_; ++i) shift[i] = moment[i] = 0;
     for (int64_t j = 0; j < r_; ++j) {
       const double square = even * reach * reach * (place ? tuning::begin_spread : 1);
