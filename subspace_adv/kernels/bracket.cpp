@@ -16,6 +16,9 @@ namespace {
 constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
 constexpr uint64_t kFarKey = 0;  // of the rays that are the same for all points
 constexpr int64_t kFewRestarts = 8;  // of the attack that all points get
+constexpr int64_t kMostRounds = 3;    // of the whole attack, each with twice the steps of the one before
+constexpr double kUncertain = 2;      // upper over lower, beyond which it is made again
+constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
 constexpr double kSame = 0x1p-20;    // relative: a flip that is nearer by less is no news to the certificate
 
 bool is_finite(const double* numbers, int64_t count) {
@@ -85,9 +88,11 @@ class Brackets {
     const double* goal = batch.goal + index * r;
     double lower = 0, distance = INFINITY;
     const int64_t few = batch.restarts < kFewRestarts ? batch.restarts : kFewRestarts;
-    for (int64_t restarts = few;; restarts = batch.restarts) {
+    for (int64_t round = 0;; ++round) {
+      const int64_t restarts = round ? batch.restarts : few, steps = batch.steps << (round > 1 ? round - 1 : 0);
+      if (round > 1) draw_normals(key + round * kNextDraws, (rays + anew) * r, drawn_);
       const int64_t hints = distance < INFINITY ? 1 : 0;
-      const int64_t count = attack_.search(around, batch.norm, batch.steps, restarts, drawn, noise, far_, goal, hint_[0],
+      const int64_t count = attack_.search(around, batch.norm, steps, restarts, drawn, noise, far_, goal, hint_[0],
                                            hints, directions_[0]);
       const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place_[0]);
       const bool is_new = flip.distance < distance * (1 - kSame);
@@ -95,11 +100,13 @@ class Brackets {
         distance = flip.distance;
         for (int64_t j = 0; j < r; ++j) place[j] = place_[0][j];
       }
-      if ((is_new && lower * (1 + batch.gap) < distance) || restarts == few) {
+      if ((is_new && lower * (1 + batch.gap) < distance) || round == 0) {
         for (int64_t j = 0; j < r; ++j) hint_[0][j] = place[j];
         lower = largest(lower, certificate_.radius(around, batch.norm, distance, batch.gap, hint_[0]));
       }
-      if (restarts == batch.restarts || lower * (1 + batch.gap) >= distance) break;
+      if (lower * (1 + batch.gap) >= distance) break;
+      // What is far from certain may be a flip in a narrow cone, that a longer search comes nearer.
+      if (round && (round == kMostRounds || distance <= kUncertain * lower)) break;
     }
     batch.lower[index] = lower;
     batch.distance[index] = distance * kRounded;
