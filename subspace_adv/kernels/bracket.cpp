@@ -14,12 +14,13 @@ namespace subspace_adv {
 namespace {
 
 constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
-constexpr uint64_t kFarKey = 0;  // of the rays that are the same for all points
-constexpr int64_t kFewRestarts = 8;  // of the attack that all points get
-constexpr int64_t kMostRounds = 3;    // of the whole attack, each with twice the steps of the one before
-constexpr double kUncertain = 2;      // upper over lower, beyond which it is made again
+constexpr uint64_t kFarKey = 0;     // of the rays that are the same for all points
+// Of the attack that all points get first: restarts, and of how many steps it makes one.
+constexpr int64_t kFewRestarts = 8, kFewOf = 4;
+constexpr int64_t kMostRounds = 2;  // of the whole attack, each with twice the steps of the one before
+constexpr double kUncertain = 2;    // upper over lower, beyond which it is made again
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
-constexpr double kSame = 0x1p-20;    // relative: a flip that is nearer by less is no news to the certificate
+constexpr double kNearer = 0.98;    // times the flip known: nearer ones are news to the certificate
 
 bool is_finite(const double* numbers, int64_t count) {
   double none = 0;  // NaN, as soon as one is none
@@ -89,13 +90,14 @@ class Brackets {
     double lower = 0, distance = INFINITY;
     const int64_t few = batch.restarts < kFewRestarts ? batch.restarts : kFewRestarts;
     for (int64_t round = 0;; ++round) {
-      const int64_t restarts = round ? batch.restarts : few, steps = batch.steps << (round > 1 ? round - 1 : 0);
+      const int64_t restarts = round ? batch.restarts : few;
+      const int64_t steps = round ? batch.steps << (round - 1) : (batch.steps + kFewOf - 1) / kFewOf;
       if (round > 1) draw_normals(key + round * kNextDraws, (rays + anew) * r, drawn_);
       const int64_t hints = distance < INFINITY ? 1 : 0;
       const int64_t count = attack_.search(around, batch.norm, steps, restarts, drawn, noise, far_, goal, hint_[0],
                                            hints, directions_[0]);
       const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place_[0]);
-      const bool is_new = flip.distance < distance * (1 - kSame);
+      const bool is_new = flip.distance < distance * kNearer;
       if (flip.distance < distance) {
         distance = flip.distance;
         for (int64_t j = 0; j < r; ++j) place[j] = place_[0][j];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "around.h"
+#include "corners.h"
 #include "forms.h"
 
 namespace subspace_adv {
@@ -20,6 +21,7 @@ constexpr double begin_spread = 0.05;  // of the adversary's moments around a fl
 constexpr double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
 constexpr int multiplier_steps = 8;
 constexpr int newton_steps = 16;
+constexpr double near = 1.15;  // upper over lower, up to which lines may be better than parabolas
 constexpr int crown_steps = 24;
 constexpr double least_progress = 0.1;  // of the way to the radius on trial, by each step
 constexpr double next_trial = 0.65;     // of the way from what is certified to what was given up
@@ -50,11 +52,8 @@ class Certificate {
     return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
            own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) && curvature_.allocate(dimension, dimension) &&
            lower_.allocate(dimension, dimension) && inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
-           vertices_.allocate(is_vertices_worth(dimension) ? 1 << dimension : 1, neurons) &&
-           values_.allocate(2, largest(16, 2 * dimension));
+           corners_.allocate(neurons, dimension);
   }
-
-  static bool is_vertices_worth(int64_t dimension) { return dimension <= 4; }
 
   // The largest radius certified; at most `upper`, a distance at which there is a flip, inf if none is known.
   // `place` (r) are coordinates of that flip, and then of where the certificate is weakest.
@@ -67,14 +66,17 @@ class Certificate {
     rescale(is_near ? upper : kink);
     const double most = upper / length_;
     double found;
-    if (norm == Norm::kL1 || (norm == Norm::kLinf && is_vertices_worth(r_))) {
-      found = play_at_vertices(norm, most, kink / length_, gap, place);
+    if (Corners::are_few(norm, r_)) {
+      const Signed output{m_, r_, stride_, own(kZ), own(kAid), own(kOppose), own(kSpeed), rates_, offset_};
+      found = corners_.radius(output, norm, most, kink / length_, gap, place);
     } else {
       found = play(norm, most, kink / length_, gap, is_near ? place : nullptr);
       for (int64_t j = 0; j < r_; ++j) place[j] = coordinates_[kMean][j];
     }
     found = largest(kink / length_, found);
-    if (found * (1 + gap) < most) found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
+    // Lines can be better than parabolas only where few neurons matter, and so all are nearly certain.
+    const bool is_open = found * (1 + gap) < most && most <= tuning::near * found;
+    if (norm == Norm::kL2 && is_open) found = largest(found, crown(most));
     return least(found * length_, upper);
   }
 
@@ -172,21 +174,12 @@ class Certificate {
     offset_ /= output_;
   }
 
-  // The least radius within which every ReLU that varies can change its state.
-  double reach() {
-    double most = 0;
-    for (int64_t i = 0; i < stride_; ++i) {
-      if (own(kSpeed)[i] > 0) most = largest(most, std::fabs(own(kZ)[i]) / own(kSpeed)[i]);
-    }
-    return most;
-  }
-
-  // The radius of F8, by linear bounds that are tightened where flips can be; the first one tried is `start`.
-  double crown(Norm norm, double start) {
+  // The radius of F8 in L2, by linear bounds that are tightened where flips can be; the first one tried is `start`.
+  double crown(double start) {
     double *low = own(kUnder), *high = own(kAbove), *line = own(kLine), *slopes = own(kSlopes), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment), *kept_least = own(kCurve), *kept_most = own(kTilt);
     const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
-    double *gradient = coordinates_[kGradient], *steepest = coordinates_[kMean];
+    double* gradient = coordinates_[kGradient];
     double size = std::fabs(offset_), growth = 0;
     for (int64_t i = 0; i < stride_; ++i) {
       size += (aid[i] + oppose[i]) * std::fabs(z[i]);
@@ -211,10 +204,9 @@ class Certificate {
       const bool is_sound = level >= r * steepness;
       const bool is_given_up = !is_sound && height - before < tuning::least_progress * (r - height);
       certified = largest(certified, is_sound ? r : least(height, r));
-      steepest_of(norm, gradient, steepest);
       for (int64_t i = 0; i < stride_; ++i) fall[i] = 0;
-      for (int64_t j = 0; j < r_; ++j) add(fall, steepest[j], rates_[j], stride_);
-      if (!is_sound) within_cap(norm, gradient, divisor, r, largest(-r, least(height, r)));
+      for (int64_t j = 0; j < r_; ++j) add(fall, gradient[j] / divisor, rates_[j], stride_);
+      if (!is_sound) within_cap(r, largest(-r, least(height, r)));
       const double share = 2.0 / (trial + 3);
       for (int64_t i = 0; i < stride_; ++i) slopes[i] += share * ((z[i] > r * fall[i] ? 1 : 0) - slopes[i]);
       if (is_sound || is_given_up) {
@@ -234,56 +226,19 @@ class Certificate {
     return certified;
   }
 
-  void steepest_of(Norm norm, const double* v, double* direction) const {
-    double size = norm == Norm::kL2 ? dual(v) : 1;
-    int64_t most = 0;
-    for (int64_t j = 0; j < r_; ++j) {
-      if (std::fabs(v[j]) > std::fabs(v[most])) most = j;
-      direction[j] = norm == Norm::kL2 ? v[j] / (size > 0 ? size : 1) : norm == Norm::kLinf ? (v[j] > 0) - (v[j] < 0) : 0;
-    }
-    if (norm == Norm::kL1) direction[most] = (v[most] > 0) - (v[most] < 0);
-  }
-
   // Narrows the ranges of preactivations to those on the part of a ball where flips can be, as _within_cap of
   // models/certificates.py: `fall` is what they change by along the steepest direction.
-  void within_cap(Norm norm, const double* gradient, double divisor, double r, double height) {
+  void within_cap(double r, double height) {
     const double *z = own(kZ), *speed = own(kSpeed), *low = own(kUnder), *high = own(kAbove), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment);
-    if (norm == Norm::kL2) {
-      const double rim = std::sqrt(largest((r - height) * (r + height), 0));
-      for (int64_t i = 0; i < stride_; ++i) {
-        const double square = speed[i] * speed[i], left = square + rounding_allowance(square, m_) - fall[i] * fall[i];
-        const double beside = rim * std::sqrt(left > 0 ? left : 0);
-        const double down = r * fall[i] >= height * speed[i] ? r * speed[i] : beside + height * fall[i];
-        const double up = -r * fall[i] >= height * speed[i] ? r * speed[i] : beside - height * fall[i];
-        least_in[i] = largest(low[i], z[i] - down);
-        most_in[i] = least(high[i], z[i] + up);
-      }
-      return;
-    }
-    double* toward = coordinates_[kVariances];
-    for (int64_t j = 0; j < r_; ++j) toward[j] = gradient[j] / divisor;
-    for (int64_t i = 0; i < m_; ++i) {
-      double bounds[2], along = 0;
-      int64_t most = 0;
-      for (int64_t j = 0; j < r_; ++j) {
-        if (norm == Norm::kLinf) along += rates_[j][i] > 0 ? toward[j] : rates_[j][i] < 0 ? -toward[j] : 0;
-        if (std::fabs(rates_[j][i]) > std::fabs(rates_[most][i])) most = j;
-      }
-      if (norm == Norm::kL1) along = rates_[most][i] > 0 ? toward[most] : rates_[most][i] < 0 ? -toward[most] : 0;
-      for (int side = 0; side < 2; ++side) {
-        const double s = side ? 1 : -1;
-        const double p = largest(speed[i] + s * fall[i], 0), q = largest(1 + s * along, 0x1p-20);
-        double length = 0;
-        for (int64_t j = 0; j < r_; ++j) {
-          const double part = std::fabs(q * rates_[j][i] - s * p * toward[j]);
-          length = norm == Norm::kLinf ? length + part : largest(length, part);
-        }
-        const double bound = r * length - p * height + rounding_allowance(r * p, m_);
-        bounds[side] = least(bound / q, r * speed[i]);
-      }
-      least_in[i] = largest(low[i], z[i] - bounds[0]);
-      most_in[i] = least(high[i], z[i] + bounds[1]);
+    const double rim = std::sqrt(largest((r - height) * (r + height), 0));
+    for (int64_t i = 0; i < stride_; ++i) {
+      const double square = speed[i] * speed[i], left = square + rounding_allowance(square, m_) - fall[i] * fall[i];
+      const double beside = rim * std::sqrt(left > 0 ? left : 0);
+      const double down = r * fall[i] >= height * speed[i] ? r * speed[i] : beside + height * fall[i];
+      const double up = -r * fall[i] >= height * speed[i] ? r * speed[i] : beside - height * fall[i];
+      least_in[i] = largest(low[i], z[i] - down);
+      most_in[i] = least(high[i], z[i] + up);
     }
   }
 
@@ -359,123 +314,6 @@ class Certificate {
       tilts[i] = tilt;
     }
   }
-
-  // Extreme points of the unit ball, as rows of what neurons change by.
-  struct Vertex {
-    const double* rates;
-    double sign;
-  };
-
-  int64_t vertices(Norm norm) const { return norm == Norm::kL1 ? 2 * r_ : int64_t{1} << r_; }
-
-  Vertex vertex(Norm norm, int64_t k) {
-    if (norm == Norm::kL1) return {rates_[k / 2], k % 2 ? -1.0 : 1.0};
-    return {vertices_[k], 1.0};
-  }
-
-  static double coordinate(Norm norm, int64_t k, int64_t j) {
-    if (norm == Norm::kL1) return k / 2 != j ? 0 : k % 2 ? -1 : 1;
-    return k >> j & 1 ? -1 : 1;
-  }
-
-  // F of some slopes at a vertex times a radius: without the offset, and the sum of the sizes of its terms.
-  double at_vertex(Vertex vertex, double radius, const double* slopes, double* size) {
-    const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose);
-    Doubles total = {}, sizes = {};
-    const double step = radius * vertex.sign;
-    for (int64_t i = 0; i < stride_; i += kDoubles) {
-      const Doubles t = load(z + i) + step * load(vertex.rates + i);
-      const Doubles on = t > 0 ? t : Doubles{};
-      const Doubles aiding = load(aid + i) * load(slopes + i), opposing = load(oppose + i);
-      total += aiding * t - opposing * on;
-      if (size) {
-        const Doubles change = step * load(vertex.rates + i), start = load(z + i);
-        sizes += (aiding + opposing) * ((start > 0 ? start : -start) + (change > 0 ? change : -change));
-      }
-    }
-    if (size) *size = sum(sizes);
-    return sum(total);
-  }
-
-  // The game where F is least at one of a few vertices. Returns the radius certified.
-  double play_at_vertices(Norm norm, double most, double known, double gap, double* place) {
-    const int64_t count = vertices(norm);
-    if (norm != Norm::kL1) {
-      for (int64_t k = 0; k < count; ++k) {
-        double* row = vertices_[k];
-        for (int64_t i = 0; i < stride_; ++i) row[i] = 0;
-        for (int64_t j = 0; j < r_; ++j) add(row, coordinate(norm, k, j), rates_[j], stride_);
-      }
-    }
-    double *slopes = own(kSlopes), *used = own(kLine), *mean = own(kShift), *square = own(kMoment), *best = own(kBestSlopes);
-    const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
-    for (int64_t i = 0; i < stride_; ++i) slopes[i] = z[i] > 0 ? 1 : 0;
-    double certified = known;
-    bool better = false;
-    int extra = 0;
-    for (Schedule now;; now.forward()) {
-      const double radius = least(most, certified * (1 + now.reserve));
-      double at_origin = offset_;
-      for (int64_t i = 0; i < stride_; ++i) {
-        const double reach = radius * speed[i];
-        used[i] = z[i] >= reach ? 1 : z[i] <= -reach ? 0 : slopes[i];
-      }
-      for (int64_t i = 0; i < stride_; ++i) at_origin += z[i] * aid[i] * used[i] - (z[i] > 0 ? z[i] : 0) * oppose[i];
-      double lowest = INFINITY;
-      for (int64_t k = 0; k < count; ++k) {
-        values_[0][k] = at_vertex(vertex(norm, k), radius, used, nullptr) + offset_;
-        lowest = least(lowest, values_[0][k]);
-      }
-      // By the chord from the origin, as F is concave.
-      const double held = radius * (lowest >= 0 ? 1 : at_origin / (at_origin - lowest));
-      // As long as all of the range is certified, the next one is as much larger.
-      if (held == radius && radius < most && extra < tuning::steps) ++extra, now.back();
-      if (at_origin > 0 && held > certified) {
-        certified = held, better = true;
-        memcpy(best, used, 8 * stride_);
-        if (certified * (1 + gap) >= most) break;
-      }
-      if (now.is_last()) break;
-      double total = 0;
-      for (int64_t k = 0; k < count; ++k) {
-        values_[1][k] = std::exp((lowest - values_[0][k]) / now.spread);
-        total += values_[1][k];
-      }
-      for (int64_t i = 0; i < stride_; ++i) mean[i] = square[i] = 0;
-      for (int64_t j = 0; j < r_; ++j) place[j] = 0;
-      for (int64_t k = 0; k < count; ++k) {
-        const double share = values_[1][k] / total;
-        if (share < 1e-6) continue;
-        for (int64_t j = 0; j < r_; ++j) place[j] += share * coordinate(norm, k, j);
-        const Vertex v = vertex(norm, k);
-        const double signed_share = share * v.sign;
-        for (int64_t i = 0; i < stride_; ++i) {
-          mean[i] += signed_share * v.rates[i];
-          square[i] += share * v.rates[i] * v.rates[i];
-        }
-      }
-      for (int64_t i = 0; i < stride_; ++i) {
-        const double deviation = std::sqrt(largest(square[i] - mean[i] * mean[i], 0));
-        slopes[i] += now.average * (stepped(z[i] + radius * mean[i], now.spread * radius * deviation) - slopes[i]);
-      }
-    }
-    if (!better) return 0;
-    for (int64_t i = 0; i < stride_; ++i) best[i] = best[i] < 0 ? 0 : best[i] > 1 ? 1 : best[i];
-    double size;
-    const double at_origin = at_vertex({rates_[0], 0}, 0, best, &size) + offset_;
-    const double begin = at_origin - rounding_allowance(size + std::fabs(offset_), m_);
-    if (!(begin > 0)) return 0;
-    double share = 1;
-    for (int64_t k = 0; k < count; ++k) {
-      const double value = at_vertex(vertex(norm, k), certified, best, &size) + offset_;
-      const double sure = value - rounding_allowance(size + std::fabs(offset_), m_);
-      share = least(share, sure >= 0 ? 1 : begin / (begin - sure));
-    }
-    return certified * share * (1 - 0x1p-40);
-  }
-
-  // From 0 to 1 around 0.
-  static double stepped(double at, double width) { return 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + kTiny); }
 
   // The game on balls and cubes. Returns the radius certified.
   double play(Norm norm, double most, double known, double gap, const double* place) {
@@ -708,7 +546,8 @@ class Certificate {
   int64_t m_ = 0, r_ = 0, stride_ = 0;
   Norm norm_ = Norm::kL2;
   double offset_ = 0, output_ = 0, length_ = 1;
-  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, vertices_, values_;
+  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_;
+  Corners corners_;
   Tridiagonal tridiagonal_;
 };
 

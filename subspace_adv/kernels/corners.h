@@ -1,0 +1,290 @@
+// Radii certified at the corners of a ball that has few of them (F22's (a) and (b) in docs/theory.md), and where one
+// concave bound is not enough, at those of its parts.
+#pragma once
+
+#include "around.h"
+#include "vectors.h"
+
+namespace subspace_adv {
+namespace {
+
+// A signed output in units in which it is 1 at the point, as Certificate::rescale makes it.
+struct Signed {
+  int64_t neurons, dimension, stride;
+  const double *z, *aid, *oppose, *speed;  // preactivations, weights above and below 0, the most they change per length
+  const Matrix& rates;
+  double offset;
+};
+
+// From 0 to 1 around 0.
+inline double stepped(double at, double width) {
+  return 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + 0x1p-100);
+}
+
+class Corners {
+ public:
+  static bool are_few(Norm norm, int64_t dimension) {
+    return norm == Norm::kL1 || (norm == Norm::kLinf && dimension <= kMostHalved);
+  }
+
+  bool allocate(int64_t neurons, int64_t dimension) {
+    const int64_t count = largest_count(dimension);
+    bool is_done = unit_.allocate(count, neurons) && terms_.allocate(count, neurons) && columns_.allocate(neurons) &&
+                   slopes_.allocate(kDepth, neurons) && values_.allocate(kDepth, count) && own_.allocate(kRows, neurons) &&
+                   shares_.allocate(2, count);
+    for (Matrix& points : points_) is_done = is_done && points.allocate(count, neurons);
+    return is_done;
+  }
+
+  // The largest radius certified, up to `most`; `known` is one. `place` (r) is where the bounds are weakest.
+  double radius(const Signed& signed_output, Norm norm, double most, double known, double gap, double* place) {
+    take(signed_output, norm);
+    double certified = known, failed = INFINITY;
+    double radius = most < INFINITY ? most * (1 - kExact) : 2 * known;
+    parts_ = 0;
+    for (int trial = 0; trial < kTrials && certified * (1 + gap) < failed; ++trial) {
+      set_out(radius);
+      if (holds(0)) {
+        certified = radius * (1 - 0x1p-40);
+        if (certified * (1 + gap) >= most) break;
+      } else {
+        certified = largest(certified, along_chords(radius));
+        find_weakest(place);
+        failed = radius;
+      }
+      const double enough = most / (1 + gap) * (1 + 0x1p-30);
+      radius = failed == INFINITY ? 2 * radius : failed > enough ? enough : certified + kNextTrial * (failed - certified);
+    }
+    return certified;
+  }
+
+ private:
+  static constexpr int64_t kMostHalved = 4;  // dimensions of cubes
+  static constexpr int kDepth = 4;       // of parts within parts
+  static constexpr int64_t kMostBad = 64;  // corners that are cut off from a part
+  static constexpr int kTrials = 5;      // radii
+  static constexpr int kMostParts = 200;  // of all trials
+  static constexpr int kSteps = 48;      // of the game
+  static constexpr int kTouches = 4;     // of an edge
+  static constexpr double kBeyond = 1.02;    // times the root of a tangent, where an edge is looked at
+  static constexpr double kExact = 0x1p-21;  // relative, of the first trial
+  static constexpr double kNextTrial = .5;  // of the way from what is certified to what failed
+  static constexpr double kFirstSpread = 0.3, kLastSpread = 0.02, kFirstAverage = 0.3, kLastAverage = 0.1;
+  enum Row { kMean, kSquare, kTrial, kRows };
+
+  static int64_t largest_count(int64_t r) { return r <= kMostHalved ? largest_of(2 * r, int64_t{1} << r) : 2 * r; }
+  static int64_t largest_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+  double coordinate(int64_t corner, int64_t j) const {
+    if (norm_ == Norm::kL1) return corner / 2 != j ? 0 : corner % 2 ? -1 : 1;
+    return corner >> j & 1 ? -1 : 1;
+  }
+
+  void take(const Signed& signed_output, Norm norm) {
+    m_ = signed_output.neurons, r_ = signed_output.dimension, stride_ = signed_output.stride;
+    z_ = signed_output.z, aid_ = signed_output.aid, oppose_ = signed_output.oppose, speed_ = signed_output.speed;
+    offset_ = signed_output.offset, norm_ = norm;
+    count_ = norm == Norm::kL1 ? 2 * r_ : int64_t{1} << r_;
+    for (int64_t k = 0; k < count_; ++k) {
+      memset(unit_[k], 0, 8 * stride_);
+      for (int64_t j = 0; j < r_; ++j) {
+        const double factor = coordinate(k, j);
+        if (factor != 0) add(unit_[k], factor, signed_output.rates[j], stride_);
+      }
+    }
+    for (int64_t i = 0; i < stride_; ++i) slopes_[0][i] = z_[i] > 0 ? 1 : 0;
+  }
+
+  // Begins with the corners of a ball.
+  void set_out(double radius) {
+    double size = std::fabs(offset_);
+    for (int64_t i = 0; i < m_; ++i) size += (aid_[i] + oppose_[i]) * (std::fabs(z_[i]) + radius * speed_[i]);
+    allowance_ = rounding_allowance(size, m_);
+    for (int64_t k = 0; k < count_; ++k) {
+      double *point = points_[0][k], *unit = unit_[k];
+      for (int64_t i = 0; i < stride_; ++i) point[i] = z_[i] + radius * unit[i];
+    }
+  }
+
+  // Whether the output is positive in all of the part whose corners are points_[depth].
+  //
+  // Where the concave bound is negative at a corner, it is cut off: nothing but its own part, between it and points
+  // of all edges from it where the bound is not negative, is left to look at.
+  bool holds(int depth) {
+    if (++parts_ > kMostParts) return false;
+    equalize(depth);
+    const double* values = values_[depth];
+    int64_t bad = 0;
+    for (int64_t k = 0; k < count_; ++k) bad += values[k] < allowance_;
+    if (!bad) return true;
+    if (depth + 1 == kDepth || bad > kMostBad || parts_ + bad > kMostParts) return false;
+    for (int64_t k = 0; k < count_; ++k) {
+      if (values[k] >= allowance_) continue;
+      if (!(output(points_[depth][k]) > allowance_) || !cut_off(depth, k) || !holds(depth + 1)) return false;
+    }
+    return true;
+  }
+
+  double output(const double* point) const {
+    double value = offset_;
+    for (int64_t i = 0; i < m_; ++i) value += (aid_[i] - oppose_[i]) * (point[i] > 0 ? point[i] : 0);
+    return value;
+  }
+
+  // The part around a corner: false if the bound stays negative along an edge.
+  bool cut_off(int depth, int64_t corner) {
+    Matrix &whole = points_[depth], &part = points_[depth + 1];
+    const double *apex = whole[corner], *slopes = slopes_[depth], *values = values_[depth];
+    for (int64_t k = 0; k < count_; ++k) {
+      double at = k == corner ? 0 : edge(apex, whole[k], slopes, values[k] >= allowance_);
+      if (at < 0) return false;
+      double *point = part[k], *end = whole[k];
+      for (int64_t i = 0; i < stride_; ++i) point[i] = apex[i] + at * (end[i] - apex[i]);
+    }
+    memcpy(slopes_[depth + 1], slopes, 8 * stride_);
+    return true;
+  }
+
+  // The share of the way from an apex, where the bound is negative, at which it is so no longer; −1 if none is found.
+  // Beyond the apex the concave bound lies below its tangents.
+  double edge(const double* apex, const double* end, const double* slopes, bool is_good) const {
+    double at = 0;
+    for (int touch = 0; touch <= kTouches; ++touch) {
+      double slope;
+      const double value = along(apex, end, at, slopes, &slope) - allowance_;
+      if (value >= 0) return at;
+      if (!(slope > 0)) break;
+      at -= kBeyond * value / slope;
+      if (!(at < 1)) break;
+    }
+    return is_good ? 1 : -1;
+  }
+
+  // The bound between two points, and its derivative.
+  double along(const double* apex, const double* end, double at, const double* slopes, double* slope) const {
+    Doubles total = {}, change = {};
+    for (int64_t i = 0; i < stride_; i += kDoubles) {
+      const Doubles begin = load(apex + i), way = load(end + i) - begin, t = begin + at * way;
+      const Doubles line = load(aid_ + i) * load(slopes + i), opposing = load(oppose_ + i);
+      const Doubles factor = line - (t > 0 ? opposing : Doubles{});
+      total += factor * t;
+      change += factor * way;
+    }
+    *slope = sum(change);
+    return sum(total) + offset_;
+  }
+
+  // Slopes whose concave bound is as large as can be where it is least, and its values at the corners.
+  void equalize(int depth) {
+    Matrix& points = points_[depth];
+    double *slopes = slopes_[depth], *values = values_[depth], *base = shares_[1], *share = shares_[0];
+    for (int64_t k = 0; k < count_; ++k) base[k] = offset_;
+    // Neurons that are on at all corners, or off, are linear; only aiding ones that are neither have a slope to choose.
+    double *low = own_[kMean], *high = own_[kSquare];
+    for (int64_t i = 0; i < stride_; ++i) low[i] = high[i] = points[0][i];
+    for (int64_t k = 1; k < count_; ++k) {
+      const double* point = points[k];
+      for (int64_t i = 0; i < stride_; ++i) {
+        low[i] = point[i] < low[i] ? point[i] : low[i];
+        high[i] = point[i] > high[i] ? point[i] : high[i];
+      }
+    }
+    int64_t open = 0;
+    double* fixed = own_[kTrial];
+    for (int64_t i = 0; i < stride_; ++i) {
+      if (low[i] >= 0) slopes[i] = 1;
+      if (high[i] <= 0) slopes[i] = 0;
+      fixed[i] = aid_[i] * slopes[i];
+      if (aid_[i] > 0 && low[i] < 0 && high[i] > 0) columns_[open++] = i, fixed[i] = 0;
+    }
+    const int64_t width = whole_vectors(open);
+    for (int64_t k = 0; k < count_; ++k) {
+      const double* point = points[k];
+      double* terms = terms_[k];
+      Doubles total = {};
+      for (int64_t i = 0; i < stride_; i += kDoubles) {
+        const Doubles t = load(point + i);
+        total += (load(fixed + i) - (t > 0 ? load(oppose_ + i) : Doubles{})) * t;
+      }
+      base[k] = sum(total) + offset_;
+      for (int64_t c = 0; c < open; ++c) terms[c] = aid_[columns_[c]] * point[columns_[c]];
+      for (int64_t c = open; c < width; ++c) terms[c] = 0;
+    }
+    double *mean = own_[kMean], *square = own_[kSquare], *trial = own_[kTrial];
+    for (int64_t c = 0; c < open; ++c) trial[c] = slopes[columns_[c]];
+    for (int64_t c = open; c < width; ++c) trial[c] = 0;
+    double best = -INFINITY, spread = kFirstSpread, average = kFirstAverage;
+    for (int step = 0; step < kSteps; ++step) {
+      double lowest = INFINITY;
+      for (int64_t k = 0; k < count_; ++k) {
+        share[k] = base[k] + dot(terms_[k], trial, width);
+        lowest = least(lowest, share[k]);
+      }
+      if (lowest > best) {
+        best = lowest;
+        memcpy(values, share, 8 * count_);
+        for (int64_t c = 0; c < open; ++c) slopes[columns_[c]] = trial[c];
+      }
+      if (best >= allowance_ || !open) break;
+      double total = 0;
+      for (int64_t k = 0; k < count_; ++k) total += share[k] = std::exp((lowest - share[k]) / spread);
+      for (int64_t c = 0; c < width; ++c) mean[c] = square[c] = 0;
+      for (int64_t k = 0; k < count_; ++k) {
+        const double part = share[k] / total;
+        if (part < 1e-6) continue;
+        const double* terms = terms_[k];
+        for (int64_t c = 0; c < width; ++c) mean[c] += part * terms[c], square[c] += part * terms[c] * terms[c];
+      }
+      for (int64_t c = 0; c < width; ++c) {
+        const double deviation = std::sqrt(largest(square[c] - mean[c] * mean[c], 0));
+        trial[c] += average * (stepped(mean[c], spread * deviation) - trial[c]);
+      }
+      spread *= kSpreadRatio, average *= kAverageRatio;
+    }
+    for (int64_t c = 0; c < open; ++c) {
+      double& slope = slopes[columns_[c]];
+      slope = slope < 0 ? 0 : slope > 1 ? 1 : slope;
+    }
+  }
+
+  // By the chords from the origin to the corners of the ball of a radius, along which the bound is concave.
+  double along_chords(double radius) const {
+    double begin = offset_ - allowance_, share = 1;
+    for (int64_t i = 0; i < m_; ++i) {
+      begin += (aid_[i] * slopes_[0][i] - (z_[i] > 0 ? oppose_[i] : 0)) * z_[i];
+    }
+    if (!(begin > 0)) return 0;
+    for (int64_t k = 0; k < count_; ++k) {
+      const double end = values_[0][k] - allowance_;
+      share = least(share, end >= 0 ? 1 : begin / (begin - end));
+    }
+    return radius * share * (1 - 0x1p-40);
+  }
+
+  // The average of the ball's corners by how low the bound is at them.
+  void find_weakest(double* place) {
+    double lowest = INFINITY, total = 0;
+    for (int64_t k = 0; k < count_; ++k) lowest = least(lowest, values_[0][k]);
+    for (int64_t j = 0; j < r_; ++j) place[j] = 0;
+    for (int64_t k = 0; k < count_; ++k) {
+      const double share = std::exp((lowest - values_[0][k]) / kLastSpread);
+      total += share;
+      for (int64_t j = 0; j < r_; ++j) place[j] += share * coordinate(k, j);
+    }
+    for (int64_t j = 0; j < r_; ++j) place[j] /= total;
+  }
+
+  const double kSpreadRatio = std::pow(kLastSpread / kFirstSpread, 1.0 / (kSteps - 1));
+  const double kAverageRatio = std::pow(kLastAverage / kFirstAverage, 1.0 / (kSteps - 1));
+
+  int64_t m_ = 0, r_ = 0, stride_ = 0, count_ = 0, parts_ = 0;
+  const double *z_ = nullptr, *aid_ = nullptr, *oppose_ = nullptr, *speed_ = nullptr;
+  double offset_ = 0, allowance_ = 0;
+  Norm norm_ = Norm::kL1;
+  Matrix unit_, terms_, slopes_, values_, own_, shares_;
+  Matrix points_[kDepth];  // preactivations at corners: of the ball, of a part of it, of a part of that
+  Array<int64_t> columns_;
+};
+
+}  // namespace
+}  // namespace subspace_adv
