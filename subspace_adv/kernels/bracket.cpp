@@ -34,7 +34,8 @@ class Brackets {
     const int64_t m = batch.neurons, r = batch.dimension;
     if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 0) && head_.allocate(1, m);
     return attack_.allocate(m, r, batch.restarts, 1) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
-           directions_.allocate(1, Attack::kDirections * r) && place_.allocate(1, r) && hint_.allocate(1, r) && allocate_draws(batch.restarts, r);
+           directions_.allocate(1, Attack::kDirections * r) && place_.allocate(1, r) && hint_.allocate(1, r) &&
+           allocate_draws(batch.restarts, r);
   }
 
   ~Brackets() {
@@ -65,7 +66,8 @@ class Brackets {
 
  private:
   bool allocate_draws(int64_t restarts, int64_t r) {
-    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + attack_detail::share_of(restarts, attack_detail::Tuning::anew)) * r));
+    const int64_t anew = attack_detail::share_of(restarts, attack_detail::Tuning::anew);
+    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + anew) * r));
     far_ = static_cast<float*>(malloc(4 * attack_detail::Tuning::far_rays * r));
     if (drawn_ && far_) draw_normals(kFarKey, attack_detail::Tuning::far_rays * r, far_);
     return drawn_ && far_;
@@ -82,7 +84,8 @@ class Brackets {
   void search(const Around& around, BracketBatch& batch, int64_t index) {
     const int64_t r = batch.dimension;
     double* place = batch.place + index * r;
-    const int64_t rays = 2 * batch.restarts, anew = attack_detail::share_of(batch.restarts, attack_detail::Tuning::anew);
+    const int64_t rays = 2 * batch.restarts;
+    const int64_t anew = attack_detail::share_of(batch.restarts, attack_detail::Tuning::anew);
     const uint64_t key = (uint64_t)batch.keys[2 * index] << 32 | batch.keys[2 * index + 1];
     draw_normals(key, (rays + anew) * r, drawn_);
     const float *drawn = drawn_, *noise = drawn_ + rays * r;

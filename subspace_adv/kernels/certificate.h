@@ -50,8 +50,9 @@ class Certificate {
  public:
   bool allocate(int64_t neurons, int64_t dimension) {
     return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
-           own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) && curvature_.allocate(dimension, dimension) &&
-           lower_.allocate(dimension, dimension) && inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
+           own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) &&
+           curvature_.allocate(dimension, dimension) && lower_.allocate(dimension, dimension) &&
+           inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
            corners_.allocate(neurons, dimension);
   }
 
@@ -81,8 +82,8 @@ class Certificate {
   }
 
  private:
-  enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kFall, kUnder, kAbove,
-             kBestSlopes, kBestCurve, kBestTilt, kInputs, kRows };
+  enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kFall, kUnder,
+             kAbove, kBestSlopes, kBestCurve, kBestTilt, kInputs, kRows };
 
   double* own(Row row) { return own_[row]; }
 
@@ -268,7 +269,8 @@ class Certificate {
       bend[i] = 2 * oppose[i] * curve;
       part[i] = aid[i] * s * z[i] - oppose[i] * ((curve * z[i] + tilt) * z[i] + lift);
       const double farthest = std::fabs(z[i]) + reach;
-      magnitude[i] = (aid[i] * s + oppose[i] * (curve * farthest + std::fabs(tilt))) * farthest + oppose[i] * std::fabs(lift);
+      const double steepest = aid[i] * s + oppose[i] * (curve * farthest + std::fabs(tilt));
+      magnitude[i] = steepest * farthest + oppose[i] * std::fabs(lift);
     }
     for (int64_t j = 0; j < r_; ++j) coordinates_[kGradient][j] = dot(line, rates_[j], stride_);
     for (int64_t j = 0; j < r_; ++j) {
@@ -295,7 +297,8 @@ class Certificate {
       double size = root > smallest ? root : smallest;
       size = size > kTiny ? size : kTiny;
       const double tiny = size * 0x1p-12;
-      const double from_low = mean - low > tiny ? mean - low : tiny, from_high = high - mean > tiny ? high - mean : tiny;
+      const double from_low = mean - low > tiny ? mean - low : tiny;
+      const double from_high = high - mean > tiny ? high - mean : tiny;
       // Distances of the other point from the end that is one.
       const double across = from_low + variance / from_low, back = from_high + variance / from_high;
       const bool at_low = size > -low && -low <= high, at_high = size > high && !at_low;
@@ -306,7 +309,7 @@ class Certificate {
       const double end_curve = (at_low ? -low : high) * inverse * inverse;
       double curve = at_low || at_high ? end_curve : 1 / (4 * size);
       curve = curve > 0 ? curve : 0;
-      double tilt = at_low ? 1 + 2 * low * inverse - 2 * curve * low : at_high ? 2 * high * inverse - 2 * curve * high : 0.5;
+      double tilt = at_low ? 1 + 2 * low * (inverse - curve) : at_high ? 2 * high * (inverse - curve) : 0.5;
       const double slope = high / (high > low ? high - low : 1);
       tilt = is_chord ? slope : tilt;
       tilt = low >= 0 ? 1 : high <= 0 ? 0 : tilt;
@@ -411,7 +414,8 @@ class Certificate {
     return best;
   }
 
-  // The multiplier that certifies most: (2·level − g·(λ − a)⁻¹g)/(λ·total) is greatest where |(λ − a)⁻¹g|² is as large.
+  // The multiplier that certifies most: (2·level − g·(λ − a)⁻¹g)/(λ·total) is greatest where |(λ − a)⁻¹g|² is as
+  // large.
   Multiplier proves(double level, double total, double begin) {
     double low = tridiagonal_.top(), high = 2 * begin + kTiny, at = begin;
     Multiplier best = {begin, 0};
@@ -422,8 +426,7 @@ class Certificate {
       if (values.definite && values.square <= square) high = at;
       else low = at;
       if (values.definite && std::fabs(values.square - square) < 1e-3 * square) break;
-      if (at == high && low < high && step == 0) { at = low + 0.9 * (high - low); continue; }
-      at = (low + high) / 2;
+      at = at == high && low < high && step == 0 ? low + 0.9 * (high - low) : (low + high) / 2;
     }
     return best;
   }
@@ -499,7 +502,8 @@ class Certificate {
 
   // The radius that the best bound certifies, whatever the rounding.
   double confirmed(double radius, double multiplier, bool is_cubic) {
-    double *curve = own(kBestCurve), *slopes = own(kBestSlopes), *weights = coordinates_[kBestWeights], *gradient = coordinates_[kGradient];
+    double *curve = own(kBestCurve), *slopes = own(kBestSlopes);
+    double *weights = coordinates_[kBestWeights], *gradient = coordinates_[kGradient];
     for (int64_t i = 0; i < stride_; ++i) {
       curve[i] = curve[i] > 0 ? curve[i] : 0;
       slopes[i] = slopes[i] < 0 ? 0 : slopes[i] > 1 ? 1 : slopes[i];

@@ -29,10 +29,10 @@ class Corners {
 
   bool allocate(int64_t neurons, int64_t dimension) {
     const int64_t count = largest_count(dimension);
-    bool is_done = unit_.allocate(count, neurons) && terms_.allocate(count, neurons) && columns_.allocate(neurons) &&
-                   slopes_.allocate(kDepth, neurons) && values_.allocate(kDepth, count) && own_.allocate(kRows, neurons) &&
-                   shares_.allocate(2, count);
-    for (Matrix& points : points_) is_done = is_done && points.allocate(count, neurons);
+    depth_ = count * neurons <= kMostBranched ? kDepth : 1;
+    bool is_done = terms_.allocate(count, neurons) && columns_.allocate(neurons) && slopes_.allocate(depth_, neurons) &&
+                   values_.allocate(depth_, count) && own_.allocate(kRows, neurons) && shares_.allocate(2, count);
+    for (int depth = 0; depth < depth_; ++depth) is_done = is_done && points_[depth].allocate(count, neurons);
     return is_done;
   }
 
@@ -52,20 +52,20 @@ class Corners {
         find_weakest(place);
         failed = radius;
       }
-      const double enough = most / (1 + gap) * (1 + 0x1p-30);
-      radius = failed == INFINITY ? 2 * radius : failed > enough ? enough : certified + kNextTrial * (failed - certified);
+      const double enough = most / (1 + gap) * (1 + 0x1p-30), between = certified + kNextTrial * (failed - certified);
+      radius = failed == INFINITY ? 2 * radius : failed > enough ? enough : between;
     }
     return certified;
   }
 
  private:
-  static constexpr int64_t kMostHalved = 4;  // dimensions of cubes
-  static constexpr int kDepth = 4;       // of parts within parts
-  static constexpr int64_t kMostBad = 64;  // corners that are cut off from a part
-  static constexpr int kTrials = 5;      // radii
-  static constexpr int kMostParts = 200;  // of all trials
-  static constexpr int kSteps = 48;      // of the game
-  static constexpr int kTouches = 4;     // of an edge
+  static constexpr int64_t kMostHalved = 6;  // dimensions of cubes
+  static constexpr int kDepth = 4;                   // of parts within parts
+  static constexpr int64_t kMostBranched = 1 << 16;  // preactivations at corners, up to which there are parts
+  static constexpr int kMostParts = 200;             // of all trials
+  static constexpr int kTrials = 5;                  // radii
+  static constexpr int kSteps = 48;                  // of the game
+  static constexpr int kTouches = 4;                 // of an edge
   static constexpr double kBeyond = 1.02;    // times the root of a tangent, where an edge is looked at
   static constexpr double kExact = 0x1p-21;  // relative, of the first trial
   static constexpr double kNextTrial = .5;  // of the way from what is certified to what failed
@@ -83,15 +83,8 @@ class Corners {
   void take(const Signed& signed_output, Norm norm) {
     m_ = signed_output.neurons, r_ = signed_output.dimension, stride_ = signed_output.stride;
     z_ = signed_output.z, aid_ = signed_output.aid, oppose_ = signed_output.oppose, speed_ = signed_output.speed;
-    offset_ = signed_output.offset, norm_ = norm;
+    offset_ = signed_output.offset, rates_ = &signed_output.rates, norm_ = norm;
     count_ = norm == Norm::kL1 ? 2 * r_ : int64_t{1} << r_;
-    for (int64_t k = 0; k < count_; ++k) {
-      memset(unit_[k], 0, 8 * stride_);
-      for (int64_t j = 0; j < r_; ++j) {
-        const double factor = coordinate(k, j);
-        if (factor != 0) add(unit_[k], factor, signed_output.rates[j], stride_);
-      }
-    }
     for (int64_t i = 0; i < stride_; ++i) slopes_[0][i] = z_[i] > 0 ? 1 : 0;
   }
 
@@ -101,8 +94,11 @@ class Corners {
     for (int64_t i = 0; i < m_; ++i) size += (aid_[i] + oppose_[i]) * (std::fabs(z_[i]) + radius * speed_[i]);
     allowance_ = rounding_allowance(size, m_);
     for (int64_t k = 0; k < count_; ++k) {
-      double *point = points_[0][k], *unit = unit_[k];
-      for (int64_t i = 0; i < stride_; ++i) point[i] = z_[i] + radius * unit[i];
+      memcpy(points_[0][k], z_, 8 * stride_);
+      for (int64_t j = 0; j < r_; ++j) {
+        const double factor = radius * coordinate(k, j);
+        if (factor != 0) add(points_[0][k], factor, (*rates_)[j], stride_);
+      }
     }
   }
 
@@ -117,7 +113,7 @@ class Corners {
     int64_t bad = 0;
     for (int64_t k = 0; k < count_; ++k) bad += values[k] < allowance_;
     if (!bad) return true;
-    if (depth + 1 == kDepth || bad > kMostBad || parts_ + bad > kMostParts) return false;
+    if (depth + 1 == depth_ || parts_ + bad > kMostParts) return false;
     for (int64_t k = 0; k < count_; ++k) {
       if (values[k] >= allowance_) continue;
       if (!(output(points_[depth][k]) > allowance_) || !cut_off(depth, k) || !holds(depth + 1)) return false;
@@ -281,7 +277,9 @@ class Corners {
   const double *z_ = nullptr, *aid_ = nullptr, *oppose_ = nullptr, *speed_ = nullptr;
   double offset_ = 0, allowance_ = 0;
   Norm norm_ = Norm::kL1;
-  Matrix unit_, terms_, slopes_, values_, own_, shares_;
+  int depth_ = 0;  // of points_ that there is
+  const Matrix* rates_ = nullptr;
+  Matrix terms_, slopes_, values_, own_, shares_;
   Matrix points_[kDepth];  // preactivations at corners: of the ball, of a part of it, of a part of that
   Array<int64_t> columns_;
 };
