@@ -20,6 +20,8 @@ DIRECTIONS = ("universal", "random")
 """Directions off the subspace along which the training points and held-out ones were moved."""
 
 Arm = dict[Hashable, Any]
+Where = tuple[str, str]
+"""A region and a norm."""
 
 
 class Estimate(NamedTuple):
@@ -38,8 +40,8 @@ class Row(NamedTuple):
     converged: float  # share of them
     steps: float  # median
     gradient_off: Estimate
-    distance: dict[str, Estimate]  # region → L2 distance, upper
-    gain: dict[str, Estimate]  # region → paired difference of the distance from the standard arm's; empty there
+    distance: dict[Where, Estimate]  # upper
+    gain: dict[Where, Estimate]  # paired difference of the distance from the standard arm's; empty there
 
 
 class Curve(NamedTuple):
@@ -113,21 +115,20 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
     The gain is the difference of an arm's distance from that of the standard arm, paired by seed (F12 in
     docs/theory.md): the same draws at another scale or weight decay.
     """
-    regions = [region for region in REGIONS if distance_name(region, "l2", "upper") in dataset]
     rows = []
     for arm in arms(dataset):
         status = dataset["status"].sel(arm).values.ravel()
         trained = status != PENDING
         standard = standard_arm(dataset, arm)
         distance, gain = {}, {}
-        for region in regions:
-            name = distance_name(region, "l2", "upper")
+        for region, norm in regions_and_norms(dataset):
+            name = distance_name(region, norm, "upper")
             mine = per_network(dataset, name, arm)
-            distance[region] = median_interval(mine)
+            distance[region, norm] = median_interval(mine)
             if arm != standard:
                 with np.errstate(invalid="ignore"):  # where neither can be flipped, there is no difference to tell
                     difference = mine - per_network(dataset, name, standard)
-                gain[region] = median_interval(difference)
+                gain[region, norm] = median_interval(difference)
         rows.append(
             Row(
                 arm,
@@ -142,7 +143,7 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
     return rows
 
 
-def regions_and_norms(dataset: xr.Dataset) -> list[tuple[str, str]]:
+def regions_and_norms(dataset: xr.Dataset) -> list[Where]:
     """The regions and norms in which distances were measured, norm by norm."""
     found = [parts for name in dataset.data_vars if (parts := distance_parts(str(name)))]
     pairs = [(region, norm) for region, norm, side in found if side == "lower"]

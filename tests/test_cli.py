@@ -256,6 +256,22 @@ def test_status_and_table(tmp_path, command, tiny):
     assert all(len(line) <= 120 for line in lines[begin:])
 
 
+def test_distances_and_gains_of_every_norm_have_columns(command, capsys, tiny):
+    dataset = open_results(tiny)
+    for side in ("lower", "upper"):
+        dataset[f"distance_on_linf_{side}"] = 2 * dataset[f"distance_off_l2_{side}"]
+    reports.print_results(dataset)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    lines = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert lines[0][-2:] == ["distance off", "gain off"]
+    assert lines[5] == ["width", "init_scale", "distance on linf", "gain on linf"]
+    for first, second in zip(lines[1:5], lines[6:10], strict=True):
+        assert first[:2] == second[:2]
+        for one, two in zip(first[-2:], second[-2:], strict=True):
+            numbers = ([float(n) for n in cell.translate({ord(c): None for c in "[],"}).split()] for cell in (one, two))
+            assert one == two == "–" or [2 * n for n in next(numbers)] == pytest.approx(next(numbers), rel=0.01)
+
+
 def test_table_tells_robust_accuracy_and_fooling_rates_at_the_sizes_asked_for(command, tiny):
     status, out, err = command("table", tiny, "--epsilon", "0,0.25,1e3")
     assert (status, err) == (0, "")
