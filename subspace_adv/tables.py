@@ -16,6 +16,8 @@ from subspace_adv.training import CONVERGED, PENDING
 
 REMEDIES = ("init_scale", "weight_decay")
 """Axes whose first value is the standard setting that the others are compared with."""
+EXACT = 1e-6
+"""By how much upper may exceed lower, as a share, where both are the distance but for float32's rounding outwards."""
 DIRECTIONS = ("universal", "random")
 """Directions off the subspace along which the training points and held-out ones were moved."""
 
@@ -42,6 +44,17 @@ class Row(NamedTuple):
     gradient_off: Estimate
     distance: dict[Where, Estimate]  # upper
     gain: dict[Where, Estimate]  # paired difference of the distance from the standard arm's; empty there
+
+
+class Tightness(NamedTuple):
+    """How near both ends of a bracket are, at the correctly classified points of all networks trained."""
+
+    gaps: np.ndarray  # (k,) float64, upper/lower − 1, ascending; inf where no flip was found, or nothing certified
+    unflippable: int  # further points: for certain, no perturbation flips them
+
+    def share(self, gap: float) -> float:
+        """Share of the k points at which upper exceeds lower by at most a share of it; NaN where there are none."""
+        return float(np.searchsorted(self.gaps, gap, side="right") / len(self.gaps)) if len(self.gaps) else math.nan
 
 
 class Curve(NamedTuple):
@@ -149,6 +162,22 @@ def regions_and_norms(dataset: xr.Dataset) -> list[Where]:
     pairs = [(region, norm) for region, norm, side in found if side == "lower"]
     norms = list(dict.fromkeys(norm for _, norm in pairs))
     return [(region, norm) for norm in norms for region in REGIONS if (region, norm) in pairs]
+
+
+def tightness(dataset: xr.Dataset, region: str, norm: str) -> Tightness:
+    """How near the ends of the brackets in a region and norm are, over all arms.
+
+    Networks that diverged or are not trained yet have no brackets. A misclassified point has distance 0 by definition
+    and counts nowhere. Where both ends are infinite there is no distance to be near to, though nothing is left open: to
+    count such points as exact would flatter the search, so they are told apart.
+    """
+    lower, upper = (dataset[distance_name(region, norm, side)].values.ravel() for side in ("lower", "upper"))
+    bracketed = upper > 0  # not NaN
+    lower, upper = lower[bracketed].astype(np.float64), upper[bracketed].astype(np.float64)
+    unflippable = np.isinf(lower)
+    with np.errstate(divide="ignore"):
+        gaps = upper[~unflippable] / lower[~unflippable] - 1
+    return Tightness(np.sort(gaps), int(unflippable.sum()))
 
 
 def robust_accuracy(

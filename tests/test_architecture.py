@@ -25,7 +25,7 @@ PARTS = {
     "models": ["fused", "compiled", "two_layer", "two_layer_training", "concave", "certificates", "planes", "autodiff"],
     "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
-    "plots": ["panels", "line", "chessboard", "medians", "robustness"],
+    "plots": ["panels", "line", "chessboard", "medians", "robustness", "tightness"],
 }
 FOLDER = Path(subspace_adv.__file__).parent
 

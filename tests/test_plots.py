@@ -21,6 +21,7 @@ from subspace_adv.network import Network
 from subspace_adv.plots.chessboard import flip_heights
 from subspace_adv.plots.panels import panels, trained_networks
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
+from subspace_adv.plots.tightness import tightnesses
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep
 from subspace_adv.tables import median_interval
@@ -283,6 +284,36 @@ def test_fooling_rates_have_a_panel_for_each_arm_and_a_line_for_each_kind_of_poi
         assert any(told in text.get_text() for text in fooling_rates(shown).findobj(Text))
 
 
+def test_tightness_is_the_cumulative_share_of_points_by_how_far_the_ends_are_apart() -> None:
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    upper = dataset["distance_off_l2_upper"]
+    rng = np.random.default_rng(2)
+    ends = {"off_l2": 1 / (1 + 10 ** rng.uniform(-7, 1, upper.shape)), "full_l2": 1, "full_l1": 0.97}
+    for where, ratio in ends.items():
+        dataset[f"distance_{where}_upper"], dataset[f"distance_{where}_lower"] = upper.copy(), upper * ratio
+    dataset["distance_full_l1_upper"][0] = np.inf  # by the first seed's networks no flip was found
+    dataset["distance_full_l1_lower"][1] = np.inf  # by the second's there is none
+    dataset["distance_full_l1_upper"][1] = np.inf
+    figure = tightnesses(dataset)
+    assert [ax.get_title() for ax in figure.axes] == ["$L_2$ norm", "$L_1$ norm"]
+    assert "points of 30 networks; those that nothing flips left out" in " ".join(figure.get_suptitle().split())
+    drawn = {
+        (ax.get_title(), line.get_label()): line.get_xydata()
+        for ax in figure.axes
+        for line in ax.lines
+        if not str(line.get_label()).startswith("_")
+    }
+    assert len(drawn) == 3
+    gaps, shares = drawn["$L_2$ norm", "off the subspace"].T
+    apart = (dataset["distance_off_l2_upper"] / dataset["distance_off_l2_lower"]).values.ravel() - 1
+    expected = [100 * sum(gap >= one for one in apart) / apart.size for gap in gaps]
+    np.testing.assert_allclose(shares, expected, rtol=1e-9)
+    assert gaps[0] == pytest.approx(1e-6) and 0 < shares[0] < 30 and shares[-1] == 100
+    assert set(drawn["$L_2$ norm", "anywhere"][:, 1]) == {100}
+    gaps, shares = drawn["$L_1$ norm", "anywhere"].T
+    np.testing.assert_allclose(shares, np.where(gaps < 1 / 0.97 - 1, 0, 75))
+
+
 def serve(monkeypatch: pytest.MonkeyPatch, dataset: xr.Dataset, load: Callable[..., Network]) -> None:
     """Have `plot` find these results in any folder."""
     monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
@@ -315,6 +346,16 @@ def test_plot_draws_what_fits(
     dataset["status"][:] = PENDING
     with pytest.raises(UserError, match="no network is trained yet"):
         plots.plot(tmp_path)
+
+
+def test_tightness_is_drawn_where_not_all_brackets_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
+    dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"] * (1 - 1e-7)
+    serve(monkeypatch, dataset, load)
+    exact = plots.plot(tmp_path, formats=("png",))
+    dataset["distance_off_l2_lower"][0, 0, 0, 0] /= 2
+    not_all = plots.plot(tmp_path, formats=("png",))
+    assert {path.stem for path in not_all} - {path.stem for path in exact} == {"tightness"}
 
 
 def test_what_is_trained_so_far_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

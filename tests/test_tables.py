@@ -10,6 +10,7 @@ from scipy.stats import binomtest, bootstrap, sem, t
 
 from subspace_adv import open_results
 from subspace_adv.tables import (
+    EXACT,
     Estimate,
     _curve,
     _median_ignoring_nan,
@@ -21,6 +22,7 @@ from subspace_adv.tables import (
     robust_accuracy,
     standard_arm,
     summarize,
+    tightness,
     typical_epsilons,
 )
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
@@ -413,6 +415,43 @@ def test_regions_and_norms_are_those_measured(flips):
     other = {f"distance_{where}_lower": flips["distance_off_l2_lower"] for where in ("full_linf", "on_l2", "off_linf")}
     assert regions_and_norms(flips.assign(other)) == [("off", "l2"), ("on", "l2"), ("off", "linf"), ("full", "linf")]
     assert regions_and_norms(flips.drop_vars("distance_off_l2_lower")) == []
+
+
+def test_tightness_is_the_share_of_correct_points_that_can_be_flipped_whose_ends_are_near(flips):
+    lower, upper = (flips[f"distance_off_l2_{side}"] for side in ("lower", "upper"))
+    lower[5:9] = upper[5:9] * (1 - 3e-8)  # no nearer in float32
+    lower[9:12] = upper[9:12] / 1.04
+    lower[12, 0, 0], upper[13, 0, 0] = 0, np.inf  # nothing certified; nothing found
+    lower[12, 1, 0], upper[12, 1, 0] = np.inf, np.inf
+    within, points, unflippable = dict.fromkeys((EXACT, 0.01, 0.05, 1e9), 0), 0, 0
+    for low, up in zip(lower.values.ravel().tolist(), upper.values.ravel().tolist(), strict=True):
+        if math.isnan(up) or up == 0:
+            continue
+        unflippable += low == math.inf
+        points += low < math.inf
+        for gap in within:
+            within[gap] += up <= low * (1 + gap) and low < math.inf
+    found = tightness(flips, "off", "l2")
+    assert (len(found.gaps), found.unflippable) == (points, unflippable)
+    assert 0 < within[EXACT] < within[0.05] < within[1e9] < points
+    for gap, count in within.items():
+        assert found.share(gap) == pytest.approx(count / points)
+
+
+def test_ends_that_differ_by_float32_s_rounding_are_exact_and_no_others(flips):
+    upper = flips["distance_off_l2_upper"]
+    flips["distance_off_l2_lower"] = np.nextafter(np.nextafter(upper, np.float32(0)), np.float32(0))
+    upper.values[np.isinf(upper)] = 1
+    assert tightness(flips, "off", "l2").share(EXACT) == 1
+    flips["distance_off_l2_lower"] = upper * np.float32(1 - 2e-6)
+    assert tightness(flips, "off", "l2").share(EXACT) == 0
+
+
+def test_where_nothing_can_be_flipped_there_is_no_share(flips):
+    for side in ("lower", "upper"):
+        flips[f"distance_off_l2_{side}"][:] = np.inf
+    found = tightness(flips, "off", "l2")
+    assert math.isnan(found.share(0.05)) and found.unflippable == flips["distance_off_l2_upper"].size
 
 
 def test_typical_sizes_are_the_quartiles_to_as_few_digits_as_tell_them_apart():

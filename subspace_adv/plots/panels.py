@@ -22,6 +22,7 @@ Load = Callable[..., Any]
 # Okabe and Ito's palette, whose colours readers with any colour vision tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLOURS = ("#000000", ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
 DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
 
 
@@ -107,7 +108,7 @@ def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
     return "\n".join(lines)
 
 
-def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[str] = ()) -> None:
+def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[Hashable] = ()) -> None:
     """The title and a note; below, the sweep's name and what the figure holds fixed without saying so."""
     unsaid = set(first_values(dataset)) - {*REMEDIES, *drawn}
     fixed = [f"{a} = {value}" for a, value in first_values(dataset).items() if a in unsaid and varies(dataset, a)]
