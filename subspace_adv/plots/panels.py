@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as MatplotlibPath
 
 from subspace_adv.contracts import Model
 from subspace_adv.measures import distance_name
@@ -89,6 +92,13 @@ def draw_points(ax: Any, dataset: xr.Dataset, **options: Any) -> None:
         coordinates = inputs[labels == label][:, : 3 if ax.name == "3d" else 2].T
         look = {"color": colour, "marker": marker, "s": 34, "edgecolors": "white", "linewidths": 0.9}
         ax.scatter(*coordinates, label=f"label {sign}1", zorder=5, **look, **options)
+
+
+def draw_pieces(ax: Axes, pieces: np.ndarray, **look: Any) -> None:
+    """Straight pieces (k, 2, 2) as one path, so that where they meet nothing is drawn twice."""
+    codes = np.tile([MatplotlibPath.MOVETO, MatplotlibPath.LINETO], len(pieces))
+    path = MatplotlibPath(pieces.reshape(-1, 2), codes.astype(MatplotlibPath.code_type))
+    ax.add_patch(PathPatch(path, fill=False, capstyle="round", **look))
 
 
 def panel_label(panel: Panel) -> str:
