@@ -325,7 +325,7 @@ def test_tightness_is_the_cumulative_share_of_points_by_how_far_the_ends_are_apa
     dataset["distance_full_l1_upper"][1] = np.inf
     figure = tightnesses(dataset)
     assert [ax.get_title() for ax in figure.axes] == ["$L_2$ norm", "$L_1$ norm"]
-    assert "points of 30 networks; those that nothing flips left out" in " ".join(figure.get_suptitle().split())
+    assert "points of 30 networks, unflippable ones left out" in " ".join(figure.get_suptitle().split())
     drawn = {
         (ax.get_title(), line.get_label()): line.get_xydata()
         for ax in figure.axes

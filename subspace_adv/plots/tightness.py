@@ -46,7 +46,7 @@ def tightnesses(dataset: xr.Dataset) -> Figure:
     networks = int(is_trained(dataset["status"]).sum())
     unflippable = sum(points.unflippable for points in found.values())
     note = f"correctly classified points of {networks:,} networks"
-    note += "; those that nothing flips left out" if unflippable else ""
+    note += ", unflippable ones left out" if unflippable else ""
     headline(figure, dataset, "How near found and certified distances to a flip are", note, dataset["status"].dims)
     return figure
 
