@@ -11,7 +11,6 @@ from subspace_adv import bench, checks, tables
 from subspace_adv.progress import Terminal, count
 
 _WIDEST = 10_000  # more than any table needs
-_TIGHT = (0.01, 0.05)  # by how much upper distances may exceed lower ones, as a share
 _CUT = "…"  # what rich puts for what it leaves out
 
 
@@ -75,10 +74,10 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
 
 def _print_tightness(dataset: Dataset) -> None:
     """How near upper and lower distances are, by norm and region."""
-    made = table("norm", "region", "points", "unflippable", "exact", *(f"within {gap:.0%}" for gap in _TIGHT))
+    made = table("norm", "region", "points", "unflippable", "exact", *(f"within {gap:.0%}" for gap in tables.TIGHT))
     for region, norm in tables.regions_and_norms(dataset):
         found = tables.tightness(dataset, region, norm)
-        shares = [_percent(found.share(gap)) for gap in (tables.EXACT, *_TIGHT)]
+        shares = [_percent(found.share(gap)) for gap in (tables.EXACT, *tables.TIGHT)]
         made.add_row(norm, region, f"{len(found.gaps):,}", f"{found.unflippable:,}", *shares)
     print()
     print_table(made)

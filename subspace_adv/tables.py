@@ -18,6 +18,8 @@ REMEDIES = ("init_scale", "weight_decay")
 """Axes whose first value is the standard setting that the others are compared with."""
 EXACT = 1e-6
 """By how much upper may exceed lower, as a share, where both are the distance but for float32's rounding outwards."""
+TIGHT = (0.01, 0.05)
+"""Shares by which upper may exceed lower that tables and figures tell of, beside `EXACT`."""
 DIRECTIONS = ("universal", "random")
 """Directions off the subspace along which the training points and held-out ones were moved."""
 

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 
 from subspace_adv.norms import NORMS
 from subspace_adv.plots.panels import BLUE, ORANGE, REGION_WORDS, headline, is_trained
-from subspace_adv.tables import EXACT, Tightness, regions_and_norms, tightness
+from subspace_adv.tables import EXACT, TIGHT, Tightness, regions_and_norms, tightness
 
 _GAPS = 401  # at which shares are drawn
 _LEAST_REACH = 0.1  # of the axis of gaps, upper/lower − 1
 _MOST_REACH = 10.0
-_MARKED = (0.01, 0.05)
 _LOOKS = {"off": (ORANGE, "-"), "on": (BLUE, "--"), "full": ("black", "-.")}
 
 
@@ -58,7 +57,7 @@ def _reach(found: list[Tightness]) -> float:
 
 
 def _finish(ax: Axes, gaps: np.ndarray) -> None:
-    for gap in _MARKED:
+    for gap in TIGHT:
         ax.axvline(gap, color="0.6", linewidth=0.8, linestyle=":")
         ax.text(gap, 103, f"{gap:.0%}", ha="center", va="bottom", color="0.4", fontsize=8)
     ax.set(xscale="log", xlim=(gaps[0], gaps[-1]), ylim=(0, 102), yticks=range(0, 101, 25))
