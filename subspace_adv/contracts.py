@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from subspace_adv.norms import NORMS
 
@@ -162,6 +163,10 @@ class Model:
     # (params, x (n, d), basis (d, 2), *, norm) → `PlaneDistances` of points of one plane, exact; without it planes are
     # searched as larger regions are.
     plane: Callable[..., PlaneDistances] | None = None
+    # (params, centre (d,), basis (d, 2), low (2,), high (2,)) → (k, 2, 2), both ends of each straight piece of the
+    # decision boundary within a rectangle of the plane through a centre, exact, of NumPy; without it figures draw the
+    # boundary as it is between places of a grid.
+    boundary: Callable[..., np.ndarray] | None = None
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
@@ -171,11 +176,10 @@ class Model:
             TypeError: naming the field.
         """
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        optional = ("certificate", "finer_certificate", "plane", "boundary")
         for name, part in parts.items():
             expected = {"form": Form, "kernel": Kernel | None}.get(name, Callable)
-            if not (
-                isinstance(part, expected) or (name in ("certificate", "finer_certificate", "plane") and part is None)
-            ):
+            if not (isinstance(part, expected) or (name in optional and part is None)):
                 raise TypeError(f"{name} {part!r}: must be a {getattr(expected, '__name__', 'Kernel')}")
 
     def preactivations(self, params: Any, x: jax.Array) -> jax.Array:

@@ -16,10 +16,16 @@ from subspace_adv.training import CONVERGED, PENDING
 
 REMEDIES = ("init_scale", "weight_decay")
 """Axes whose first value is the standard setting that the others are compared with."""
+EXACT = 1e-6
+"""By how much upper may exceed lower, as a share, where both are the distance but for float32's rounding outwards."""
+TIGHT = (0.01, 0.05)
+"""Shares by which upper may exceed lower that tables and figures tell of, beside `EXACT`."""
 DIRECTIONS = ("universal", "random")
 """Directions off the subspace along which the training points and held-out ones were moved."""
 
 Arm = dict[Hashable, Any]
+Where = tuple[str, str]
+"""A region and a norm."""
 
 
 class Estimate(NamedTuple):
@@ -38,8 +44,19 @@ class Row(NamedTuple):
     converged: float  # share of them
     steps: float  # median
     gradient_off: Estimate
-    distance: dict[str, Estimate]  # region → L2 distance, upper
-    gain: dict[str, Estimate]  # region → paired difference of the distance from the standard arm's; empty there
+    distance: dict[Where, Estimate]  # upper
+    gain: dict[Where, Estimate]  # paired difference of the distance from the standard arm's; empty there
+
+
+class Tightness(NamedTuple):
+    """How near both ends of a bracket are, at the correctly classified points of all networks trained."""
+
+    gaps: np.ndarray  # (k,) float64, upper/lower − 1, ascending; inf where no flip was found, or nothing certified
+    unflippable: int  # further points: for certain, no perturbation flips them
+
+    def share(self, gap: float) -> float:
+        """Share of the k points at which upper exceeds lower by at most a share of it; NaN where there are none."""
+        return float(np.searchsorted(self.gaps, gap, side="right") / len(self.gaps)) if len(self.gaps) else math.nan
 
 
 class Curve(NamedTuple):
@@ -113,21 +130,20 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
     The gain is the difference of an arm's distance from that of the standard arm, paired by seed (F12 in
     docs/theory.md): the same draws at another scale or weight decay.
     """
-    regions = [region for region in REGIONS if distance_name(region, "l2", "upper") in dataset]
     rows = []
     for arm in arms(dataset):
         status = dataset["status"].sel(arm).values.ravel()
         trained = status != PENDING
         standard = standard_arm(dataset, arm)
         distance, gain = {}, {}
-        for region in regions:
-            name = distance_name(region, "l2", "upper")
+        for region, norm in regions_and_norms(dataset):
+            name = distance_name(region, norm, "upper")
             mine = per_network(dataset, name, arm)
-            distance[region] = median_interval(mine)
+            distance[region, norm] = median_interval(mine)
             if arm != standard:
                 with np.errstate(invalid="ignore"):  # where neither can be flipped, there is no difference to tell
                     difference = mine - per_network(dataset, name, standard)
-                gain[region] = median_interval(difference)
+                gain[region, norm] = median_interval(difference)
         rows.append(
             Row(
                 arm,
@@ -142,12 +158,28 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
     return rows
 
 
-def regions_and_norms(dataset: xr.Dataset) -> list[tuple[str, str]]:
+def regions_and_norms(dataset: xr.Dataset) -> list[Where]:
     """The regions and norms in which distances were measured, norm by norm."""
     found = [parts for name in dataset.data_vars if (parts := distance_parts(str(name)))]
     pairs = [(region, norm) for region, norm, side in found if side == "lower"]
     norms = list(dict.fromkeys(norm for _, norm in pairs))
     return [(region, norm) for norm in norms for region in REGIONS if (region, norm) in pairs]
+
+
+def tightness(dataset: xr.Dataset, region: str, norm: str) -> Tightness:
+    """How near the ends of the brackets in a region and norm are, over all arms.
+
+    Networks that diverged or are not trained yet have no brackets. A misclassified point has distance 0 by definition
+    and counts nowhere. Where both ends are infinite there is no distance to be near to, though nothing is left open: to
+    count such points as exact would flatter the search, so they are told apart.
+    """
+    lower, upper = (dataset[distance_name(region, norm, side)].values.ravel() for side in ("lower", "upper"))
+    bracketed = upper > 0  # not NaN
+    lower, upper = lower[bracketed].astype(np.float64), upper[bracketed].astype(np.float64)
+    unflippable = np.isinf(lower)
+    with np.errstate(divide="ignore"):
+        gaps = upper[~unflippable] / lower[~unflippable] - 1
+    return Tightness(np.sort(gaps), int(unflippable.sum()))
 
 
 def robust_accuracy(

@@ -22,10 +22,20 @@ ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
     "data": ["kind", "line", "chessboard", "subspace"],
-    "models": ["fused", "compiled", "two_layer", "two_layer_training", "concave", "certificates", "planes", "autodiff"],
+    "models": [
+        "fused",
+        "compiled",
+        "two_layer",
+        "two_layer_training",
+        "concave",
+        "certificates",
+        "planes",
+        "boundary",
+        "autodiff",
+    ],
     "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
-    "plots": ["panels", "line", "chessboard", "medians", "robustness"],
+    "plots": ["panels", "line", "chessboard", "medians", "robustness", "tightness"],
 }
 FOLDER = Path(subspace_adv.__file__).parent
 

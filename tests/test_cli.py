@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
+import numpy as np
 import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
@@ -248,7 +249,12 @@ def test_status_and_table(tmp_path, command, tiny):
     ]
     assert "paired difference" in out
     assert all(len(line) < 250 for line in lines)
-    begin = next(i for i, line in enumerate(lines) if line.startswith("norm"))
+    begin = next(i for i, line in enumerate(lines) if line.startswith("norm  region"))
+    upper = open_results(tiny)["distance_off_l2_upper"].values
+    flipped, not_at_all = (np.isfinite(upper) & (upper > 0)).sum(), np.isinf(upper).sum()
+    assert flipped and not_at_all
+    assert lines[begin + 1].split() == ["l2", "off", str(flipped), str(not_at_all), *3 * ["100%"]]  # a line
+    begin = next(i for i, line in enumerate(lines) if line.startswith("norm  epsilon"))
     assert lines[begin].split()[1:6] == ["epsilon", "width", "init_scale", "robust", "off"]
     block = [line.split() for line in lines[begin + 1 :] if line.startswith("  l2")]
     assert [row[2:4] for row in block[:4]] == [[width, scale] for width in ("3", "5") for scale in ("1", "0.5")]
@@ -256,10 +262,27 @@ def test_status_and_table(tmp_path, command, tiny):
     assert all(len(line) <= 120 for line in lines[begin:])
 
 
+def test_distances_and_gains_of_every_norm_have_columns(command, capsys, tiny):
+    dataset = open_results(tiny)
+    for side in ("lower", "upper"):
+        dataset[f"distance_on_linf_{side}"] = 2 * dataset[f"distance_off_l2_{side}"]
+    reports.print_results(dataset)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    lines = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert lines[0][-2:] == ["distance off", "gain off"]
+    assert lines[5] == ["width", "init_scale", "distance on linf", "gain on linf"]
+    for first, second in zip(lines[1:5], lines[6:10], strict=True):
+        assert first[:2] == second[:2]
+        for one, two in zip(first[-2:], second[-2:], strict=True):
+            numbers = ([float(n) for n in cell.translate({ord(c): None for c in "[],"}).split()] for cell in (one, two))
+            assert one == two == "–" or [2 * n for n in next(numbers)] == pytest.approx(next(numbers), rel=0.01)
+
+
 def test_table_tells_robust_accuracy_and_fooling_rates_at_the_sizes_asked_for(command, tiny):
     status, out, err = command("table", tiny, "--epsilon", "0,0.25,1e3")
     assert (status, err) == (0, "")
-    block = [line.replace(" / ", "/").split() for line in out.splitlines() if line.startswith("  l2")]
+    _, _, robustness = out.partition("norm  epsilon")
+    block = [line.replace(" / ", "/").split() for line in robustness.splitlines() if line.startswith("  l2")]
     assert [row[1] for row in block] == ["0"] * 4 + ["0.25"] * 4 + ["1000"] * 4
     dataset = open_results(tiny)
     for _, epsilon, width, scale, robust, *fooled in block:

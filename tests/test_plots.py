@@ -1,5 +1,6 @@
 """Figures: the geometry they show is right, and they draw whatever axes a sweep has."""
 
+import dataclasses
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,21 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine
+from matplotlib.patches import PathPatch
 from matplotlib.text import Text
 
 from subspace_adv import plots
 from subspace_adv.errors import UserError
-from subspace_adv.models import TWO_LAYER
+from subspace_adv.models import MODELS, TWO_LAYER
 from subspace_adv.network import Network
 from subspace_adv.plots.chessboard import flip_heights
 from subspace_adv.plots.panels import panels, trained_networks
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
+from subspace_adv.plots.tightness import tightnesses
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep
 from subspace_adv.tables import median_interval
@@ -72,6 +76,11 @@ def output(network: Network, points: np.ndarray) -> np.ndarray:
 
 def titles(figure: Figure) -> list[str]:
     return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def drawn_pieces(ax: Axes, linewidth: float) -> np.ndarray:
+    """Ends of all straight pieces that are drawn as wide, (k, 2)."""
+    return np.concatenate([np.asarray(p.get_path().vertices) for p in ax.patches if p.get_linewidth() == linewidth])
 
 
 def test_flip_heights_are_the_nearest_zeros_of_a_dense_scan() -> None:
@@ -133,12 +142,29 @@ def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm(
     assert all("5 of 5 networks fit" in title for title in titles(figure))
     ax = figure.axes[0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("$x_1$", "$x_2$")
-    thick = [c for c in ax.collections if np.ndim(c.get_linewidth()) and list(c.get_linewidth()) == [1.8]]
-    vertices = np.concatenate([path.vertices for c in thick for path in c.get_paths()])
+    vertices = drawn_pieces(ax, 1.8)
     np.testing.assert_allclose(vertices[:, 0], 0, atol=1e-6)
     np.testing.assert_allclose([vertices[:, 1].min(), vertices[:, 1].max()], [-1.5, 1.5])
+    assert sum(isinstance(patch, PathPatch) for patch in ax.patches) == 5  # those of the others too
     (diagonal,) = [line for line in ax.lines if line.get_label() == "the data's line"]
     assert isinstance(diagonal, AxLine) and diagonal.get_slope() == 1 and diagonal.get_xy1() == (0, 0)
+
+
+def test_a_model_without_an_exact_boundary_has_contours_near_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, load = synthetic(SEEDS, kind="line")
+    exact = plots.boundaries(dataset, load).axes[0]
+    assert len([c for c in exact.collections if isinstance(c, ContourSet)]) == 1  # the shares
+    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(TWO_LAYER, boundary=None))
+    ax = plots.boundaries(dataset, load).axes[0]
+    assert not ax.patches
+    _, contour, *others = [c for c in ax.collections if isinstance(c, ContourSet)]
+    assert list(contour.get_linewidth()) == [1.8] and [list(c.get_linewidth()) for c in others] == [[0.6]] * len(others)
+    pieces = drawn_pieces(exact, 1.8).reshape(-1, 2, 2)
+    along = pieces[:, 1] - pieces[:, 0]
+    for vertex in np.concatenate([path.vertices for path in contour.get_paths()]):
+        share = np.sum((vertex - pieces[:, 0]) * along, axis=1) / np.sum(along**2, axis=1)
+        feet = pieces[:, 0] + np.clip(share, 0, 1)[:, None] * along
+        assert np.linalg.norm(feet - vertex, axis=1).min() < 0.03  # the grid's step
 
 
 def test_networks_with_any_number_that_is_none_are_not_drawn() -> None:
@@ -184,8 +210,12 @@ def test_surfaces_have_two_rows_and_finite_sheets_within_sight() -> None:
         x, _, z = ax.collections[0]._faces.T
         np.testing.assert_allclose(z, 1.5 - 2 * x, atol=1e-6)
         assert z.min() == -0.5 and z.max() == 1.5
+        lines = np.concatenate(ax.collections[-1]._segments3d)
+        np.testing.assert_allclose(sorted(lines.tolist()), [[0.5, 0, 0.5], [0.5, 1, 0.5]], atol=1e-9)  # 1.5 − 2x = ½
         outline = {tuple(corner) for corner in np.transpose(ax.lines[0].get_data_3d())}
         assert outline == {(x, y, 0.5) for x in (0, 1) for y in (0, 1)}
+    for ax in flat:
+        np.testing.assert_allclose(sorted(drawn_pieces(ax, 1.1).tolist()), [[0.5, 0], [0.5, 1]], atol=1e-9)
 
 
 def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
@@ -283,6 +313,36 @@ def test_fooling_rates_have_a_panel_for_each_arm_and_a_line_for_each_kind_of_poi
         assert any(told in text.get_text() for text in fooling_rates(shown).findobj(Text))
 
 
+def test_tightness_is_the_cumulative_share_of_points_by_how_far_the_ends_are_apart() -> None:
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    upper = dataset["distance_off_l2_upper"]
+    rng = np.random.default_rng(2)
+    ends = {"off_l2": 1 / (1 + 10 ** rng.uniform(-7, 1, upper.shape)), "full_l2": 1, "full_l1": 0.97}
+    for where, ratio in ends.items():
+        dataset[f"distance_{where}_upper"], dataset[f"distance_{where}_lower"] = upper.copy(), upper * ratio
+    dataset["distance_full_l1_upper"][0] = np.inf  # by the first seed's networks no flip was found
+    dataset["distance_full_l1_lower"][1] = np.inf  # by the second's there is none
+    dataset["distance_full_l1_upper"][1] = np.inf
+    figure = tightnesses(dataset)
+    assert [ax.get_title() for ax in figure.axes] == ["$L_2$ norm", "$L_1$ norm"]
+    assert "points of 30 networks, unflippable ones left out" in " ".join(figure.get_suptitle().split())
+    drawn = {
+        (ax.get_title(), line.get_label()): line.get_xydata()
+        for ax in figure.axes
+        for line in ax.lines
+        if not str(line.get_label()).startswith("_")
+    }
+    assert len(drawn) == 3
+    gaps, shares = drawn["$L_2$ norm", "off the subspace"].T
+    apart = (dataset["distance_off_l2_upper"] / dataset["distance_off_l2_lower"]).values.ravel() - 1
+    expected = [100 * sum(gap >= one for one in apart) / apart.size for gap in gaps]
+    np.testing.assert_allclose(shares, expected, rtol=1e-9)
+    assert gaps[0] == pytest.approx(1e-6) and 0 < shares[0] < 30 and shares[-1] == 100
+    assert set(drawn["$L_2$ norm", "anywhere"][:, 1]) == {100}
+    gaps, shares = drawn["$L_1$ norm", "anywhere"].T
+    np.testing.assert_allclose(shares, np.where(gaps < 1 / 0.97 - 1, 0, 75))
+
+
 def serve(monkeypatch: pytest.MonkeyPatch, dataset: xr.Dataset, load: Callable[..., Network]) -> None:
     """Have `plot` find these results in any folder."""
     monkeypatch.setattr(plots, "open_results", lambda folder: dataset)
@@ -315,6 +375,16 @@ def test_plot_draws_what_fits(
     dataset["status"][:] = PENDING
     with pytest.raises(UserError, match="no network is trained yet"):
         plots.plot(tmp_path)
+
+
+def test_tightness_is_drawn_where_not_all_brackets_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
+    dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"] * (1 - 1e-7)
+    serve(monkeypatch, dataset, load)
+    exact = plots.plot(tmp_path, formats=("png",))
+    dataset["distance_off_l2_lower"][0, 0, 0, 0] /= 2
+    not_all = plots.plot(tmp_path, formats=("png",))
+    assert {path.stem for path in not_all} - {path.stem for path in exact} == {"tightness"}
 
 
 def test_what_is_trained_so_far_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +466,7 @@ def test_a_boundary_out_of_sight_is_not_drawn() -> None:
 
     ax = plots.boundaries(dataset, one_class).axes[0]
     assert len([c for c in ax.collections if isinstance(c, ContourSet)]) == 1  # the shares
+    assert len(drawn_pieces(ax, 1.8)) == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from scipy.stats import binomtest, bootstrap, sem, t
 
 from subspace_adv import open_results
 from subspace_adv.tables import (
+    EXACT,
     Estimate,
     _curve,
     _median_ignoring_nan,
@@ -21,6 +22,7 @@ from subspace_adv.tables import (
     robust_accuracy,
     standard_arm,
     summarize,
+    tightness,
     typical_epsilons,
 )
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
@@ -55,27 +57,36 @@ def test_one_row_for_each_arm_and_known_gains(known):
     assert [row.arm for row in rows] == [{"init_scale": s, "weight_decay": d} for s in SCALES for d in DECAYS]
     assert rows[0].gain == {}
     for row, gain in zip(rows[1:], [0.125, 0.5, 0.625, 0.25, 0.375], strict=True):
-        assert list(row.gain) == ["off"]
-        assert row.gain["off"] == pytest.approx((gain, gain, gain))  # paired: no spread over seeds is left
-        assert row.distance["off"].low < row.distance["off"].median < row.distance["off"].high
+        assert list(row.gain) == [("off", "l2")]
+        assert row.gain["off", "l2"] == pytest.approx((gain, gain, gain))  # paired: no spread over seeds is left
+        assert row.distance["off", "l2"].low < row.distance["off", "l2"].median < row.distance["off", "l2"].high
         assert row.networks == SEEDS
         assert row.converged == 1
         assert row.steps == SEEDS // 2
-        assert row.gradient_off.median == pytest.approx(2 * row.distance["off"].median)
+        assert row.gradient_off.median == pytest.approx(2 * row.distance["off", "l2"].median)
     expected = np.median(known["distance_off_l2_upper"].isel(init_scale=0, weight_decay=0, point=2))
-    assert rows[0].distance["off"].median == expected
+    assert rows[0].distance["off", "l2"].median == expected
 
 
 def test_gains_are_paired_by_seed_and_not_by_rank():
     """Four of five networks gain 10, though sorted distances are the same in both arms."""
     distance = np.array([[0, 10, 20, 30, 40], [10, 20, 30, 40, 0]], float)
     dims = ("init_scale", "seed")
+    names = ("steps", "gradient_norm_off", "distance_off_l2_lower", "distance_off_l2_upper")
     dataset = xr.Dataset(
-        {name: (dims, distance) for name in ("steps", "gradient_norm_off", "distance_off_l2_upper")}
-        | {"status": (dims, np.full(distance.shape, CONVERGED, np.int8))},
+        {name: (dims, distance) for name in names} | {"status": (dims, np.full(distance.shape, CONVERGED, np.int8))},
         coords={"init_scale": [1.0, 0.5], "seed": np.arange(5)},
     )
-    assert summarize(dataset)[1].gain["off"] == (10, -40, 10)
+    assert summarize(dataset)[1].gain["off", "l2"] == (10, -40, 10)
+
+
+def test_distances_and_gains_are_told_in_every_norm(known):
+    for side in ("lower", "upper"):
+        known[f"distance_on_l1_{side}"] = 3 * known[f"distance_off_l2_{side}"]
+    for row in summarize(known):
+        assert list(row.distance) == [("off", "l2"), ("on", "l1")]
+        for told in (row.distance, row.gain) if row.gain else (row.distance,):
+            assert told["on", "l1"] == pytest.approx([3 * number for number in told["off", "l2"]])
 
 
 def test_a_distance_is_the_median_over_points_then_over_networks(known):
@@ -89,11 +100,12 @@ def test_infinite_distances_are_ordinary(known):
     known["distance_off_l2_upper"][0, :, 0] = np.inf  # the standard arm is never flipped
     known["distance_off_l2_upper"][1, : SEEDS // 2 + 1, 0] = np.inf  # half of another arm neither
     rows = summarize(known)
-    assert rows[0].distance["off"] == Estimate(math.inf, math.inf, math.inf)
-    assert rows[2].distance["off"].median == math.inf
-    assert rows[2].distance["off"].low < math.inf
-    assert rows[2].gain["off"] == Estimate(-math.inf, -math.inf, -math.inf)  # where one is flipped and the other not
-    assert rows[1].gain["off"].median == -math.inf
+    assert rows[0].distance["off", "l2"] == Estimate(math.inf, math.inf, math.inf)
+    assert rows[2].distance["off", "l2"].median == math.inf
+    assert rows[2].distance["off", "l2"].low < math.inf
+    where_one_is_flipped_and_the_other_not = Estimate(-math.inf, -math.inf, -math.inf)
+    assert rows[2].gain["off", "l2"] == where_one_is_flipped_and_the_other_not
+    assert rows[1].gain["off", "l2"].median == -math.inf
 
 
 def test_gains_of_opposite_infinities_have_no_median_in_silence():
@@ -110,9 +122,9 @@ def test_nan_is_left_out(known):
     rows = summarize(known)
     assert rows[0].networks == SEEDS - 7
     assert rows[0].converged == pytest.approx((SEEDS - 20) / (SEEDS - 7))
-    assert rows[0].distance["off"] == median_interval(known["distance_off_l2_upper"].values[0, 10:, 0, 2])
-    assert rows[1].gain["off"] == pytest.approx((0.125,) * 3)
-    assert rows[2].gain["off"] == pytest.approx((-0.5,) * 3)  # the median of the points left is 1 lower
+    assert rows[0].distance["off", "l2"] == median_interval(known["distance_off_l2_upper"].values[0, 10:, 0, 2])
+    assert rows[1].gain["off", "l2"] == pytest.approx((0.125,) * 3)
+    assert rows[2].gain["off", "l2"] == pytest.approx((-0.5,) * 3)  # the median of the points left is 1 lower
 
 
 def test_an_arm_without_networks_is_nan_in_silence(known):
@@ -121,14 +133,14 @@ def test_an_arm_without_networks_is_nan_in_silence(known):
         known[name][0, :, 0] = np.nan
     row = summarize(known)[0]
     assert (row.networks, row.converged) == (0, 0)
-    assert all(map(math.isnan, (row.steps, *row.gradient_off, *row.distance["off"])))
+    assert all(map(math.isnan, (row.steps, *row.gradient_off, *row.distance["off", "l2"])))
 
 
 def test_sweeps_without_seeds_have_rows_of_one_network(known):
     rows = summarize(known.isel(seed=3, drop=True))
     assert len(rows) == 6
     assert rows[0].networks == 1
-    low, median, high = (rows[1].gain["off"][i] for i in (1, 0, 2))
+    low, median, high = (rows[1].gain["off", "l2"][i] for i in (1, 0, 2))
     assert low == median == high == pytest.approx(0.125)
 
 
@@ -136,14 +148,14 @@ def test_sweeps_without_axes_have_one_row(known):
     (row,) = summarize(known.isel(seed=3, init_scale=0, weight_decay=0, drop=True))
     assert row.arm == {}
     assert row.gain == {}
-    assert math.isfinite(row.distance["off"].median)
+    assert math.isfinite(row.distance["off", "l2"].median)
 
 
 def test_names_as_values_of_axes(known):
     renamed = known.rename(init_scale="init").assign_coords(init=["torch", "theory", "paper-code"])
     rows = summarize(renamed)
     assert [row.arm["init"] for row in rows] == ["torch"] * 2 + ["theory"] * 2 + ["paper-code"] * 2
-    assert rows[3].gain["off"] == pytest.approx((0.125,) * 3)  # from the same init without weight decay
+    assert rows[3].gain["off", "l2"] == pytest.approx((0.125,) * 3)  # from the same init without weight decay
 
 
 def test_the_standard_arm_has_the_first_value_of_each_remedy(known):
@@ -174,7 +186,7 @@ def test_a_real_run_has_a_table(tiny):
     distances = dataset["distance_off_l2_upper"].sel(width=3).median("point")
     with np.errstate(invalid="ignore"):
         gains = (distances.sel(init_scale=0.5) - distances.sel(init_scale=1.0)).values
-    assert mine.gain["off"].median == pytest.approx(np.median(gains[~np.isnan(gains)]))
+    assert mine.gain["off", "l2"].median == pytest.approx(np.median(gains[~np.isnan(gains)]))
     assert mine.gradient_off.median == pytest.approx(
         float(dataset["gradient_norm_off"].sel(mine.arm).median("point").median("seed"))
     )
@@ -403,6 +415,43 @@ def test_regions_and_norms_are_those_measured(flips):
     other = {f"distance_{where}_lower": flips["distance_off_l2_lower"] for where in ("full_linf", "on_l2", "off_linf")}
     assert regions_and_norms(flips.assign(other)) == [("off", "l2"), ("on", "l2"), ("off", "linf"), ("full", "linf")]
     assert regions_and_norms(flips.drop_vars("distance_off_l2_lower")) == []
+
+
+def test_tightness_is_the_share_of_correct_points_that_can_be_flipped_whose_ends_are_near(flips):
+    lower, upper = (flips[f"distance_off_l2_{side}"] for side in ("lower", "upper"))
+    lower[5:9] = upper[5:9] * (1 - 3e-8)  # no nearer in float32
+    lower[9:12] = upper[9:12] / 1.04
+    lower[12, 0, 0], upper[13, 0, 0] = 0, np.inf  # nothing certified; nothing found
+    lower[12, 1, 0], upper[12, 1, 0] = np.inf, np.inf
+    within, points, unflippable = dict.fromkeys((EXACT, 0.01, 0.05, 1e9), 0), 0, 0
+    for low, up in zip(lower.values.ravel().tolist(), upper.values.ravel().tolist(), strict=True):
+        if math.isnan(up) or up == 0:
+            continue
+        unflippable += low == math.inf
+        points += low < math.inf
+        for gap in within:
+            within[gap] += up <= low * (1 + gap) and low < math.inf
+    found = tightness(flips, "off", "l2")
+    assert (len(found.gaps), found.unflippable) == (points, unflippable)
+    assert 0 < within[EXACT] < within[0.05] < within[1e9] < points
+    for gap, count in within.items():
+        assert found.share(gap) == pytest.approx(count / points)
+
+
+def test_ends_that_differ_by_float32_s_rounding_are_exact_and_no_others(flips):
+    upper = flips["distance_off_l2_upper"]
+    flips["distance_off_l2_lower"] = np.nextafter(np.nextafter(upper, np.float32(0)), np.float32(0))
+    upper.values[np.isinf(upper)] = 1
+    assert tightness(flips, "off", "l2").share(EXACT) == 1
+    flips["distance_off_l2_lower"] = upper * np.float32(1 - 2e-6)
+    assert tightness(flips, "off", "l2").share(EXACT) == 0
+
+
+def test_where_nothing_can_be_flipped_there_is_no_share(flips):
+    for side in ("lower", "upper"):
+        flips[f"distance_off_l2_{side}"][:] = np.inf
+    found = tightness(flips, "off", "l2")
+    assert math.isnan(found.share(0.05)) and found.unflippable == flips["distance_off_l2_upper"].size
 
 
 def test_typical_sizes_are_the_quartiles_to_as_few_digits_as_tell_them_apart():

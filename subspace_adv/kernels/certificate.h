@@ -21,7 +21,9 @@ constexpr double begin_spread = 0.05;  // of the adversary's moments around a fl
 constexpr double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
 constexpr int multiplier_steps = 8;
 constexpr int newton_steps = 16;
-constexpr double near = 1.15;  // upper over lower, up to which lines may be better than parabolas
+// Where linear bounds are asked too: neurons, upper over lower.
+constexpr int64_t few = 64;
+constexpr double near = 1.15;
 constexpr int crown_steps = 24;
 constexpr double least_progress = 0.1;  // of the way to the radius on trial, by each step
 constexpr double next_trial = 0.65;     // of the way from what is certified to what was given up
@@ -75,9 +77,11 @@ class Certificate {
       for (int64_t j = 0; j < r_; ++j) place[j] = coordinates_[kMean][j];
     }
     found = largest(kink / length_, found);
-    // Lines can be better than parabolas only where few neurons matter, and so all are nearly certain.
-    const bool is_open = found * (1 + gap) < most && most <= tuning::near * found;
-    if (norm == Norm::kL2 && is_open) found = largest(found, crown(most));
+    // The bounds of F8 can be better where few neurons matter.
+    const bool is_open = found * (1 + gap) < most;
+    if (is_open && (m_ <= tuning::few || most <= tuning::near * found)) {
+      found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
+    }
     return least(found * length_, upper);
   }
 
@@ -175,12 +179,21 @@ class Certificate {
     offset_ /= output_;
   }
 
-  // The radius of F8 in L2, by linear bounds that are tightened where flips can be; the first one tried is `start`.
-  double crown(double start) {
+  // The least radius within which every ReLU that varies can change its state.
+  double reach() {
+    double most = 0;
+    for (int64_t i = 0; i < stride_; ++i) {
+      if (own(kSpeed)[i] > 0) most = largest(most, std::fabs(own(kZ)[i]) / own(kSpeed)[i]);
+    }
+    return most;
+  }
+
+  // The radius of F8, by linear bounds that are tightened where flips can be; the first one tried is `start`.
+  double crown(Norm norm, double start) {
     double *low = own(kUnder), *high = own(kAbove), *line = own(kLine), *slopes = own(kSlopes), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment), *kept_least = own(kCurve), *kept_most = own(kTilt);
     const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
-    double* gradient = coordinates_[kGradient];
+    double *gradient = coordinates_[kGradient], *steepest = coordinates_[kMean];
     double size = std::fabs(offset_), growth = 0;
     for (int64_t i = 0; i < stride_; ++i) {
       size += (aid[i] + oppose[i]) * std::fabs(z[i]);
@@ -205,9 +218,10 @@ class Certificate {
       const bool is_sound = level >= r * steepness;
       const bool is_given_up = !is_sound && height - before < tuning::least_progress * (r - height);
       certified = largest(certified, is_sound ? r : least(height, r));
+      steepest_of(norm, gradient, steepest);
       for (int64_t i = 0; i < stride_; ++i) fall[i] = 0;
-      for (int64_t j = 0; j < r_; ++j) add(fall, gradient[j] / divisor, rates_[j], stride_);
-      if (!is_sound) within_cap(r, largest(-r, least(height, r)));
+      for (int64_t j = 0; j < r_; ++j) add(fall, steepest[j], rates_[j], stride_);
+      if (!is_sound) within_cap(norm, gradient, divisor, r, largest(-r, least(height, r)));
       const double share = 2.0 / (trial + 3);
       for (int64_t i = 0; i < stride_; ++i) slopes[i] += share * ((z[i] > r * fall[i] ? 1 : 0) - slopes[i]);
       if (is_sound || is_given_up) {
@@ -227,19 +241,56 @@ class Certificate {
     return certified;
   }
 
+  void steepest_of(Norm norm, const double* v, double* direction) const {
+    double size = norm == Norm::kL2 ? dual(v) : 1;
+    int64_t most = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      if (std::fabs(v[j]) > std::fabs(v[most])) most = j;
+      direction[j] = norm == Norm::kL2 ? v[j] / (size > 0 ? size : 1) : norm == Norm::kLinf ? (v[j] > 0) - (v[j] < 0) : 0;
+    }
+    if (norm == Norm::kL1) direction[most] = (v[most] > 0) - (v[most] < 0);
+  }
+
   // Narrows the ranges of preactivations to those on the part of a ball where flips can be, as _within_cap of
   // models/certificates.py: `fall` is what they change by along the steepest direction.
-  void within_cap(double r, double height) {
+  void within_cap(Norm norm, const double* gradient, double divisor, double r, double height) {
     const double *z = own(kZ), *speed = own(kSpeed), *low = own(kUnder), *high = own(kAbove), *fall = own(kFall);
     double *least_in = own(kShift), *most_in = own(kMoment);
-    const double rim = std::sqrt(largest((r - height) * (r + height), 0));
-    for (int64_t i = 0; i < stride_; ++i) {
-      const double square = speed[i] * speed[i], left = square + rounding_allowance(square, m_) - fall[i] * fall[i];
-      const double beside = rim * std::sqrt(left > 0 ? left : 0);
-      const double down = r * fall[i] >= height * speed[i] ? r * speed[i] : beside + height * fall[i];
-      const double up = -r * fall[i] >= height * speed[i] ? r * speed[i] : beside - height * fall[i];
-      least_in[i] = largest(low[i], z[i] - down);
-      most_in[i] = least(high[i], z[i] + up);
+    if (norm == Norm::kL2) {
+      const double rim = std::sqrt(largest((r - height) * (r + height), 0));
+      for (int64_t i = 0; i < stride_; ++i) {
+        const double square = speed[i] * speed[i], left = square + rounding_allowance(square, m_) - fall[i] * fall[i];
+        const double beside = rim * std::sqrt(left > 0 ? left : 0);
+        const double down = r * fall[i] >= height * speed[i] ? r * speed[i] : beside + height * fall[i];
+        const double up = -r * fall[i] >= height * speed[i] ? r * speed[i] : beside - height * fall[i];
+        least_in[i] = largest(low[i], z[i] - down);
+        most_in[i] = least(high[i], z[i] + up);
+      }
+      return;
+    }
+    double* toward = coordinates_[kVariances];
+    for (int64_t j = 0; j < r_; ++j) toward[j] = gradient[j] / divisor;
+    for (int64_t i = 0; i < m_; ++i) {
+      double bounds[2], along = 0;
+      int64_t most = 0;
+      for (int64_t j = 0; j < r_; ++j) {
+        if (norm == Norm::kLinf) along += rates_[j][i] > 0 ? toward[j] : rates_[j][i] < 0 ? -toward[j] : 0;
+        if (std::fabs(rates_[j][i]) > std::fabs(rates_[most][i])) most = j;
+      }
+      if (norm == Norm::kL1) along = rates_[most][i] > 0 ? toward[most] : rates_[most][i] < 0 ? -toward[most] : 0;
+      for (int side = 0; side < 2; ++side) {
+        const double s = side ? 1 : -1;
+        const double p = largest(speed[i] + s * fall[i], 0), q = largest(1 + s * along, 0x1p-20);
+        double length = 0;
+        for (int64_t j = 0; j < r_; ++j) {
+          const double part = std::fabs(q * rates_[j][i] - s * p * toward[j]);
+          length = norm == Norm::kLinf ? length + part : largest(length, part);
+        }
+        const double bound = r * length - p * height + rounding_allowance(r * p, m_);
+        bounds[side] = least(bound / q, r * speed[i]);
+      }
+      least_in[i] = largest(low[i], z[i] - bounds[0]);
+      most_in[i] = least(high[i], z[i] + bounds[1]);
     }
   }
 

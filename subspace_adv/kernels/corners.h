@@ -29,10 +29,11 @@ class Corners {
 
   bool allocate(int64_t neurons, int64_t dimension) {
     const int64_t count = largest_count(dimension);
-    depth_ = count * neurons <= kMostBranched ? kDepth : 1;
-    bool is_done = terms_.allocate(count, neurons) && columns_.allocate(neurons) && slopes_.allocate(depth_, neurons) &&
-                   values_.allocate(depth_, count) && own_.allocate(kRows, neurons) && shares_.allocate(2, count);
-    for (int depth = 0; depth < depth_; ++depth) is_done = is_done && points_[depth].allocate(count, neurons);
+    has_parts_ = count * neurons <= kMostBranched;
+    const int depths = has_parts_ ? kDepth : 1;
+    bool is_done = terms_.allocate(count, neurons) && columns_.allocate(neurons) && slopes_.allocate(depths, neurons) &&
+                   values_.allocate(depths, count) && own_.allocate(kRows, neurons) && shares_.allocate(2, count);
+    for (int depth = 0; depth < depths; ++depth) is_done = is_done && points_[depth].allocate(count, neurons);
     return is_done;
   }
 
@@ -63,7 +64,7 @@ class Corners {
   static constexpr int kDepth = 4;                   // of parts within parts
   static constexpr int64_t kMostBranched = 1 << 16;  // preactivations at corners, up to which there are parts
   static constexpr int kMostParts = 200;             // of all trials
-  static constexpr int kTrials = 5;                  // radii
+  static constexpr int kTrials = 7;                  // radii
   static constexpr int kSteps = 48;                  // of the game
   static constexpr int kTouches = 4;                 // of an edge
   static constexpr double kBeyond = 1.02;    // times the root of a tangent, where an edge is looked at
@@ -113,7 +114,7 @@ class Corners {
     int64_t bad = 0;
     for (int64_t k = 0; k < count_; ++k) bad += values[k] < allowance_;
     if (!bad) return true;
-    if (depth + 1 == depth_ || parts_ + bad > kMostParts) return false;
+    if (depth + 1 == kDepth || !has_parts_ || parts_ + bad > kMostParts) return false;
     for (int64_t k = 0; k < count_; ++k) {
       if (values[k] >= allowance_) continue;
       if (!(output(points_[depth][k]) > allowance_) || !cut_off(depth, k) || !holds(depth + 1)) return false;
@@ -277,7 +278,7 @@ class Corners {
   const double *z_ = nullptr, *aid_ = nullptr, *oppose_ = nullptr, *speed_ = nullptr;
   double offset_ = 0, allowance_ = 0;
   Norm norm_ = Norm::kL1;
-  int depth_ = 0;  // of points_ that there is
+  bool has_parts_ = false;
   const Matrix* rates_ = nullptr;
   Matrix terms_, slopes_, values_, own_, shares_;
   Matrix points_[kDepth];  // preactivations at corners: of the ball, of a part of it, of a part of that

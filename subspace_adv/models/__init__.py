@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from subspace_adv.contracts import Model
 from subspace_adv.initialization import init_network
 from subspace_adv.models import autodiff, fused
+from subspace_adv.models.boundary import boundary_pieces
 from subspace_adv.models.certificates import certificate, crown_certificate, finer_certificate, kink_certificate
 from subspace_adv.models.planes import plane_distances
 from subspace_adv.models.two_layer import TwoLayerLocal, first_crossing, local, rounding_allowance
@@ -26,6 +27,7 @@ TWO_LAYER = Model(
     certificate=certificate,
     finer_certificate=finer_certificate,
     plane=plane_distances,
+    boundary=boundary_pieces,
     kernel=KERNEL,
 )
 """Two-layer ReLU networks."""

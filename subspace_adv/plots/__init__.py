@@ -1,4 +1,4 @@
-"""Figures of a results folder: decision boundaries and surfaces, what the remedies change, and robust accuracy."""
+"""Figures of a results folder: boundaries and surfaces, what the remedies change, robust accuracy and tightness."""
 
 import contextlib
 import io
@@ -20,6 +20,7 @@ from subspace_adv.plots.line import boundaries
 from subspace_adv.plots.medians import codimension, drawn_against, remedies
 from subspace_adv.plots.panels import Load, first_values, is_trained, panels, varies
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
+from subspace_adv.plots.tightness import is_open, tightnesses
 from subspace_adv.results import load_networks, open_results
 from subspace_adv.tables import regions_and_norms
 from subspace_adv.training import PENDING
@@ -71,6 +72,7 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
         ),
         "remedies": (bool(drawn_against(dataset)), lambda: remedies(dataset)),
         "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
+        "tightness": (is_open(dataset), lambda: tightnesses(dataset)),
         "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),
     }
     folder = Path(directory) / "figures"

@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from matplotlib.patheffects import Normal, Stroke
+from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
 from subspace_adv import engine
 from subspace_adv.contracts import Model
 from subspace_adv.plots.panels import (
     DISTANCE_NOTE,
     Load,
+    draw_pieces,
     draw_points,
     headline,
     model_of,
@@ -26,6 +29,9 @@ _MAX_SURFACES = 32  # whose decision surfaces are computed
 _PLANE = 0.5  # height of the chessboard
 _REACH = 2.0  # how far above and below it a flip is looked for
 _SIGHT = 1.0  # how far above and below it a decision surface is drawn
+# The boundary within the plane, to be seen on any colour.
+_BOUNDARY: dict[str, Any] = {"color": "black", "linewidth": 1.1}
+_BOUNDARY["path_effects"] = [Stroke(linewidth=2.5, foreground="white"), Normal()]
 _JUMP = 0.4  # larger steps between neighbouring heights belong to two sheets of the surface
 
 
@@ -34,7 +40,8 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
 
     Above, the surface of the first seed's network over the unit square: the nearest change of prediction
     straight up or down from the data's plane. Below, the median over networks of its distance from the plane.
-    The dataset must be of kind "chessboard".
+    Lines are the first seed's boundary within the plane, exactly, where its model knows it. The dataset must be
+    of kind "chessboard".
     """
     shown = panels(dataset)
     figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.2, 6.5), layout="constrained")
@@ -42,8 +49,8 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     coarse = (x[::2, ::2], y[::2, ::2])
     flat, distance = [], None
     for i, panel in enumerate(shown):
-        networks = trained_networks(dataset, load, panel.arm, _MAX_SURFACES)
-        look = {"model": model_of(dataset, panel.arm), "plane": _PLANE, "reach": _REACH}
+        model, networks = model_of(dataset, panel.arm), trained_networks(dataset, load, panel.arm, _MAX_SURFACES)
+        look = {"model": model, "plane": _PLANE, "reach": _REACH}
         solid: Any = figure.add_subplot(2, len(shown), i + 1, projection="3d", computed_zorder=False)
         _draw_surface(solid, x, y, flip_heights(networks[0], x, y, **look))
         draw_points(solid, dataset, depthshade=False)
@@ -53,6 +60,9 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
         ax = figure.add_subplot(2, len(shown), len(shown) + i + 1, sharey=flat[0] if flat else None)
         distance = ax.contourf(*coarse, median, levels=np.linspace(0, 1, 11), extend="max")
         distance.set_rasterized(True)
+        if model.boundary is not None:
+            pieces = model.boundary(networks[0], np.array([0, 0, _PLANE]), np.eye(3, 2), np.zeros(2), np.ones(2))
+            _draw_boundary(solid, ax, pieces)
         draw_points(ax, dataset, clip_on=False)
         ax.set(xlabel="$x_1$", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         ax.tick_params(labelleft=i == 0)
@@ -118,3 +128,10 @@ def _draw_surface(ax: Any, x: np.ndarray, y: np.ndarray, height: np.ndarray) -> 
     for i, letter in enumerate("xyz", start=1):
         getattr(ax, f"set_{letter}label")(f"$x_{i}$", labelpad=-8)
     ax.set_box_aspect((1, 1, 0.9), zoom=1.1)
+
+
+def _draw_boundary(solid: Any, flat: Axes, pieces: np.ndarray) -> None:
+    """One network's boundary within the data's plane, straight pieces (k, 2, 2), in space and seen from above."""
+    solid.add_collection3d(Line3DCollection(np.insert(pieces, 2, _PLANE, axis=2), **_BOUNDARY, zorder=3))
+    draw_pieces(flat, pieces, **_BOUNDARY, zorder=2)
+    flat.plot([], [], **_BOUNDARY, label="boundary of the first network within the plane")

@@ -15,6 +15,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.plots.panels import (
     DISTANCE_NOTE,
     Load,
+    draw_pieces,
     draw_points,
     headline,
     model_of,
@@ -43,13 +44,14 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     share = None
     for ax, panel in zip(axes, shown, strict=True):
         networks = trained_networks(dataset, load, panel.arm, _MAX_NETWORKS)
-        outputs = _outputs(model_of(dataset, panel.arm), networks, grid)
+        model = model_of(dataset, panel.arm)
+        outputs = _outputs(model, networks, grid)
         positive = 100 * (outputs > 0).mean(axis=0)
         share = ax.contourf(ticks, ticks, positive, levels=np.linspace(0, 100, 11), cmap=_SHARES)
         share.set_rasterized(True)
-        for values in outputs[1 : 1 + _FAINT_BOUNDARIES, ::2, ::2]:
-            _draw_boundary(ax, ticks[::2], values, linewidths=0.6, alpha=0.3)
-        _draw_boundary(ax, ticks, outputs[0], linewidths=1.8)
+        for i in range(min(1 + _FAINT_BOUNDARIES, len(networks))):
+            look = {"linewidth": 0.6, "alpha": 0.3} if i else {"linewidth": 1.8}
+            _draw_boundary(ax, model, networks[i], (ticks, outputs[i]), **look)
         ax.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, label="the data's line")
         ax.plot([], [], color="black", linewidth=1.8, label="boundary of one network")
         ax.plot([], [], color="black", linewidth=0.6, alpha=0.4, label="of a few others")
@@ -63,9 +65,17 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     return figure
 
 
-def _draw_boundary(ax: Axes, ticks: np.ndarray, values: np.ndarray, **look: Any) -> None:
-    if values.min() < 0 < values.max():  # elsewhere it is out of sight, and matplotlib would draw another level
-        ax.contour(ticks, ticks, values, levels=[0], colors="black", **look)
+def _draw_boundary(
+    ax: Axes, model: Model, network: Any, on_grid: tuple[np.ndarray, np.ndarray], *, linewidth: float, alpha: float = 1
+) -> None:
+    """One network's boundary, exact where the model knows it, or else as told by its outputs (k, k) on ticks (k,)."""
+    ticks, values = on_grid
+    if model.boundary is not None:
+        corner = np.full(2, _HALF_WIDTH)
+        pieces = model.boundary(network, np.zeros(2), np.eye(2), -corner, corner)
+        draw_pieces(ax, pieces, color="black", linewidth=linewidth, alpha=alpha)
+    elif values.min() < 0 < values.max():  # elsewhere it is out of sight, and matplotlib would draw another level
+        ax.contour(ticks, ticks, values, levels=[0], colors="black", linewidths=linewidth, alpha=alpha)
 
 
 def _outputs(model: Model, networks: Sequence[Any], points: np.ndarray) -> np.ndarray:

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as MatplotlibPath
 
 from subspace_adv.contracts import Model
 from subspace_adv.measures import distance_name
@@ -22,6 +25,7 @@ Load = Callable[..., Any]
 # Okabe and Ito's palette, whose colours readers with any colour vision tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLOURS = ("#000000", ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
 DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
 
 
@@ -90,6 +94,13 @@ def draw_points(ax: Any, dataset: xr.Dataset, **options: Any) -> None:
         ax.scatter(*coordinates, label=f"label {sign}1", zorder=5, **look, **options)
 
 
+def draw_pieces(ax: Axes, pieces: np.ndarray, **look: Any) -> None:
+    """Straight pieces (k, 2, 2) as one path, so that where they meet nothing is drawn twice."""
+    codes = np.tile([MatplotlibPath.MOVETO, MatplotlibPath.LINETO], len(pieces))
+    path = MatplotlibPath(pieces.reshape(-1, 2), codes.astype(MatplotlibPath.code_type))
+    ax.add_patch(PathPatch(path, fill=False, capstyle="round", **look))
+
+
 def panel_label(panel: Panel) -> str:
     """The arm's name and settings."""
     settings = [f"{n} {panel.arm[a]:.3g}" for a, n in zip(REMEDIES, ("scale", "λ"), strict=True) if a in panel.arm]
@@ -107,7 +118,7 @@ def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
     return "\n".join(lines)
 
 
-def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[str] = ()) -> None:
+def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[Hashable] = ()) -> None:
     """The title and a note; below, the sweep's name and what the figure holds fixed without saying so."""
     unsaid = set(first_values(dataset)) - {*REMEDIES, *drawn}
     fixed = [f"{a} = {value}" for a, value in first_values(dataset).items() if a in unsaid and varies(dataset, a)]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from subspace_adv.measures import distance_name
 from subspace_adv.norms import NORMS
-from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, Panel, headline, panel_label, panels
+from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, REGION_WORDS, Panel, headline, panel_label, panels
 from subspace_adv.settings import replicates
 from subspace_adv.tables import (
     DIRECTIONS,
@@ -22,7 +22,6 @@ from subspace_adv.tables import (
 )
 
 _SIZES = 101  # at which curves are drawn
-_REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
 _DIRECTION_COLOURS = {"universal": ORANGE, "random": BLUE}
 
 
@@ -46,7 +45,7 @@ def robust_accuracies(dataset: xr.Dataset) -> Figure:
             ax.plot(sizes, 100 * certified.mean, color=colour, linewidth=1, linestyle="--")
             ax.plot(sizes, 100 * attacked.mean, color=colour, linewidth=1.6, label=panel_label(panel))
         _finish(ax, sizes, f"size ε of the perturbation\n({NORMS[norm].symbol} norm, input length)")
-        ax.set_title(_REGION_WORDS[region])
+        ax.set_title(REGION_WORDS[region])
     for ax in grid[:, 0]:
         ax.set_ylabel("robust accuracy (%)")
     _legend(figure, grid[0, 0], len(shown) if len(regions) > 2 else 2)
