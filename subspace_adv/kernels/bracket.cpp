@@ -19,6 +19,7 @@ constexpr uint64_t kFarKey = 0;     // of the rays that are the same for all poi
 constexpr int64_t kFewRestarts = 8, kFewOf = 4;
 constexpr int64_t kMostRounds = 2;  // of the whole attack, each with twice the steps of the one before
 constexpr double kUncertain = 2;    // upper over lower, beyond which it is made again
+constexpr double kStored = 0x1p-20;
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
 constexpr double kNearer = 0.98;    // times the flip known: nearer ones are news to the certificate
 
@@ -90,6 +91,8 @@ class Brackets {
     draw_normals(key, (rays + anew) * r, drawn_);
     const float *drawn = drawn_, *noise = drawn_ + rays * r;
     const double* goal = batch.goal + index * r;
+    // Both ends are stored in float32, rounded outwards, and what is asked for has to hold then.
+    const double gap = largest(0, batch.gap - (1 + batch.gap) * kStored);
     double lower = 0, distance = INFINITY;
     const int64_t few = batch.restarts < kFewRestarts ? batch.restarts : kFewRestarts;
     for (int64_t round = 0;; ++round) {
@@ -105,11 +108,11 @@ class Brackets {
         distance = flip.distance;
         for (int64_t j = 0; j < r; ++j) place[j] = place_[0][j];
       }
-      if ((is_new && lower * (1 + batch.gap) < distance) || round == 0) {
+      if ((is_new && lower * (1 + gap) < distance) || round == 0) {
         for (int64_t j = 0; j < r; ++j) hint_[0][j] = place[j];
-        lower = largest(lower, certificate_.radius(around, batch.norm, distance, batch.gap, hint_[0]));
+        lower = largest(lower, certificate_.radius(around, batch.norm, distance, gap, hint_[0]));
       }
-      if (lower * (1 + batch.gap) >= distance) break;
+      if (lower * (1 + gap) >= distance) break;
       // What is far from certain may be a flip in a narrow cone, that a longer search comes nearer.
       if (round && (round == kMostRounds || distance <= kUncertain * lower)) break;
     }
