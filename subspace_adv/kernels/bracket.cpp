@@ -17,8 +17,14 @@ constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of
 constexpr uint64_t kFarKey = 0;     // of the rays that are the same for all points
 // Of the attack that all points get first: restarts, and of how many steps it makes one.
 constexpr int64_t kFewRestarts = 8, kFewOf = 4;
-constexpr int64_t kMostRounds = 2;  // of the whole attack, each with twice the steps of the one before
-constexpr double kUncertain = 2;    // upper over lower, beyond which it is made again
+// Of the whole attack, in few dimensions and in more: rounds, each with twice the steps of the one before, and upper over
+// lower, beyond which it is made again. In few dimensions it is cheap, and the certificate near the truth.
+struct Again {
+  int64_t most_rounds;
+  double uncertain;
+};
+constexpr int64_t kFewDimensions = 8;
+constexpr Again kInFew = {4, 1.05}, kInMore = {2, 2};
 constexpr double kStored = 0x1p-20;
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
 constexpr double kNearer = 0.98;    // times the flip known: nearer ones are news to the certificate
@@ -91,6 +97,7 @@ class Brackets {
     draw_normals(key, (rays + anew) * r, drawn_);
     const float *drawn = drawn_, *noise = drawn_ + rays * r;
     const double* goal = batch.goal + index * r;
+    const Again again = r <= kFewDimensions ? kInFew : kInMore;
     // Both ends are stored in float32, rounded outwards, and what is asked for has to hold then.
     const double gap = largest(0, batch.gap - (1 + batch.gap) * kStored);
     double lower = 0, distance = INFINITY;
@@ -114,7 +121,7 @@ class Brackets {
       }
       if (lower * (1 + gap) >= distance) break;
       // What is far from certain may be a flip in a narrow cone, that a longer search comes nearer.
-      if (round && (round == kMostRounds || distance <= kUncertain * lower)) break;
+      if (round && (round == again.most_rounds || distance <= again.uncertain * lower)) break;
     }
     batch.lower[index] = lower;
     batch.distance[index] = distance * kRounded;
