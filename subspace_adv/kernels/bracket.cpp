@@ -14,20 +14,20 @@ namespace subspace_adv {
 namespace {
 
 constexpr double kRounded = 1 + 0x1p-40;  // lengths of coordinates are those of perturbations, but for rounding
-constexpr uint64_t kFarKey = 0;     // of the rays that are the same for all points
+constexpr uint64_t kFarKey = 0;           // of the rays that are the same for all points
 // Of the attack that all points get first: restarts, and of how many steps it makes one.
 constexpr int64_t kFewRestarts = 8, kFewOf = 4;
-// Of the whole attack, in few dimensions and in more: rounds, each with twice the steps of the one before, and upper over
-// lower, beyond which it is made again. In few dimensions it is cheap, and the certificate near the truth.
+// Of the whole attack, in few dimensions and in more: rounds, each with twice the steps of the one before, and upper
+// over lower, beyond which it is made again. In few dimensions it is cheap, and the certificate near the truth.
 struct Again {
   int64_t most_rounds;
   double uncertain;
 };
 constexpr int64_t kFewDimensions = 8;
 constexpr Again kInFew = {4, 1.05}, kInMore = {2, 2};
-constexpr double kStored = 0x1p-20;
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
-constexpr double kNearer = 0.98;    // times the flip known: nearer ones are news to the certificate
+constexpr double kStored = 0x1p-20;  // relative: more than rounding to float32 can put both ends apart
+constexpr double kNearer = 0.98;     // times the flip known: nearer ones are news to the certificate
 
 bool is_finite(const double* numbers, int64_t count) {
   double none = 0;  // NaN, as soon as one is none
@@ -72,9 +72,14 @@ class Brackets {
   }
 
  private:
+  // Directions that are drawn for a point: rays, and after them how a second round's runs depart from the best flip.
+  static int64_t rays_drawn(int64_t restarts) { return 2 * restarts; }
+  static int64_t directions_drawn(int64_t restarts) {
+    return rays_drawn(restarts) + attack_detail::share_of(restarts, attack_detail::Tuning::anew);
+  }
+
   bool allocate_draws(int64_t restarts, int64_t r) {
-    const int64_t anew = attack_detail::share_of(restarts, attack_detail::Tuning::anew);
-    drawn_ = static_cast<float*>(malloc(4 * (2 * restarts + anew) * r));
+    drawn_ = static_cast<float*>(malloc(4 * directions_drawn(restarts) * r));
     far_ = static_cast<float*>(malloc(4 * attack_detail::Tuning::far_rays * r));
     if (drawn_ && far_) draw_normals(kFarKey, attack_detail::Tuning::far_rays * r, far_);
     return drawn_ && far_;
@@ -91,11 +96,10 @@ class Brackets {
   void search(const Around& around, BracketBatch& batch, int64_t index) {
     const int64_t r = batch.dimension;
     double* place = batch.place + index * r;
-    const int64_t rays = 2 * batch.restarts;
-    const int64_t anew = attack_detail::share_of(batch.restarts, attack_detail::Tuning::anew);
+    const int64_t drawn = directions_drawn(batch.restarts) * r;
     const uint64_t key = (uint64_t)batch.keys[2 * index] << 32 | batch.keys[2 * index + 1];
-    draw_normals(key, (rays + anew) * r, drawn_);
-    const float *drawn = drawn_, *noise = drawn_ + rays * r;
+    draw_normals(key, drawn, drawn_);
+    const float *rays = drawn_, *noise = drawn_ + rays_drawn(batch.restarts) * r;
     const double* goal = batch.goal + index * r;
     const Again again = r <= kFewDimensions ? kInFew : kInMore;
     // Both ends are stored in float32, rounded outwards, and what is asked for has to hold then.
@@ -105,9 +109,9 @@ class Brackets {
     for (int64_t round = 0;; ++round) {
       const int64_t restarts = round ? batch.restarts : few;
       const int64_t steps = round ? batch.steps << (round - 1) : (batch.steps + kFewOf - 1) / kFewOf;
-      if (round > 1) draw_normals(key + round * kNextDraws, (rays + anew) * r, drawn_);
+      if (round > 1) draw_normals(key + round * kNextDraws, drawn, drawn_);
       const int64_t hints = distance < INFINITY ? 1 : 0;
-      const int64_t count = attack_.search(around, batch.norm, steps, restarts, drawn, noise, far_, goal, hint_[0],
+      const int64_t count = attack_.search(around, batch.norm, steps, restarts, rays, noise, far_, goal, hint_[0],
                                            hints, directions_[0]);
       const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place_[0]);
       const bool is_new = flip.distance < distance * kNearer;

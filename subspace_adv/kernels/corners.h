@@ -28,7 +28,7 @@ class Corners {
   }
 
   bool allocate(int64_t neurons, int64_t dimension) {
-    const int64_t count = largest_count(dimension);
+    const int64_t count = most_corners(dimension);
     has_parts_ = count * neurons <= kMostBranched;
     const int depths = has_parts_ ? kDepth : 1;
     bool is_done = terms_.allocate(count, neurons) && columns_.allocate(neurons) && slopes_.allocate(depths, neurons) &&
@@ -39,7 +39,9 @@ class Corners {
 
   // The largest radius certified, up to `most`; `known` is one. `place` (r) is where the bounds are weakest.
   double radius(const Signed& signed_output, Norm norm, double most, double known, double gap, double* place) {
-    take(signed_output, norm);
+    output_ = &signed_output, norm_ = norm;
+    count_ = norm == Norm::kL1 ? 2 * output_->dimension : int64_t{1} << output_->dimension;
+    for (int64_t i = 0; i < output_->stride; ++i) slopes_[0][i] = output_->z[i] > 0 ? 1 : 0;
     double certified = known, failed = INFINITY;
     double radius = most < INFINITY ? most * (1 - kExact) : 2 * known;
     parts_ = 0;
@@ -60,7 +62,7 @@ class Corners {
   }
 
  private:
-  static constexpr int64_t kMostHalved = 6;  // dimensions of cubes
+  static constexpr int64_t kMostHalved = 6;          // dimensions of cubes
   static constexpr int kDepth = 4;                   // of parts within parts
   static constexpr int64_t kMostBranched = 1 << 16;  // preactivations at corners, up to which there are parts
   static constexpr int kMostParts = 200;             // of all trials
@@ -69,36 +71,31 @@ class Corners {
   static constexpr int kTouches = 4;                 // of an edge
   static constexpr double kBeyond = 1.02;    // times the root of a tangent, where an edge is looked at
   static constexpr double kExact = 0x1p-21;  // relative, of the first trial
-  static constexpr double kNextTrial = .5;  // of the way from what is certified to what failed
+  static constexpr double kNextTrial = 0.5;  // of the way from what is certified to what failed
   static constexpr double kFirstSpread = 0.3, kLastSpread = 0.02, kFirstAverage = 0.3, kLastAverage = 0.1;
-  enum Row { kMean, kSquare, kTrial, kRows };
+  enum Row { kLow, kHigh, kFixed, kMean, kSquare, kTrial, kRows };
 
-  static int64_t largest_count(int64_t r) { return r <= kMostHalved ? largest_of(2 * r, int64_t{1} << r) : 2 * r; }
-  static int64_t largest_of(int64_t a, int64_t b) { return a > b ? a : b; }
+  // A cube has as many corners as a ball of L1, or more.
+  static int64_t most_corners(int64_t r) { return r <= kMostHalved ? int64_t{1} << r : 2 * r; }
 
   double coordinate(int64_t corner, int64_t j) const {
     if (norm_ == Norm::kL1) return corner / 2 != j ? 0 : corner % 2 ? -1 : 1;
     return corner >> j & 1 ? -1 : 1;
   }
 
-  void take(const Signed& signed_output, Norm norm) {
-    m_ = signed_output.neurons, r_ = signed_output.dimension, stride_ = signed_output.stride;
-    z_ = signed_output.z, aid_ = signed_output.aid, oppose_ = signed_output.oppose, speed_ = signed_output.speed;
-    offset_ = signed_output.offset, rates_ = &signed_output.rates, norm_ = norm;
-    count_ = norm == Norm::kL1 ? 2 * r_ : int64_t{1} << r_;
-    for (int64_t i = 0; i < stride_; ++i) slopes_[0][i] = z_[i] > 0 ? 1 : 0;
-  }
-
   // Begins with the corners of a ball.
   void set_out(double radius) {
-    double size = std::fabs(offset_);
-    for (int64_t i = 0; i < m_; ++i) size += (aid_[i] + oppose_[i]) * (std::fabs(z_[i]) + radius * speed_[i]);
-    allowance_ = rounding_allowance(size, m_);
+    double size = std::fabs(output_->offset);
+    for (int64_t i = 0; i < output_->neurons; ++i) {
+      const double farthest = std::fabs(output_->z[i]) + radius * output_->speed[i];
+      size += (output_->aid[i] + output_->oppose[i]) * farthest;
+    }
+    allowance_ = rounding_allowance(size, output_->neurons);
     for (int64_t k = 0; k < count_; ++k) {
-      memcpy(points_[0][k], z_, 8 * stride_);
-      for (int64_t j = 0; j < r_; ++j) {
+      memcpy(points_[0][k], output_->z, 8 * output_->stride);
+      for (int64_t j = 0; j < output_->dimension; ++j) {
         const double factor = radius * coordinate(k, j);
-        if (factor != 0) add(points_[0][k], factor, (*rates_)[j], stride_);
+        if (factor != 0) add(points_[0][k], factor, output_->rates[j], output_->stride);
       }
     }
   }
@@ -123,8 +120,10 @@ class Corners {
   }
 
   double output(const double* point) const {
-    double value = offset_;
-    for (int64_t i = 0; i < m_; ++i) value += (aid_[i] - oppose_[i]) * (point[i] > 0 ? point[i] : 0);
+    double value = output_->offset;
+    for (int64_t i = 0; i < output_->neurons; ++i) {
+      value += (output_->aid[i] - output_->oppose[i]) * (point[i] > 0 ? point[i] : 0);
+    }
     return value;
   }
 
@@ -133,12 +132,12 @@ class Corners {
     Matrix &whole = points_[depth], &part = points_[depth + 1];
     const double *apex = whole[corner], *slopes = slopes_[depth], *values = values_[depth];
     for (int64_t k = 0; k < count_; ++k) {
-      double at = k == corner ? 0 : edge(apex, whole[k], slopes, values[k] >= allowance_);
+      const double at = k == corner ? 0 : edge(apex, whole[k], slopes, values[k] >= allowance_);
       if (at < 0) return false;
       double *point = part[k], *end = whole[k];
-      for (int64_t i = 0; i < stride_; ++i) point[i] = apex[i] + at * (end[i] - apex[i]);
+      for (int64_t i = 0; i < output_->stride; ++i) point[i] = apex[i] + at * (end[i] - apex[i]);
     }
-    memcpy(slopes_[depth + 1], slopes, 8 * stride_);
+    memcpy(slopes_[depth + 1], slopes, 8 * output_->stride);
     return true;
   }
 
@@ -160,53 +159,21 @@ class Corners {
   // The bound between two points, and its derivative.
   double along(const double* apex, const double* end, double at, const double* slopes, double* slope) const {
     Doubles total = {}, change = {};
-    for (int64_t i = 0; i < stride_; i += kDoubles) {
+    for (int64_t i = 0; i < output_->stride; i += kDoubles) {
       const Doubles begin = load(apex + i), way = load(end + i) - begin, t = begin + at * way;
-      const Doubles line = load(aid_ + i) * load(slopes + i), opposing = load(oppose_ + i);
+      const Doubles line = load(output_->aid + i) * load(slopes + i), opposing = load(output_->oppose + i);
       const Doubles factor = line - (t > 0 ? opposing : Doubles{});
       total += factor * t;
       change += factor * way;
     }
     *slope = sum(change);
-    return sum(total) + offset_;
+    return sum(total) + output_->offset;
   }
 
   // Slopes whose concave bound is as large as can be where it is least, and its values at the corners.
   void equalize(int depth) {
-    Matrix& points = points_[depth];
+    const int64_t open = gather(depth), width = whole_vectors(open);
     double *slopes = slopes_[depth], *values = values_[depth], *base = shares_[1], *share = shares_[0];
-    for (int64_t k = 0; k < count_; ++k) base[k] = offset_;
-    // Neurons that are on at all corners, or off, are linear; only aiding ones that are neither have a slope to choose.
-    double *low = own_[kMean], *high = own_[kSquare];
-    for (int64_t i = 0; i < stride_; ++i) low[i] = high[i] = points[0][i];
-    for (int64_t k = 1; k < count_; ++k) {
-      const double* point = points[k];
-      for (int64_t i = 0; i < stride_; ++i) {
-        low[i] = point[i] < low[i] ? point[i] : low[i];
-        high[i] = point[i] > high[i] ? point[i] : high[i];
-      }
-    }
-    int64_t open = 0;
-    double* fixed = own_[kTrial];
-    for (int64_t i = 0; i < stride_; ++i) {
-      if (low[i] >= 0) slopes[i] = 1;
-      if (high[i] <= 0) slopes[i] = 0;
-      fixed[i] = aid_[i] * slopes[i];
-      if (aid_[i] > 0 && low[i] < 0 && high[i] > 0) columns_[open++] = i, fixed[i] = 0;
-    }
-    const int64_t width = whole_vectors(open);
-    for (int64_t k = 0; k < count_; ++k) {
-      const double* point = points[k];
-      double* terms = terms_[k];
-      Doubles total = {};
-      for (int64_t i = 0; i < stride_; i += kDoubles) {
-        const Doubles t = load(point + i);
-        total += (load(fixed + i) - (t > 0 ? load(oppose_ + i) : Doubles{})) * t;
-      }
-      base[k] = sum(total) + offset_;
-      for (int64_t c = 0; c < open; ++c) terms[c] = aid_[columns_[c]] * point[columns_[c]];
-      for (int64_t c = open; c < width; ++c) terms[c] = 0;
-    }
     double *mean = own_[kMean], *square = own_[kSquare], *trial = own_[kTrial];
     for (int64_t c = 0; c < open; ++c) trial[c] = slopes[columns_[c]];
     for (int64_t c = open; c < width; ++c) trial[c] = 0;
@@ -244,11 +211,46 @@ class Corners {
     }
   }
 
+  // The neurons whose slope is to choose, which aid and are neither on at all corners nor off: their number, columns_
+  // and, at each corner, terms_; in shares_[1] what all others add to the bound there. Slopes that are certain are set.
+  int64_t gather(int depth) {
+    Matrix& points = points_[depth];
+    double *slopes = slopes_[depth], *low = own_[kLow], *high = own_[kHigh], *fixed = own_[kFixed];
+    for (int64_t i = 0; i < output_->stride; ++i) low[i] = high[i] = points[0][i];
+    for (int64_t k = 1; k < count_; ++k) {
+      const double* point = points[k];
+      for (int64_t i = 0; i < output_->stride; ++i) {
+        low[i] = point[i] < low[i] ? point[i] : low[i];
+        high[i] = point[i] > high[i] ? point[i] : high[i];
+      }
+    }
+    int64_t open = 0;
+    for (int64_t i = 0; i < output_->stride; ++i) {
+      if (low[i] >= 0) slopes[i] = 1;
+      if (high[i] <= 0) slopes[i] = 0;
+      fixed[i] = output_->aid[i] * slopes[i];
+      if (output_->aid[i] > 0 && low[i] < 0 && high[i] > 0) columns_[open++] = i, fixed[i] = 0;
+    }
+    for (int64_t k = 0; k < count_; ++k) {
+      const double* point = points[k];
+      double* terms = terms_[k];
+      Doubles total = {};
+      for (int64_t i = 0; i < output_->stride; i += kDoubles) {
+        const Doubles t = load(point + i);
+        total += (load(fixed + i) - (t > 0 ? load(output_->oppose + i) : Doubles{})) * t;
+      }
+      shares_[1][k] = sum(total) + output_->offset;
+      for (int64_t c = 0; c < open; ++c) terms[c] = output_->aid[columns_[c]] * point[columns_[c]];
+      for (int64_t c = open; c < whole_vectors(open); ++c) terms[c] = 0;
+    }
+    return open;
+  }
+
   // By the chords from the origin to the corners of the ball of a radius, along which the bound is concave.
   double along_chords(double radius) const {
-    double begin = offset_ - allowance_, share = 1;
-    for (int64_t i = 0; i < m_; ++i) {
-      begin += (aid_[i] * slopes_[0][i] - (z_[i] > 0 ? oppose_[i] : 0)) * z_[i];
+    double begin = output_->offset - allowance_, share = 1;
+    for (int64_t i = 0; i < output_->neurons; ++i) {
+      begin += (output_->aid[i] * slopes_[0][i] - (output_->z[i] > 0 ? output_->oppose[i] : 0)) * output_->z[i];
     }
     if (!(begin > 0)) return 0;
     for (int64_t k = 0; k < count_; ++k) {
@@ -262,24 +264,24 @@ class Corners {
   void find_weakest(double* place) {
     double lowest = INFINITY, total = 0;
     for (int64_t k = 0; k < count_; ++k) lowest = least(lowest, values_[0][k]);
-    for (int64_t j = 0; j < r_; ++j) place[j] = 0;
+    for (int64_t j = 0; j < output_->dimension; ++j) place[j] = 0;
     for (int64_t k = 0; k < count_; ++k) {
       const double share = std::exp((lowest - values_[0][k]) / kLastSpread);
       total += share;
-      for (int64_t j = 0; j < r_; ++j) place[j] += share * coordinate(k, j);
+      for (int64_t j = 0; j < output_->dimension; ++j) place[j] += share * coordinate(k, j);
     }
-    for (int64_t j = 0; j < r_; ++j) place[j] /= total;
+    for (int64_t j = 0; j < output_->dimension; ++j) place[j] /= total;
   }
 
   const double kSpreadRatio = std::pow(kLastSpread / kFirstSpread, 1.0 / (kSteps - 1));
   const double kAverageRatio = std::pow(kLastAverage / kFirstAverage, 1.0 / (kSteps - 1));
 
-  int64_t m_ = 0, r_ = 0, stride_ = 0, count_ = 0, parts_ = 0;
-  const double *z_ = nullptr, *aid_ = nullptr, *oppose_ = nullptr, *speed_ = nullptr;
-  double offset_ = 0, allowance_ = 0;
+  const Signed* output_ = nullptr;
   Norm norm_ = Norm::kL1;
+  int64_t count_ = 0;  // of corners
+  int64_t parts_ = 0;  // that have been looked at
+  double allowance_ = 0;
   bool has_parts_ = false;
-  const Matrix* rates_ = nullptr;
   Matrix terms_, slopes_, values_, own_, shares_;
   Matrix points_[kDepth];  // preactivations at corners: of the ball, of a part of it, of a part of that
   Array<int64_t> columns_;
