@@ -8,6 +8,7 @@ on the norm bounds every zᵢ + aᵢ·c, and where its sign is settled the neuro
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ _ROUNDING = 1e-6
 _GAP = 1e-8
 _CAP_ROUNDS = 30
 _TANGENTS = 17
+_FAINT = 1e-3  # beside the most that a neuron can add
+_AT_KINK, _MOST_KINKS = 1e-5, 4
 _MARGINS = (0.0, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)  # depths below zero at which a flip is sought, past all rounding
 
 
@@ -39,6 +42,7 @@ class Optimum(NamedTuple):
 class _Program(NamedTuple):
     """The problem in units in which the known upper bound is 1, and so is the reach of each neuron."""
 
+    norm: Norm
     basis: np.ndarray  # (d, r)
     z: np.ndarray  # (m,)
     rates: np.ndarray  # (m, r)
@@ -60,6 +64,20 @@ class _Program(NamedTuple):
     def lowering(self) -> np.ndarray:
         """Unsettled neurons that need a binary."""
         return (self.low < 0) & (self.high > 0) & (self.head < 0)
+
+    @property
+    def needed(self) -> np.ndarray:
+        """Unsettled neurons of which a flip needs some one: all the others together leave the output positive.
+
+        Asked where the output is faint, as after a training of large steps: solvers' tolerances hide it, but not that.
+        """
+        slope, rest = _settled(self)
+        least = rest - (1 + _SLACK) * np.linalg.norm(self.basis @ slope, DUAL_ORDER[self.norm])
+        most = np.where(self.lowering, -self.head * self.high, 0)
+        weakest = np.argsort(most)
+        strong = np.zeros(len(most), bool)
+        strong[weakest] = np.cumsum(most[weakest]) >= least * (1 - _ROUNDING)
+        return strong & self.lowering & (0 < least < _FAINT)
 
 
 class _Solution(NamedTuple):
@@ -89,17 +107,146 @@ def least_flip(
     network = Network(*(np.asarray(field, np.float64) for field in network))
     sign = 1 if reference.output(network, x) >= 0 else -1
     program = _scaled(network, sign, np.asarray(x, np.float64), np.asarray(basis, np.float64), norm, upper)
-    solution = _solve_quadratic(program, time_limit) if norm == "l2" else _solve_linear(program, norm, time_limit)
+    solution = _solve_quadratic(program, time_limit) if norm == "l2" else _solve_linear(program, time_limit)
     found = Optimum(min(solution.lower, 1.0) * upper, np.inf, np.zeros(len(x)), solution.proven)
-    if solution.coefficients is None:
-        return found
-    for margin in _MARGINS:
-        polished = _polish(program, norm, solution.coefficients, margin)
-        if polished is not None:
-            delta = upper * program.basis @ polished
-            if sign * reference.output(network, x + delta.astype(np.longdouble)) <= 0:
-                return found._replace(upper=float(np.linalg.norm(delta, ORDER[norm])), delta=delta)
+    for on in [] if solution.coefficients is None else _patterns(program, solution.coefficients):
+        for margin in _MARGINS:
+            polished = _polish(program, on, margin)
+            if polished is not None:
+                delta = upper * program.basis @ polished
+                length = float(np.linalg.norm(delta, ORDER[norm]))
+                if sign * reference.output(network, x + delta.astype(np.longdouble)) <= 0 and length < found.upper:
+                    found = found._replace(upper=length, delta=delta)
+                    break
+    if found.upper < upper / 2 and found.lower < found.upper * (1 - _ROUNDING):  # so that tolerances are in its units
+        return least_flip(network, x, basis, norm, found.upper, time_limit=time_limit)
     return found
+
+
+def least_flip_in_cell(
+    network: Network, x: np.ndarray, basis: np.ndarray, norm: Norm, delta: np.ndarray, *, margin: float = 0.0
+) -> np.ndarray | None:
+    """The least perturbation that flips x among those that turn neurons on and off as `delta` does, which flips it.
+
+    Args:
+        network: weight (m, d), float64.
+        x: point (d,).
+        basis: of the perturbations allowed, (d, r).
+        norm: of the perturbation.
+        delta: (d,).
+        margin: beyond zero, of the most that a neuron can add.
+
+    Returns:
+        (d,), but for rounding; None where the solver finds none.
+    """
+    sign = 1 if reference.output(network, x) >= 0 else -1
+    length = np.linalg.norm(delta, ORDER[norm])
+    program = _scaled(network, sign, x, basis, norm, length)
+    polished = _polish(program, program.z + program.rates @ (basis.T @ delta / length) > 0, margin)
+    return None if polished is None else length * basis @ polished
+
+
+def least_flip_in_plane(network: Network, x: np.ndarray, basis: np.ndarray, norm: Norm) -> Optimum:
+    """As `least_flip` in a region of two dimensions, of any width, by a look at every piece of the decision boundary.
+
+    Within a cell between kinks the boundary is straight, and begins on the kinks. Four more lines, the axes and
+    diagonals through x, meet what meets no kink; and as the corners of the balls of L1 and L∞ lie on them, these norms
+    are linear in a cell, so that some beginning is nearest. In L2 it may also be the foot of the perpendicular from x.
+    """
+    network = Network(*(np.asarray(field, np.longdouble) for field in network))
+    begin = reference.output(network, x)
+    sign = 1 if begin >= 0 else -1
+    z, rates = network.weight @ x + network.bias, network.weight @ basis
+    varies = rates.any(axis=1)
+    plane = _Plane(
+        z[varies],
+        rates[varies],
+        sign * network.head[varies],
+        sign * (network.head @ np.where(varies, 0, np.maximum(z, 0)) + network.head_bias),
+    )
+    places, toward = _beginnings(plane)
+    if norm == "l2":
+        feet = _feet(plane, places)
+        places, toward = np.concatenate([places, feet]), np.concatenate([toward, feet])
+    lengths = np.linalg.norm(np.asarray(places @ basis.T, np.float64), ORDER[norm], axis=1)
+    if not len(lengths):
+        return Optimum(np.inf, np.inf, np.zeros(len(x)), True)
+    nearest = np.argmin(lengths)
+    beyond = toward[nearest] * (np.linalg.norm(places[nearest]) / np.linalg.norm(toward[nearest]))
+    for margin in _MARGINS:
+        delta = np.asarray(basis @ (places[nearest] + margin * beyond), np.float64)
+        if sign * reference.output(network, x + delta.astype(np.longdouble)) <= 0:
+            return Optimum(lengths[nearest], float(np.linalg.norm(delta, ORDER[norm])), delta, True)
+    return Optimum(lengths[nearest], np.inf, np.zeros(len(x)), True)
+
+
+class _Plane(NamedTuple):
+    """The signed output, offset + Σ headᵢ·relu(zᵢ + ratesᵢ·c), in long double; no rate is 0."""
+
+    z: np.ndarray  # (m,)
+    rates: np.ndarray  # (m, 2)
+    head: np.ndarray  # (m,), times the sign at c = 0
+    offset: np.longdouble
+
+    def inputs(self, c: np.ndarray) -> np.ndarray:
+        return self.z + c @ self.rates.T
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        return np.maximum(inputs, 0) @ self.head + self.offset
+
+
+def _beginnings(plane: _Plane) -> tuple[np.ndarray, np.ndarray]:
+    """Where the output changes its sign along kinks, axes and diagonals, and which way it falls there, (k, 2) each."""
+    normals = np.concatenate([plane.rates, [[1, 0], [0, 1], [1, 1], [1, -1]]]).astype(np.longdouble)
+    sizes = np.sqrt((normals**2).sum(axis=1))[:, None]
+    levels = np.concatenate([plane.z, np.zeros(4)])[:, None]
+    start, along = -levels * normals / sizes**2, normals[:, ::-1] * [1, -1] / sizes
+    at, speed = plane.inputs(start), along @ plane.rates.T
+    itself = np.eye(len(at), len(plane.z), dtype=bool)
+    at[itself] = 0
+    speed[itself | (np.abs(speed) <= 1e-16 * sizes[: len(plane.z), 0])] = 0  # parallel to it
+    places, ways = [], []
+    for line, side in itertools.product(range(len(at)), (1, -1)):
+        for t, way in _changes_of_sign(plane, at[line], side * speed[line]):
+            places.append(start[line] + side * t * along[line])
+            ways.append(way * side * along[line])
+    return np.reshape(places, (-1, 2)), np.reshape(ways, (-1, 2))
+
+
+def _changes_of_sign(plane: _Plane, at: np.ndarray, speed: np.ndarray) -> Iterator[tuple[np.longdouble, int]]:
+    """Each t ≥ 0 where the output of inputs at + t·speed changes its sign, and whether it falls (1) or rises (−1)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kinks = -at / speed
+    ahead = np.flatnonzero(np.isfinite(kinks) & (kinks > 0))
+    ahead = ahead[np.argsort(kinks[ahead])]
+    t = np.append(0, kinks[ahead])
+    first = (plane.head * speed)[(at > 0) | ((at == 0) & (speed > 0))].sum()
+    slopes = np.cumsum(np.append(first, (plane.head * np.abs(speed))[ahead]))
+    values = plane(at) + np.append(0, np.cumsum(slopes[:-1] * np.diff(t)))
+    left, right = values[:-1], values[1:]
+    for i in np.flatnonzero((left < 0) != (right < 0)):
+        yield t[i] + left[i] / (left[i] - right[i]) * (t[i + 1] - t[i]), 1 if left[i] >= 0 else -1
+    if slopes[-1] and (values[-1] < 0) == (slopes[-1] > 0):
+        yield t[-1] - values[-1] / slopes[-1], 1 if slopes[-1] < 0 else -1
+
+
+def _feet(plane: _Plane, places: np.ndarray) -> np.ndarray:
+    """Of the pieces that begin at places (k, 2), to either side of their lines: the feet of perpendiculars from x."""
+    inputs = plane.inputs(places)
+    doubt = 1e-15 * (np.abs(plane.z) + np.abs(places) @ np.abs(plane.rates).T)
+    feet = []
+    for place, around, close in zip(places, inputs, np.abs(inputs) <= doubt, strict=True):
+        normal = plane.rates[np.argmin(np.abs(around))]
+        for side in (1, -1):
+            on = np.where(close, plane.rates @ normal * side > 0, around > 0)
+            gradient = (plane.head * on) @ plane.rates
+            size = gradient @ gradient
+            if size > 0:
+                foot = gradient * (gradient @ place) / size
+                there = plane.inputs(foot)
+                if ((there > 0) == on)[np.abs(there) > 1e-15 * (np.abs(plane.z) + np.abs(there))].all():
+                    feet.append(foot)
+    return np.reshape(feet, (-1, 2))
 
 
 def _scaled(network: Network, sign: int, x: np.ndarray, basis: np.ndarray, norm: Norm, upper: float) -> _Program:
@@ -114,7 +261,7 @@ def _scaled(network: Network, sign: int, x: np.ndarray, basis: np.ndarray, norm:
     z = z / reach
     widest = 1 + _SLACK + _ROUNDING
     return _Program(
-        basis, z, rates / reach[:, None], head / scale, float(sign * constant / scale), z - widest, z + widest
+        norm, basis, z, rates / reach[:, None], head / scale, float(sign * constant / scale), z - widest, z + widest
     )
 
 
@@ -150,7 +297,7 @@ def _within_cap(program: _Program) -> _Program:
     return program
 
 
-def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> _Solution:
+def _solve_linear(program: _Program, time_limit: float) -> _Solution:
     """The least l1 or linf norm, by HiGHS.
 
     Its variables are the coefficients, the norm, the coordinates' sizes (l1), the neurons' outputs (first those that
@@ -158,7 +305,7 @@ def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> _Solution
     """
     d, r = program.basis.shape
     up, down = np.flatnonzero(program.raising), np.flatnonzero(program.lowering)
-    sizes = d if norm == "l1" else 0
+    sizes = d if program.norm == "l1" else 0
     blocks = np.cumsum([0, r, 1, sizes, len(up), len(down), len(down)])
     c, tau, size, y_up, y_down, binary = (slice(*pair) for pair in itertools.pairwise(blocks))
     total = blocks[-1]
@@ -171,15 +318,18 @@ def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> _Solution
         rows.append(row)
         limits.append(limit)
 
-    bound = (size, -np.eye(d)) if norm == "l1" else (tau, -np.ones((d, 1)))
+    bound = (size, -np.eye(d)) if program.norm == "l1" else (tau, -np.ones((d, 1)))
     constrain(np.zeros(d), (c, program.basis), bound)
     constrain(np.zeros(d), (c, -program.basis), bound)
-    if norm == "l1":
+    if program.norm == "l1":
         constrain(np.zeros(1), (size, np.ones((1, d))), (tau, -np.ones((1, 1))))
     constrain(-program.z[up], (c, program.rates[up]), (y_up, -np.eye(len(up))))
     low, high = program.low[down], program.high[down]
     constrain(program.z[down] - low, (c, -program.rates[down]), (y_down, np.eye(len(down))), (binary, -np.diag(low)))
     constrain(np.zeros(len(down)), (y_down, np.eye(len(down))), (binary, -np.diag(high)))
+    needed = program.needed[down]
+    if needed.any():
+        constrain(-np.ones(1), (binary, -needed[None].astype(float)))
     slope, rest = _settled(program)
     constrain(np.array([-rest]), (c, slope[None]), (y_up, program.head[up][None]), (y_down, program.head[down][None]))
     least, most = np.full(total, -np.inf), np.full(total, np.inf)
@@ -204,12 +354,14 @@ def _solve_linear(program: _Program, norm: Norm, time_limit: float) -> _Solution
 
 def _solve_quadratic(program: _Program, time_limit: float) -> _Solution:
     """The least squared l2 norm, by SCIP."""
-    from pyscipopt import Model, quicksum
+    from pyscipopt import SCIP_PARAMSETTING, Model, quicksum
 
     program = _within_cap(program)
     model = Model()
     model.hideOutput()
     model.setParams({"limits/time": time_limit, "limits/gap": _GAP, "numerics/feastol": 1e-9})
+    model.setSeparating(SCIP_PARAMSETTING.OFF)  # neither is of use here, and they take most of the time
+    model.setHeuristics(SCIP_PARAMSETTING.OFF)
     r = program.basis.shape[1]
     c = [model.addVar(lb=-1 - _SLACK, ub=1 + _SLACK) for _ in range(r)]
     squares = [model.addVar(lb=0, ub=(1 + _SLACK) ** 2) for _ in range(r)]
@@ -220,7 +372,7 @@ def _solve_quadratic(program: _Program, time_limit: float) -> _Solution:
     model.addCons(quicksum(squares) <= (1 + _SLACK) ** 2)
     model.setObjective(quicksum(squares))
     slope, rest = _settled(program)
-    signed_output = [slope[j] * c[j] for j in range(r)]
+    signed_output, binaries = [slope[j] * c[j] for j in range(r)], {}
     unsettled = program.raising | program.lowering
     for i, (low, high, head) in enumerate(zip(program.low, program.high, program.head, strict=True)):
         moved = quicksum(program.rates[i, j] * c[j] for j in range(r)) + program.z[i]
@@ -234,8 +386,11 @@ def _solve_quadratic(program: _Program, time_limit: float) -> _Solution:
             binary = model.addVar(vtype="B")
             model.addCons(y <= moved - low * (1 - binary))
             model.addCons(y <= high * binary)
+            binaries[i] = binary
         signed_output.append(head * y)
     model.addCons(quicksum(signed_output) + rest <= 0)
+    if program.needed.any():
+        model.addCons(quicksum(binaries[i] for i in np.flatnonzero(program.needed)) >= 1)
     model.optimize()
     status = model.getStatus()
     if status == "infeasible":
@@ -250,19 +405,31 @@ def _settled(program: _Program) -> tuple[np.ndarray, float]:
     return head @ program.rates, float(head @ program.z + program.offset)
 
 
-def _polish(program: _Program, norm: Norm, coefficients: np.ndarray, margin: float) -> np.ndarray | None:
-    """The least flip among those whose neurons are on and off as at the solver's solution, to machine precision.
+def _patterns(program: _Program, coefficients: np.ndarray) -> Iterator[np.ndarray]:
+    """Which neurons are on at a solver's solution, (m,) each: those at their kinks, up to its tolerances, on or off."""
+    inputs = program.z + program.rates @ coefficients
+    at_kinks = np.argsort(np.abs(inputs))[:_MOST_KINKS]
+    at_kinks = at_kinks[np.abs(inputs[at_kinks]) < _AT_KINK]
+    for states in itertools.product([True, False], repeat=len(at_kinks)):
+        on = inputs > 0
+        on[at_kinks] = states
+        yield on
+
+
+def _polish(program: _Program, on: np.ndarray, margin: float) -> np.ndarray | None:
+    """The least flip among those whose neurons are on and off as they are told, to machine precision.
 
     There the output is linear, so no tolerance on binaries is left. Neurons that lower the output need not keep their
     state, as the linear output is above the true one where they do not.
     """
-    on = program.z + program.rates @ coefficients > 0
     head = np.where(on, program.head, 0)
     kept = program.head > 0
     outward = np.where(on, -1, 1)[kept]
     rows = np.concatenate([(head @ program.rates)[None], outward[:, None] * program.rates[kept]])
     limits = np.concatenate([[-margin - head @ program.z - program.offset], -outward * program.z[kept]])
-    return _least_distance(rows, limits) if norm == "l2" else _least_linear(program.basis, norm, rows, limits)
+    if program.norm == "l2":
+        return _least_distance(rows, limits)
+    return _least_linear(program.basis, program.norm, rows, limits)
 
 
 def _least_distance(rows: np.ndarray, limits: np.ndarray) -> np.ndarray | None:

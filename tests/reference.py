@@ -14,7 +14,7 @@ def random_network(rng: np.random.Generator, width: int, dim: int, padded: int |
     """A network in float64 whose outputs are of order one, with inert neurons up to `padded`."""
     inert = (padded or width) - width
     weight, bias = rng.standard_normal((width, dim)) / np.sqrt(dim), rng.standard_normal(width)
-    head, head_bias = rng.standard_normal(width) / np.sqrt(width), rng.standard_normal() / 2
+    head, head_bias = rng.standard_normal(width) / np.sqrt(width), np.float64(rng.standard_normal() / 2)
     return Network(np.pad(weight, ((0, inert), (0, 0))), np.pad(bias, (0, inert)), np.pad(head, (0, inert)), head_bias)
 
 
@@ -39,22 +39,25 @@ def gradient(network: Network, x: np.ndarray) -> np.ndarray:
 
 
 def first_flips(network: Network, x: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Where the rays along directions (k, d) first flip x, (k,), in float64: N at all kinks, a line between them."""
-    weight, bias, head, head_bias = (np.asarray(field, np.float64) for field in network)
-    sign = 1 if output(network, x) >= 0 else -1
+    """Where the rays along directions (k, d) first flip x, (k,): N summed up over kinks that are sorted in float64."""
+    weight, bias, head, _ = (np.asarray(field, np.float64) for field in network)
+    begin = output(network, x)
+    sign = 1 if begin >= 0 else -1
     z, rates = weight @ x + bias, directions @ weight.T
     with np.errstate(divide="ignore", invalid="ignore"):
         kinks = -z / rates
-    kinks = np.sort(np.where(np.isfinite(kinks) & (kinks > 0), kinks, 0), axis=1)
-    t = np.concatenate([np.zeros((len(rates), 1)), kinks], axis=1)
-    values = sign * (np.maximum(z + t[:, :, None] * rates[:, None], 0) @ head + head_bias)
-    at, row = np.argmax(values < 0, axis=1), np.arange(len(t))
-    before, after = values[row, at - 1], values[row, at]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inside = t[row, at - 1] + before / (before - after) * (t[row, at] - t[row, at - 1])
-        slope, sizes = np.maximum(rates, 0) @ (sign * head), np.abs(rates) @ np.abs(head)
-        outside = np.where(slope < -1e-13 * sizes, t[:, -1] - values[:, -1] / slope, np.inf)
-    return np.where((values < 0).any(axis=1), inside, outside)
+    ahead = np.isfinite(kinks) & (kinks > 0)
+    order = np.argsort(np.where(ahead, kinks, 0), axis=1)
+    t = np.pad(np.take_along_axis(np.where(ahead, kinks, 0), order, axis=1), ((0, 0), (1, 0)))
+    steeper = np.take_along_axis(np.where(ahead, sign * head * np.abs(rates), 0), order, axis=1)
+    first = np.sum(sign * head * rates * ((z > 0) | ((z == 0) & (rates > 0))), axis=1, dtype=np.longdouble)
+    slopes = np.cumsum(np.column_stack([first, steeper]), axis=1)
+    values = np.cumsum(np.column_stack([np.full(len(t), abs(begin)), slopes[:, :-1] * np.diff(t)]), axis=1)
+    row, below = np.arange(len(t)), (values < 0).any(axis=1)
+    before = np.where(below, np.argmax(values < 0, axis=1), len(head) + 1) - 1
+    slope, level = slopes[row, before], values[row, before]
+    falls = below | (slope < -1e-13 * (np.abs(rates) @ np.abs(head)))
+    return np.where(falls, t[row, before] - level / np.where(falls, slope, 1), np.inf).astype(float)
 
 
 def first_flip_exactly(
@@ -71,6 +74,38 @@ def first_flip_exactly(
         turns = -1 if on[i] else 1
         level, slope = level + turns * head[i] * z[i], slope + turns * head[i] * rate[i]
     return max(-level / slope, kinks[-1][0] if kinks else Fraction(0)) if slope < 0 else None
+
+
+def first_flip_along(network: Network, x: np.ndarray, direction: np.ndarray) -> Fraction | None:
+    """Least t ≥ 0 right of which x + t·direction has the other sign, in rational numbers; None if none."""
+    head, offset = exactly(network.head), Fraction(float(network.head_bias))
+    z = [a + b for a, b in zip(_product(network.weight, x), exactly(network.bias), strict=True)]
+    value = sum((u * a for u, a in zip(head, z, strict=True) if a > 0), offset)
+    sign = 1 if value >= 0 else -1
+    return first_flip_exactly(z, _product(network.weight, direction), [sign * u for u in head], sign * offset)
+
+
+def _product(rows: np.ndarray, column: np.ndarray) -> list[Fraction]:
+    """The products of rows (m, d) and a column (d,) of floats, in rational numbers."""
+    (rows, of_rows), (column, of_column) = _whole(rows), _whole(column)
+    return [Fraction(number) * Fraction(2) ** (of_rows + of_column) for number in rows @ column]
+
+
+def _whole(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Floats as integers, times two to a power."""
+    mantissas, exponents = np.frexp(np.asarray(values, np.float64))
+    least = int(exponents.min(where=mantissas != 0, initial=0))
+    shifts = np.maximum(exponents - least, 0)
+    pairs = zip((mantissas * 2.0**53).astype(np.int64).ravel(), shifts.ravel(), strict=True)
+    return np.array([int(number) << int(shift) for number, shift in pairs], object).reshape(shifts.shape), least - 53
+
+
+def is_at_most(radius: float, t: Fraction, direction: np.ndarray, order: float) -> bool:
+    """Whether a radius is at most t times the length of a direction, in rational numbers."""
+    sizes = [abs(size) for size in exactly(direction)]
+    if order == 2:
+        return Fraction(radius) ** 2 <= t**2 * sum(size**2 for size in sizes)
+    return Fraction(radius) <= t * (sum(sizes) if order == 1 else max(sizes))
 
 
 def exactly(values: np.ndarray) -> list[Fraction]:
@@ -140,8 +175,11 @@ class Ray(NamedTuple):
 
 def nearest_flip(
     rng: np.random.Generator, network: Network, point: np.ndarray, columns: np.ndarray, order: float
-) -> float:
-    """The nearest flip on some rays within the span of columns (d, r), and on those around the best of them."""
+) -> tuple[float, np.ndarray]:
+    """The nearest flip on some rays in the span of columns (d, r) and on those around the best of them; its direction.
+
+    The direction (d,) is of length 1 in the norm.
+    """
 
     def nearest(directions: np.ndarray) -> tuple[float, np.ndarray]:
         directions = directions / np.linalg.norm(directions, order, axis=1)[:, None]
@@ -153,4 +191,25 @@ def nearest_flip(
     for spread in (0.3, 0.1, 0.03, 0.01):
         flip, direction = nearest(toward + spread * rng.standard_normal((500, r)))
         best, toward = min(best, flip), direction if flip < best else toward
-    return best
+    return best, columns @ toward
+
+
+def nearest_flip_in_plane(network: Network, point: np.ndarray, columns: np.ndarray, order: float) -> float:
+    """The nearest flip on 2,000 rays in the plane of columns (d, 2), and on ever closer ones around the best few."""
+
+    def flips(angles: np.ndarray) -> np.ndarray:
+        directions = np.stack([np.cos(angles.ravel()), np.sin(angles.ravel())], axis=1) @ columns.T
+        found = first_flips(network, point, directions) * np.linalg.norm(directions, order, axis=1)
+        return found.reshape(angles.shape)
+
+    angles = np.linspace(-np.pi, np.pi, 2000, endpoint=False)
+    found = flips(angles)
+    dips = np.flatnonzero((found <= np.roll(found, 1)) & (found <= np.roll(found, -1)))
+    dips = dips[np.argsort(found[dips])[:4]]
+    best, around, width = found[dips], angles[dips], 2 * np.pi / 2000
+    for _ in range(4):
+        closer = around[:, None] + width * np.linspace(-1, 1, 41)
+        found = flips(closer)
+        at = (np.arange(len(dips)), np.argmin(found, axis=1))
+        best, around, width = np.minimum(best, found[at]), closer[at], width / 20
+    return best.min()

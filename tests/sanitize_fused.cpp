@@ -56,6 +56,7 @@ void bracket(const InstructionSet& set, int64_t points, int64_t neurons, int64_t
   };
   auto head = doubles(2 * neurons, 1), offset = doubles(2, 0.1), z = doubles(2 * points * neurons, 1);
   auto rates = doubles(2 * batch.rate_rows * neurons * dimension, kind == 1 ? 0 : 1);
+  auto z_error = doubles(2 * points * neurons, 1e-15), rate_error = doubles(2 * neurons, 1e-15);
   auto goal = doubles(2 * points * dimension, 1);
   if (kind == 2) head[0] = NAN, z[0] = INFINITY;
   if (kind == 3) std::fill(z.begin(), z.end(), -1.0);
@@ -63,6 +64,7 @@ void bracket(const InstructionSet& set, int64_t points, int64_t neurons, int64_t
   std::vector<uint32_t> keys(4 * points, 7);
   std::vector<double> lower(2 * points), distance(2 * points), place(2 * points * dimension);
   batch.head = head.data(), batch.offset = offset.data(), batch.z = z.data(), batch.rates = rates.data();
+  batch.z_error = z_error.data(), batch.rate_error = rate_error.data();
   batch.keys = keys.data(), batch.goal = goal.data();
   batch.lower = lower.data(), batch.distance = distance.data(), batch.place = place.data();
   std::thread helper([&] { set.bracket(batch); });

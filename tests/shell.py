@@ -1,13 +1,23 @@
-"""Small sweeps, and the command line as a process, for the tests of files and processes."""
+"""Small sweeps, what they train, the command line as a process, and what a test of the kernel is marked with."""
 
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from subspace_adv import Sweep, load_networks, open_results
+import jax
+import numpy as np
+import pytest
+
+from subspace_adv import Network, Sweep, engine, load_networks, open_results, plan
+from subspace_adv.datasets import load_data, load_span
+from subspace_adv.geometry import REGIONS, in_ambient, region_basis
+from subspace_adv.models import fused
+from subspace_adv.planning import Chunk
+
+needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
 
 COMMAND = Path(sys.executable).with_name("subspace-adv")
 
@@ -100,3 +110,27 @@ def call(*arguments: Any, cwd: Path, timeout: float = 300) -> tuple[int, str, st
             process.kill()
             raise
     return process.returncode, out, err
+
+
+class Trained(NamedTuple):
+    """The networks of a sweep, in ambient coordinates, and what they were trained on."""
+
+    chunk: Chunk
+    arrays: dict[str, np.ndarray]  # what training leaves of each
+    networks: Network  # (cells, …), float64
+    x: np.ndarray  # (n, d)
+    y: np.ndarray
+    bases: dict[str, np.ndarray]  # (d, r), by region
+
+
+def trained(sweep: Sweep) -> Trained:
+    """All networks of a sweep of one chunk and dataset."""
+    [chunk] = plan(sweep).chunks
+    [(_, arrays)] = engine.train(sweep, chunk.group, [chunk])
+    networks = Network(*(np.float64(field) for field in engine.ambient_networks(sweep, chunk, arrays)))
+    settings = sweep.dataset({})
+    data, span = load_data(settings), load_span(settings, complete=True)
+    with jax.enable_x64(True):
+        subspace = in_ambient(data.subspace, span)
+        bases = {region: np.asarray(region_basis(subspace, region)) for region in REGIONS}
+    return Trained(chunk, arrays, networks, data.x.astype(np.float64) @ span.basis.T, data.y, bases)

@@ -1,6 +1,7 @@
 """Bounds against rounding: certificates and crossings of networks made to cancel, against rational arithmetic."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -12,11 +13,12 @@ import pytest
 import reference
 from optimum import DUAL_ORDER
 from reference import exactly, first_flip_exactly
+from shell import needs_kernel
 
 from subspace_adv import attacks
 from subspace_adv.brackets import Effort, bracket
 from subspace_adv.engine.pinned import compiler_options
-from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate, local
+from subspace_adv.models import TWO_LAYER, compiled, crown_certificate, kink_certificate, local
 from subspace_adv.models.concave import concave_certificate
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
@@ -176,12 +178,12 @@ def _on_the_first_axis() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _in_a_plane(norm: str) -> tuple[np.ndarray, np.ndarray]:
+def _bracketed(by: str, dimensions: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
     networks, x = _networks()
-    what = {"norm": norm, "effort": Effort(1, 1, ()), "model": TWO_LAYER}
+    what = {"norm": norm, "effort": Effort(1, 1, {"kernel": compiled.ATTACKS, "xla": ()}[by]), "model": TWO_LAYER}
 
     def one(network: Network, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        lower, flip = bracket(network, x[None], jnp.eye(D)[:, :2], key_of(0), **what)
+        lower, flip = bracket(network, x[None], jnp.eye(D)[:, :dimensions], key_of(0), **what)
         return lower[0], flip.distance[0]
 
     with jax.enable_x64(True):
@@ -196,8 +198,14 @@ def _of(kind: Callable) -> range:
 
 
 @pytest.mark.parametrize("kind", LINEAR)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("certificate", ["kink", "crown", "concave"])
+@pytest.mark.parametrize(
+    ("certificate", "norm"),
+    [
+        *itertools.product(("kink", "crown"), NORMS),
+        ("concave", "l1"),
+        *(pytest.param("concave", norm, marks=pytest.mark.slow) for norm in ("l2", "linf")),
+    ],
+)
 def test_no_certificate_is_above_the_distance_of_a_linear_network(certificate, norm, kind):
     """|N| over the gradient's dual norm, in rational numbers; and they are as near to it as rounding lets them.
 
@@ -226,13 +234,21 @@ def test_crossings_of_the_first_axis_enclose_the_flip(kind):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_brackets_in_the_plane_of_the_first_axes_enclose_the_distance(norm):
+@pytest.mark.parametrize(
+    ("by", "dimensions"),
+    [
+        *(pytest.param("kernel", dimensions, marks=needs_kernel) for dimensions in (2, 3, D)),
+        pytest.param("xla", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_brackets_over_the_first_axes_enclose_the_distance(by, dimensions, norm):
     """Of linear outputs the distance itself, in rational numbers; of others, none is above the flips of an axis."""
-    lower, upper = _in_a_plane(norm)
+    lower, upper = _bracketed(by, dimensions, norm)
     for kind in LINEAR:
         for i in _of(kind):
-            assert _exact()[i].is_within(lower[i], norm, 2) and not _exact()[i].is_within(upper[i], norm, 2), i
+            exact = _exact()[i]
+            assert exact.is_within(lower[i], norm, dimensions) and not exact.is_within(upper[i], norm, dimensions), i
     for i, exact in enumerate(_exact()):
         assert exact.along is None or lower[i] <= exact.along, i
     tight = upper < 1.02 * lower
-    assert min(tight[_of(kind)].mean() for kind in KINDS) > 0.7
+    assert min(tight[_of(kind)].mean() for kind in (KINDS if dimensions == 2 else LINEAR)) > 0.7

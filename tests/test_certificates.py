@@ -252,8 +252,8 @@ def test_the_line_is_below_the_signed_output_within_the_ranges(x64):
     for _ in range(20):
         z, slopes = rng.standard_normal(8), rng.choice([0.0, 0.3, 1.0], 8)
         local = TwoLayerLocal(z, rng.standard_normal((8, 3)), rng.standard_normal(8), rng.standard_normal())
-        low, high = z - rng.uniform(0, 3, 8), z + rng.uniform(0, 3, 8)
-        level, gradient = map(np.asarray, certificates._line(local, low, high, slopes))
+        low, high, farthest = z - rng.uniform(0, 3, 8), z + rng.uniform(0, 3, 8), np.abs(z) + 3
+        level, gradient = map(np.asarray, certificates._line(local, low, high, slopes, farthest))
         c = 0.7 * rng.standard_normal((4000, 3))
         hidden = z + c @ local.rates.T
         within = ((hidden >= low) & (hidden <= high)).all(axis=1)
@@ -261,8 +261,8 @@ def test_the_line_is_below_the_signed_output_within_the_ranges(x64):
         assert within.sum() > 5
         assert (level + c @ gradient <= value + 1e-12)[within].all()
         kept = local._replace(head=np.maximum(local.head, 0))
-        level, gradient = map(np.asarray, certificates._line(kept, low, high, slopes))
-        np.testing.assert_allclose(level, (kept.head * slopes) @ z + local.offset)
+        level, gradient = map(np.asarray, certificates._line(kept, low, high, slopes, farthest))
+        np.testing.assert_allclose(level, (kept.head * slopes) @ z + local.offset, atol=1e-8)
         np.testing.assert_allclose(gradient, (kept.head * slopes) @ local.rates)
 
 

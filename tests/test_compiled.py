@@ -1,4 +1,4 @@
-"""Brackets by the kernel: against flips on rays, against XLA's, alone and in company, with every instruction set."""
+"""Brackets by the kernel: against XLA's, alone and in company, with every instruction set."""
 
 import dataclasses
 import functools
@@ -8,51 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from optimum import ORDER
+from shell import needs_kernel
+from troubled import degenerate
 
 from subspace_adv.brackets import Effort, bracket
-from subspace_adv.models import TWO_LAYER, compiled, fused
+from subspace_adv.models import TWO_LAYER, compiled
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
 
-pytestmark = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
+pytestmark = needs_kernel
 
 WIDTH, D, NETWORKS, POINTS = 30, 6, 12, 4
 NORMS = ("l2", "linf", "l1")
-DIMENSIONS = (3, 6)
 XLA = dataclasses.replace(TWO_LAYER, kernel=None)
 EFFORT = Effort(56, 32, compiled.ATTACKS)
-
-
-def degenerate(rng: np.random.Generator, kind: int) -> Network:
-    """A random network, or one that has what makes trouble."""
-    network = reference.random_network(rng, WIDTH, D)
-    weight, bias, head, head_bias = (np.array(part) for part in network)
-    match kind:
-        case 1:  # duplicated neurons, that aid and oppose
-            weight[1::2], bias[1::2], head[1::2] = weight[::2], bias[::2], -head[::2] * (1 + 1e-9)
-        case 2:  # neurons that do not vary, or do nothing
-            weight[:10], head[10:14] = 0, 0
-        case 3:  # kinks through one point
-            bias = -weight @ np.full(D, 0.5)
-        case 4:  # dead around the points, alive far away
-            bias = bias - 40
-        case 5:  # sizes of the input and the output
-            weight, bias, head, head_bias = weight * 1e-30, bias * 1e-30, head * 1e70, head_bias * 1e40
-        case 6:  # all neurons at one another's kinks
-            weight[:] = weight[0]
-        case 7:  # never flips
-            head, head_bias = np.abs(head), np.abs(head_bias) + 1
-        case 8:  # terms that cancel to a trillionth
-            weight[15:], bias[15:], head[15:] = weight[:15], bias[:15], -head[:15]
-            head[0] *= 1 + 1e-12
-    return Network(weight, bias, head, head_bias)
 
 
 @functools.cache
 def cases() -> tuple[list[Network], np.ndarray]:
     rng = np.random.default_rng(30)
-    networks = [degenerate(rng, i % 9) for i in range(NETWORKS)]
+    networks = [degenerate(rng, i % 9, WIDTH, D) for i in range(NETWORKS)]
     x = rng.standard_normal((POINTS, D))
     x[0] = 0.5
     return networks, x
@@ -70,30 +45,10 @@ def brackets(network: Network, x: np.ndarray, norm: str, dimension: int, by: str
         return np.asarray(lower), np.asarray(attack.distance), np.asarray(attack.delta)
 
 
+@pytest.mark.slow  # XLA's compile for long
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_no_ray_flips_sooner_and_what_is_found_is_a_flip(norm, dimension, instruction_set):
-    networks, x = cases()
-    rng = np.random.default_rng(31)
-    for network in networks:
-        lower, upper, delta = brackets(network, x, norm, dimension)
-        assert not np.isnan(lower).any() and (lower <= upper).all()
-        for point, low, high, move in zip(x, lower, upper, delta, strict=True):
-            scan = reference.nearest_flip(rng, network, point, np.eye(D)[:, :dimension], ORDER[norm])
-            assert low <= scan * (1 + 1e-9)
-            assert high <= scan * 1.05 or scan > 1e3
-            if np.isfinite(high):
-                assert (move[dimension:] == 0).all()
-                assert np.linalg.norm(move, ORDER[norm]) == pytest.approx(high, rel=1e-9)
-                there = point.astype(np.longdouble) + move
-                assert reference.output(network, point) * reference.output(network, there) <= 0
-            else:
-                assert (move == 0).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_brackets_hold_a_distance_that_those_of_xla_hold_too(norm, dimension):
+@pytest.mark.parametrize("dimension", (3, 6))
+def test_brackets_hold_a_distance_that_those_of_xla_hold_too(dimension, norm):
     networks, x = cases()
     for network in networks[:9]:
         mine, theirs = (brackets(network, x, norm, dimension, by) for by in ("kernel", "xla"))
@@ -152,7 +107,8 @@ def test_arrays_that_do_not_fit_are_refused():
             [jax.ShapeDtypeStruct((2,), jnp.float64)] * 2 + [jax.ShapeDtypeStruct((2, 3), jnp.float64)],
         )
         keys, rest = jnp.zeros((2, 2), jnp.uint32), {"steps": np.int64(1), "restarts": np.int64(1), "gap": 0.0}
-        whole = [jnp.ones(4), jnp.float64(1), jnp.ones((2, 4)), jnp.ones((1, 4, 3)), keys, jnp.zeros((2, 3))]
+        whole = [jnp.ones(4), jnp.float64(1), jnp.ones((2, 4)), jnp.ones((1, 4, 3))]
+        whole += [jnp.zeros((2, 4)), jnp.zeros(4), keys, jnp.zeros((2, 3))]
         call(*whole, norm=np.int64(0), **rest)
         for i in range(len(whole)):
             if whole[i].ndim:

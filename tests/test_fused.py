@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from shell import needs_kernel
 
 from subspace_adv.models import fused
 from subspace_adv.models.fused import Networks
@@ -20,8 +21,6 @@ from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 KERNELS = Path(fused.__file__).parents[1] / "kernels"
 STATE = ("params", "residue", "velocity", "step", "status")
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
-
-needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
 
 
 def width_of(given: Networks) -> int:

@@ -10,10 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, write
+from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, needs_kernel, read, write
 
 from subspace_adv import UserError, engine, manifest, open_results, plan, planning, run, runner, store
-from subspace_adv.models import fused
 from subspace_adv.runner import Listener, how_to_resume
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT, Trainer
 
@@ -196,7 +195,7 @@ def test_how_to_resume_is_told(tmp_path, monkeypatch):
     assert resuming(tmp_path / "by xla", "xla") == again.format(tmp_path / "by xla") + " --trainer xla"
 
 
-@pytest.mark.skipif(fused.unavailable() is not None, reason="needs the kernel")
+@needs_kernel
 def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monkeypatch):
     assert resuming(tmp_path / "a", "fused").endswith(f"--out {tmp_path / 'a'}")
     choose = planning.choose_trainer

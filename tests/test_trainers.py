@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shell import needs_kernel
 
 from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
@@ -23,8 +24,6 @@ from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, STEP_LIMIT
-
-needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
 
 
 def line_sweep(seeds: int, **leaves: float) -> Sweep:

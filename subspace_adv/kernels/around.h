@@ -13,14 +13,19 @@ struct Around {
   int64_t neurons, dimension;
   const double *z, *rates, *head;  // (m), (m, r), (m)
   double offset;
+  // What rounding can have made of z, and of rates times a vector of length 1: (m) each.
+  const double *z_error, *rate_error;
 };
 
 namespace {
 
 // Bound on the rounding error of an output, relative to the sum of its terms' absolute values, as
-// models.two_layer.rounding_allowance: the second part is more than kinks can move it whose order is lost.
+// models.two_layer.rounding_allowance: the second part is more than kinks can move it whose order is lost. A neuron that
+// is off, farther than `kTie` from its kink, adds exactly nothing, so it is no such term.
+constexpr double kTie = 0x1p-36;  // relative to a kink: as near to it a neuron may be on or off
+
 inline double rounding_share(int64_t neurons) {
-  return 4 * (4 + __builtin_sqrt((double)neurons)) * 0x1p-52 + 0x1p-36;
+  return 4 * (4 + __builtin_sqrt((double)neurons)) * 0x1p-52 + kTie;
 }
 
 inline double rounding_allowance(double magnitude, int64_t neurons) { return rounding_share(neurons) * magnitude; }

@@ -405,16 +405,16 @@ class Attack {
     using namespace attack_detail;
     int64_t m = around.neurons, r = around.dimension, count = 0;
     double value = around.offset, terms = size_of(around.offset), slope = 0, rates = 0, slope_far = 0, rates_far = 0;
-    double summed = 0;  // the sizes of all that the rates are sums of, which may cancel
+    double summed = 0;  // the sizes of all that rates are sums of, which may cancel, of neurons that are or may be on
+    double summed_far = 0;
     double lost = 0;    // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
     for (int64_t i = 0; i < m; ++i) {
       double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
-      double kink = -z / rate, steepness = head * rate;
-      terms += size_of(head) * size_of(z);
-      summed += size_of(head) * dot_of_sizes(around.rates + i * r, direction, r);
-      rates += size_of(steepness);
-      if (z > 0) value += head * z;
-      if (z > 0 || (z == 0 && rate > 0)) slope += steepness;
+      double kink = -z / rate, steepness = head * rate, sizes = dot_of_sizes(around.rates + i * r, direction, r);
+      bool is_on = z > 0 || (z == 0 && rate > 0), has_cancelled = size_of(rate) < kUncancelled * sizes;
+      if (z > 0) value += head * z, terms += size_of(head) * z;
+      if (is_on) slope += steepness, rates += size_of(steepness);
+      if (is_on || has_cancelled) summed += size_of(head) * sizes;
       bool bends = (z > 0 && rate < 0) || (z < 0 && rate > 0);
       if (bends && is_finite(kink)) kinks_[count++] = {kink, size_of(rate) * head};
       if (bends && !is_finite(kink) && rate < 0) lost += size_of(steepness);
@@ -422,12 +422,16 @@ class Attack {
       if (rate > 0 && (z >= 0 || is_finite(kink))) {
         slope_far += steepness;
         rates_far += size_of(steepness);
+        summed_far += size_of(head) * sizes;
+      } else if (has_cancelled) {
+        summed_far += size_of(head) * sizes;
       }
     }
-    // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too.
-    double allowance = rounding_allowance(terms, m) + (m + 1) * DBL_MIN, growth = rounding_allowance(rates, m) + lost;
-    double growth_far = rounding_allowance(rates_far, m) + lost;
-    growth += kCancelled * summed, growth_far += kCancelled * summed;
+    // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too. It
+    // counts neurons from where they turn on.
+    const double share = rounding_share(m);
+    double allowance = share * terms + (m + 1) * DBL_MIN, growth = share * rates + lost + kCancelled * summed;
+    double growth_far = share * rates_far + lost + kCancelled * summed_far;
     sort<Kink>(kinks_, kinks_scratch_, count);
     Ray found = {kNever, kNever};
     double begin = 0;
@@ -437,15 +441,18 @@ class Attack {
       if (is_last) slope = slope_far, growth = growth_far;
       // Numbers that have overflown tell nothing.
       if (!is_finite(value) || !is_finite(slope) || !is_finite(reserve) || !is_finite(growth)) {
-        found.lower = found.lower < begin ? found.lower : begin;
+        found.lower = found.lower < begin ? found.lower : begin * (1 - kNearKink);
         return found;
       }
-      if (found.lower == kNever) found.lower = zero_in(begin, end, value - reserve, growth - slope);
-      double upper = zero_in(begin, end, value + reserve, -slope - growth);
+      // Near its end a piece may not have ended yet, or have ended already.
+      if (found.lower == kNever) found.lower = zero_in(begin, end, value - reserve, growth - slope) * (1 - kNearKink);
+      double upper = zero_in(begin, end * (1 - kNearKink), value + reserve, -slope - growth);
       if (upper < kNever) return {found.lower < upper ? found.lower : upper, upper};
       if (is_last) break;
       value += slope * (end - begin);
       slope += kinks_[i].jump;
+      const double turn = share * size_of(kinks_[i].jump);
+      growth += turn, allowance += turn * end;
       begin = end;
     }
     return found;
@@ -501,6 +508,8 @@ class Attack {
   static constexpr double kNever = __builtin_inf();
   static constexpr double kTied = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
   static constexpr double kCancelled = 0x1p-46;  // ulps of terms that rates along a ray are sums of
+  static constexpr double kUncancelled = 0x1p-10;  // of these terms: a rate as large is as exact as `kTie` asks
+  static constexpr double kNearKink = 2 * kTie;    // relative: as near to a kink the neuron may be on or off
   static constexpr int64_t kInformed = 5;    // rays that are not drawn
 
   struct Search {
@@ -524,6 +533,7 @@ class Attack {
 
   // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
   static double zero_in(double begin, double end, double level, double descent) {
+    if (!(begin <= end)) return kNever;
     if (level <= 0) return begin;
     if (!(descent > 0)) return kNever;
     double zero = begin + level / descent;

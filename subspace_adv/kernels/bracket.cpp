@@ -24,8 +24,13 @@ struct Again {
   double uncertain;
 };
 constexpr int64_t kFewDimensions = 8;
-constexpr Again kInFew = {4, 1.05}, kInMore = {2, 2};
+constexpr Again kInFew = {4, 1.03}, kInMore = {2, 2};
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
+// Of a plane: how often it is looked at, each time as far as the flip that the time before found, and where to look for a
+// flip of which rounding hid all.
+constexpr int64_t kPasses = 4;
+constexpr double kExactly = 0x1.8p-21;  // relative, beyond which it is looked at again
+constexpr double kAround[][2] = {{1, 0}, {-1, 0}, {0, 1}, {0, -1}, {1, 1}, {-1, -1}, {1, -1}, {-1, 1}};
 constexpr double kStored = 0x1p-20;  // relative: more than rounding to float32 can put both ends apart
 constexpr double kNearer = 0.98;     // times the flip known: nearer ones are news to the certificate
 
@@ -63,7 +68,8 @@ class Brackets {
     if (!is_finite(batch.offset + network, 1)) return;
     const double sign = value < 0 ? -1 : 1;
     for (int64_t i = 0; i < m; ++i) head_[0][i] = sign * head[i];
-    const Around around{m, r, z, batch.rates + rates * m * r, head_[0], sign * batch.offset[network]};
+    const Around around{m, r, z, batch.rates + rates * m * r, head_[0], sign * batch.offset[network],
+                        batch.z_error + index * m, batch.rate_error + network * m};
     if (r == 2) {
       plane(around, batch, index);
     } else {
@@ -87,10 +93,24 @@ class Brackets {
 
   void plane(const Around& around, BracketBatch& batch, int64_t index) {
     double* place = batch.place + 2 * index;
-    const PlaneDistance exact = plane_.distance(around, batch.norm);
-    const Flip flip = attack_.shortest(around, batch.norm, exact.directions[0], 2, place);
-    batch.lower[index] = exact.lower;
-    batch.distance[index] = flip.distance * kRounded;
+    double lower = 0, distance = INFINITY, flipped[2];
+    for (int64_t pass = 0; pass < kPasses; ++pass) {
+      const PlaneDistance exact = plane_.distance(around, batch.norm, distance);
+      Flip flip = attack_.shortest(around, batch.norm, exact.directions[0], 2, flipped);
+      lower = largest(lower, exact.lower);
+      // Rounding may have hidden all of the boundary.
+      if (!(flip.distance < INFINITY) && pass == 0) {
+        flip = attack_.shortest(around, batch.norm, kAround[0], sizeof kAround / sizeof kAround[0], flipped);
+      }
+      const bool is_nearer = flip.distance < distance * kNearer;
+      if (flip.distance < distance) {
+        distance = flip.distance;
+        for (int64_t j = 0; j < 2; ++j) place[j] = flipped[j];
+      }
+      if (distance <= lower * (1 + kExactly) || !is_nearer) break;
+    }
+    batch.lower[index] = lower;
+    batch.distance[index] = distance * kRounded;
   }
 
   void search(const Around& around, BracketBatch& batch, int64_t index) {
@@ -113,15 +133,12 @@ class Brackets {
       const int64_t hints = distance < INFINITY ? 1 : 0;
       const int64_t count = attack_.search(around, batch.norm, steps, restarts, rays, noise, far_, goal, hint_[0],
                                            hints, directions_[0]);
-      const Flip flip = attack_.shortest(around, batch.norm, directions_[0], count, place_[0]);
-      const bool is_new = flip.distance < distance * kNearer;
-      if (flip.distance < distance) {
-        distance = flip.distance;
-        for (int64_t j = 0; j < r; ++j) place[j] = place_[0][j];
-      }
-      if ((is_new && lower * (1 + gap) < distance) || round == 0) {
+      bool is_new = comes_nearer(around, batch.norm, directions_[0], count, distance, place) || round == 0;
+      // The certificate may come upon a flip itself.
+      while (is_new && (lower * (1 + gap) < distance || round == 0)) {
         for (int64_t j = 0; j < r; ++j) hint_[0][j] = place[j];
         lower = largest(lower, certificate_.radius(around, batch.norm, distance, gap, hint_[0]));
+        is_new = comes_nearer(around, batch.norm, hint_[0], 1, distance, place);
       }
       if (lower * (1 + gap) >= distance) break;
       // What is far from certain may be a flip in a narrow cone, that a longer search comes nearer.
@@ -129,6 +146,19 @@ class Brackets {
     }
     batch.lower[index] = lower;
     batch.distance[index] = distance * kRounded;
+  }
+
+  // Takes the nearest flip along some directions (count, r) if it is nearer than the one known, at `place` (r). Whether
+  // it is so much nearer that the certificate should know.
+  bool comes_nearer(const Around& around, Norm norm, const double* directions, int64_t count, double& distance,
+                    double* place) {
+    const Flip flip = attack_.shortest(around, norm, directions, count, place_[0]);
+    const bool is_new = flip.distance < distance * kNearer;
+    if (flip.distance < distance) {
+      distance = flip.distance;
+      for (int64_t j = 0; j < around.dimension; ++j) place[j] = place_[0][j];
+    }
+    return is_new;
   }
 
   float *drawn_ = nullptr, *far_ = nullptr;  // what the search begins with: of a point, and of all

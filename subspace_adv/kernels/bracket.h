@@ -15,6 +15,7 @@ struct BracketBatch {
   int64_t steps, restarts;
   double gap;
   const double *head, *offset, *z, *rates;  // (m), (), (n, m), (1 or n, m, r): of N, whose sign may be any
+  const double *z_error, *rate_error;       // (n, m), (m): as in Around
   const uint32_t* keys;                     // (n, 2), of what attacks draw
   const double* goal;                       // (n, r), of a point of the other prediction; zeros where none is known
   double *lower, *distance, *place;         // (n), (n), (n, r)

@@ -124,7 +124,8 @@ class Certificate {
     return norm_ == Norm::kL2 ? std::sqrt(total) : total;
   }
 
-  // The radius of F7.
+  // The radius of F7. ReLUs that vary beyond what their lines tell are taken a little too near to their kinks and too
+  // steep, so that what rounding can change counts for those alone that do.
   double kink() {
     const double *z = own(kZ), *head = own(kHead), *speed = own(kSpeed);
     double value = offset_, size = std::fabs(offset_), vary = 0, lost = 0, falling = 0;
@@ -133,11 +134,12 @@ class Certificate {
       const double weight = std::fabs(head[i]), opposing = head[i] < 0 ? weight : 0;
       on[i] = z[i] > 0 ? head[i] : 0;
       value += on[i] * z[i];
-      size += weight * std::fabs(z[i]);
-      vary += (z[i] > 0 ? weight : opposing) * speed[i];
+      size += std::fabs(on[i] * z[i]);
+      vary += std::fabs(on[i]) * speed[i];
       lost += opposing * std::fabs(z[i]);
       falling += opposing * speed[i];
     }
+    lost *= 1 - 2 * rounding_share(m_), falling *= 1 + 2 * rounding_share(m_);
     for (int64_t i = m_; i < stride_; ++i) on[i] = 0;
     for (int64_t j = 0; j < r_; ++j) coordinates_[0][j] = dot(on, rates_[j], stride_);
     const double margin = value - rounding_allowance(size, m_), gradient = dual(coordinates_[0]);
@@ -150,9 +152,10 @@ class Certificate {
     for (int step = 0; step <= tuning::newton_steps; ++step) {
       double beyond = 0, descent = slack;
       for (int64_t i = 0; i < m_; ++i) {
-        const double opposing = head[i] < 0 ? -head[i] : 0, over = r * speed[i] - std::fabs(z[i]);
+        const double opposing = head[i] < 0 ? -head[i] : 0, fall = speed[i] * (1 + 2 * rounding_share(m_));
+        const double over = r * fall - std::fabs(z[i]) * (1 - 2 * rounding_share(m_));
         beyond += over > 0 ? opposing * over : 0;
-        descent += over > 0 ? opposing * speed[i] : 0;
+        descent += over > 0 ? opposing * fall : 0;
       }
       bound = margin - r * slack - beyond;
       if (bound >= 0 || step == tuning::newton_steps) break;
@@ -194,25 +197,26 @@ class Certificate {
     double *least_in = own(kShift), *most_in = own(kMoment), *kept_least = own(kCurve), *kept_most = own(kTilt);
     const double *z = own(kZ), *speed = own(kSpeed), *aid = own(kAid), *oppose = own(kOppose);
     double *gradient = coordinates_[kGradient], *steepest = coordinates_[kMean];
-    double size = std::fabs(offset_), growth = 0;
     for (int64_t i = 0; i < stride_; ++i) {
-      size += (aid[i] + oppose[i]) * std::fabs(z[i]);
-      growth += (aid[i] + oppose[i]) * speed[i];
       slopes[i] = z[i] > 0 ? 1 : 0;
       least_in[i] = kept_least[i] = -INFINITY, most_in[i] = kept_most[i] = INFINITY;
     }
     double certified = 0, upper = start, r = start, before = -INFINITY;
     int64_t trial = 0;
     for (int step = 0; step < tuning::crown_steps; ++step) {
-      double level = offset_ - rounding_allowance(size + r * growth, m_);
+      double level = offset_, size = std::fabs(offset_);
       for (int64_t i = 0; i < stride_; ++i) {
         low[i] = largest(z[i] - r * speed[i], least_in[i]);
         high[i] = least(z[i] + r * speed[i], most_in[i]);
-        const double above = high[i] > 0 ? high[i] : 0, below = low[i] < 0 ? low[i] : 0;
+        // Wider by what rounding can change of them, so that it counts for ReLUs that are on somewhere alone.
+        const double farthest = std::fabs(z[i]) + r * speed[i], wider = high[i] + kTie * farthest;
+        const double above = wider > 0 ? wider : 0, below = low[i] < 0 ? low[i] : 0;
         const double chord = above / (above > below ? above - below : 1);
         line[i] = aid[i] * slopes[i] - oppose[i] * chord;
         level += line[i] * z[i] + oppose[i] * chord * below;
+        size += std::fabs(line[i]) * farthest;
       }
+      level -= rounding_allowance(size, m_);
       for (int64_t j = 0; j < r_; ++j) gradient[j] = dot(line, rates_[j], stride_);
       const double steepness = dual(gradient), divisor = steepness > 0 ? steepness : 1, height = level / divisor;
       const bool is_sound = level >= r * steepness;
@@ -303,7 +307,8 @@ class Certificate {
     const double *z = own(kZ), *aid = own(kAid), *oppose = own(kOppose), *speed = own(kSpeed);
     double *line = own(kLine), *bend = own(kBend), *part = own(kUnder), *magnitude = own(kAbove);
     for (int64_t i = 0; i < stride_; ++i) {
-      const double reach = radius * speed[i], low = z[i] - reach, high = z[i] + reach;
+      const double reach = radius * speed[i], low = z[i] - reach;
+      const double high = z[i] + reach + kTie * (std::fabs(z[i]) + reach);  // beyond rounding: what is off adds nothing
       const double s = low >= 0 ? 1.0 : high <= 0 ? 0.0 : slopes[i];
       const double curve = curves[i], tilt = tilts[i];
       // The most that relu(t) − curve·t² − tilt·t is, on either side of 0.

@@ -32,12 +32,14 @@ class Corners {
     has_parts_ = count * neurons <= kMostBranched;
     const int depths = has_parts_ ? kDepth : 1;
     bool is_done = terms_.allocate(count, neurons) && columns_.allocate(neurons) && slopes_.allocate(depths, neurons) &&
-                   values_.allocate(depths, count) && own_.allocate(kRows, neurons) && shares_.allocate(2, count);
+                   values_.allocate(depths, count) && cuts_.allocate(depths, count) &&
+                   own_.allocate(kRows, neurons) && shares_.allocate(2, count);
     for (int depth = 0; depth < depths; ++depth) is_done = is_done && points_[depth].allocate(count, neurons);
     return is_done;
   }
 
-  // The largest radius certified, up to `most`; `known` is one. `place` (r) is where the bounds are weakest.
+  // The largest radius certified, up to `most`; `known` is one. `place` (r) is where the bounds are weakest, or the last
+  // place of another prediction that a trial came upon.
   double radius(const Signed& signed_output, Norm norm, double most, double known, double gap, double* place) {
     output_ = &signed_output, norm_ = norm;
     count_ = norm == Norm::kL1 ? 2 * output_->dimension : int64_t{1} << output_->dimension;
@@ -52,7 +54,10 @@ class Corners {
         if (certified * (1 + gap) >= most) break;
       } else {
         certified = largest(certified, along_chords(radius));
-        find_weakest(place);
+        if (flipped_depth_ < 0) find_weakest(place);
+        for (int64_t j = 0; j < output_->dimension && flipped_depth_ >= 0; ++j) {
+          place[j] = radius * position(flipped_depth_, flipped_corner_, j);
+        }
         failed = radius;
       }
       const double enough = most / (1 + gap) * (1 + 0x1p-30), between = certified + kNextTrial * (failed - certified);
@@ -87,10 +92,12 @@ class Corners {
   void set_out(double radius) {
     double size = std::fabs(output_->offset);
     for (int64_t i = 0; i < output_->neurons; ++i) {
-      const double farthest = std::fabs(output_->z[i]) + radius * output_->speed[i];
-      size += (output_->aid[i] + output_->oppose[i]) * farthest;
+      const double reach = radius * output_->speed[i], farthest = std::fabs(output_->z[i]) + reach;
+      const bool is_off = output_->z[i] + reach < -kTie * farthest;
+      size += is_off ? 0 : (output_->aid[i] + output_->oppose[i]) * farthest;
     }
     allowance_ = rounding_allowance(size, output_->neurons);
+    flipped_depth_ = -1;
     for (int64_t k = 0; k < count_; ++k) {
       memcpy(points_[0][k], output_->z, 8 * output_->stride);
       for (int64_t j = 0; j < output_->dimension; ++j) {
@@ -114,9 +121,20 @@ class Corners {
     if (depth + 1 == kDepth || !has_parts_ || parts_ + bad > kMostParts) return false;
     for (int64_t k = 0; k < count_; ++k) {
       if (values[k] >= allowance_) continue;
-      if (!(output(points_[depth][k]) > allowance_) || !cut_off(depth, k) || !holds(depth + 1)) return false;
+      if (!(output(points_[depth][k]) > allowance_)) {
+        flipped_depth_ = depth, flipped_corner_ = k;
+        return false;
+      }
+      if (!cut_off(depth, k) || !holds(depth + 1)) return false;
     }
     return true;
+  }
+
+  // A coordinate of a corner of a part, in radii.
+  double position(int depth, int64_t corner, int64_t j) const {
+    if (!depth) return coordinate(corner, j);
+    const double apex = position(depth - 1, apexes_[depth - 1], j), end = position(depth - 1, corner, j);
+    return apex + cuts_[depth - 1][corner] * (end - apex);
   }
 
   double output(const double* point) const {
@@ -130,10 +148,12 @@ class Corners {
   // The part around a corner: false if the bound stays negative along an edge.
   bool cut_off(int depth, int64_t corner) {
     Matrix &whole = points_[depth], &part = points_[depth + 1];
+    apexes_[depth] = corner;
     const double *apex = whole[corner], *slopes = slopes_[depth], *values = values_[depth];
     for (int64_t k = 0; k < count_; ++k) {
       const double at = k == corner ? 0 : edge(apex, whole[k], slopes, values[k] >= allowance_);
       if (at < 0) return false;
+      cuts_[depth][k] = at;
       double *point = part[k], *end = whole[k];
       for (int64_t i = 0; i < output_->stride; ++i) point[i] = apex[i] + at * (end[i] - apex[i]);
     }
@@ -282,7 +302,10 @@ class Corners {
   int64_t parts_ = 0;  // that have been looked at
   double allowance_ = 0;
   bool has_parts_ = false;
-  Matrix terms_, slopes_, values_, own_, shares_;
+  int flipped_depth_ = -1;  // of a part, that has a corner of another prediction; −1 if none was met
+  int64_t flipped_corner_ = 0;
+  int64_t apexes_[kDepth] = {};  // of the parts that are being looked at
+  Matrix terms_, slopes_, values_, own_, shares_, cuts_;  // cuts: how far from an apex to its part's other corners
   Matrix points_[kDepth];  // preactivations at corners: of the ball, of a part of it, of a part of that
   Array<int64_t> columns_;
 };

@@ -10,9 +10,9 @@ namespace {
 using U32 = ffi::Buffer<ffi::U32>;
 using F64 = ffi::Buffer<ffi::F64>;
 
-ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates, U32 keys, F64 goal,
-                   ffi::Result<F64> lower, ffi::Result<F64> distance, ffi::Result<F64> place, int64_t norm, int64_t steps,
-                   int64_t restarts, double gap) {
+ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates, F64 z_error, F64 rate_error, U32 keys,
+                   F64 goal, ffi::Result<F64> lower, ffi::Result<F64> distance, ffi::Result<F64> place, int64_t norm,
+                   int64_t steps, int64_t restarts, double gap) {
   auto points = z.dimensions(), varied = rates.dimensions();
   if (points.size() < 2 || varied.size() < 3) {
     return ffi::Error::InvalidArgument("z needs two axes, and rates three");
@@ -28,6 +28,7 @@ ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates,
   auto holds = [all](const auto& buffer, int64_t size) { return (int64_t)buffer.element_count() == all * size; };
   bool fits = holds(head, m) && holds(offset, 1) && (batch.rate_rows == 1 || batch.rate_rows == n) && r >= 2;
   fits = fits && holds(rates, batch.rate_rows * m * r) && holds(keys, 2 * n) && holds(goal, n * r);
+  fits = fits && holds(z_error, n * m) && holds(rate_error, m);
   fits = fits && norm >= 0 && norm <= 2;
   if (!fits) return ffi::Error::InvalidArgument("shapes of networks, points and draws do not fit together");
   batch.norm = static_cast<Norm>(norm);
@@ -38,6 +39,8 @@ ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates,
   batch.offset = offset.typed_data();
   batch.z = z.typed_data();
   batch.rates = rates.typed_data();
+  batch.z_error = z_error.typed_data();
+  batch.rate_error = rate_error.typed_data();
   batch.keys = keys.typed_data();
   batch.goal = goal.typed_data();
   batch.lower = lower->typed_data();
@@ -57,6 +60,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_bracket, subspace_adv::bracket,
                                   .Arg<subspace_adv::F64>()  // offset
                                   .Arg<subspace_adv::F64>()  // z
                                   .Arg<subspace_adv::F64>()  // rates
+                                  .Arg<subspace_adv::F64>()  // z_error
+                                  .Arg<subspace_adv::F64>()  // rate_error
                                   .Arg<subspace_adv::U32>()  // keys
                                   .Arg<subspace_adv::F64>()  // goal
                                   .Ret<subspace_adv::F64>()  // lower

@@ -179,14 +179,17 @@ class Plane {
     return bin_.allocate(neurons) && sorter_.allocate(neurons);
   }
 
-  PlaneDistance distance(const Around& around, Norm norm) {
+  // `known` is how far away a flip is known to be, inf if none is: the nearer, the less rounding may hide.
+  PlaneDistance distance(const Around& around, Norm norm, double known) {
     norm_ = norm;
-    lower_ = flip_ = foot_ = horizon_ = kInfinity;
+    lower_ = foot_ = horizon_ = kInfinity;
+    flip_ = known;
     toward_flip_[0] = toward_flip_[1] = toward_foot_[0] = toward_foot_[1] = 0;
-    if (!load(around)) return {0, {}};
+    if (!load(around, known)) return {0, {}};
+    flip_ /= unit_;
     bool is_sure = value_at_point() > level_;  // it may be negative otherwise, by rounding
     search();
-    double lower = is_sure ? smaller(lower_, horizon_) * (1 - kReserve * kUlp) * unit_ : 0;
+    double lower = is_sure ? smaller(smaller(lower_, horizon_) * (1 - kReserve * kUlp) * unit_, known) : 0;
     PlaneDistance found = {lower, {}};
     for (int k = 0; k < 2; ++k) {
       found.directions[0][k] = toward_foot_[k] * unit_;
@@ -244,26 +247,33 @@ class Plane {
 
   // Takes neurons as relus of distances to their kinks, in units in which the output's terms and slopes are about 1.
   // Those that are linear within reach go into a linear part. False where numbers are too large or small.
-  bool load(const Around& around) {
-    double size = size_of(around.offset), steepness = 0;
+  bool load(const Around& around, double known) {
+    double size = size_of(around.offset), steepness = 0, error = 0, error_growth = 0;
+    const double most = known * (norm_ == Norm::kL2 ? kEuclideanReach : kReach) * (1 + kTie);
     bool varies = false;
     count_ = 0;
     base_ = around.offset;
     for (int64_t i = 0; i < around.neurons; ++i) {
       double x = around.rates[2 * i], y = around.rates[2 * i + 1], z = around.z[i], head = around.head[i];
       double largest = larger(size_of(x), size_of(y));
-      size += size_of(head * z);
       if (head == 0) continue;
       if (x == 0 && y == 0) {
         base_ += z > 0 ? head * z : 0;
+        if (z > -around.z_error[i]) size += size_of(head * z), error += size_of(head * around.z_error[i]);
         continue;
       }
-      varies = true;
       x /= largest, y /= largest;
       double ratio = __builtin_sqrt(x * x + y * y), speed = largest * ratio;
       x_[count_] = x / ratio;
       y_[count_] = y / ratio;
       bias_[count_] = z / speed;
+      // It is off as far as anything can be nearer, and adds exactly nothing.
+      const double nearest = z + around.z_error[i], slack = kTie + 2 * around.rate_error[i] / speed;
+      if (nearest < 0 && reach_of({x_[count_], y_[count_], nearest / speed}) > most * (1 + slack)) continue;
+      varies = true;
+      error += size_of(head * around.z_error[i]);
+      error_growth += size_of(head * around.rate_error[i]);
+      size += size_of(head * z);
       head_[count_] = head * speed;
       lift_[count_] = head * z;
       steepness += size_of(head * speed);
@@ -276,6 +286,7 @@ class Plane {
     double inverse_unit = varies ? slope / term : 1;
     if (!(unit_ >= kLeast && unit_ <= kMost)) return false;
     base_ /= term, size /= term, steepness /= slope;
+    error /= term, error_growth /= slope;
     base_x_ = base_y_ = 0;
     int64_t kept = 0;
     for (int64_t i = 0; i < count_; ++i) {
@@ -290,7 +301,7 @@ class Plane {
     }
     count_ = kept;
     pad(around.neurons);
-    set_allowances(size, steepness, around.neurons);
+    set_allowances(size, steepness, around.neurons, error, error_growth);
     return true;
   }
 
@@ -305,13 +316,13 @@ class Plane {
     bias_[i] = -1;
   }
 
-  void set_allowances(double size, double steepness, double neurons) {
+  void set_allowances(double size, double steepness, double neurons, double error, double error_growth) {
     double root = __builtin_sqrt(neurons);
     double share = (kParallel + kOrder * (neurons + 3) + 4 * root) * kUlp;
     double rounding = rounding_share(neurons);
     steepness_ = steepness;
-    level_ = share * size;
-    growth_ = share * steepness;
+    level_ = share * size + error;
+    growth_ = share * steepness + error_growth;
     sure_level_ = kSure * level_ + 2 * rounding * size;
     sure_growth_ = kSure * growth_ + 2 * rounding * steepness;
     bool has_cells = norm_ == Norm::kL2;

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from subspace_adv.contracts import prepared
 from subspace_adv.models import two_layer
 from subspace_adv.models.concave import concave_certificate
-from subspace_adv.models.two_layer import TwoLayerLocal, rounding_allowance
+from subspace_adv.models.two_layer import TIE, TwoLayerLocal, rounding_allowance
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS, dual_length, steepest
 
@@ -55,20 +55,22 @@ def kink_certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: 
     """
     network, x, basis = prepared(network, x, basis, norm)
     local = two_layer.local(network, x, basis)
-    speed, weight = dual_length(local.rates, norm), jnp.abs(local.head)
-    opposing = jnp.where(local.head < 0, weight, 0)
-    margin, slope = _safe_margin(local), dual_length(jnp.where(local.z > 0, local.head, 0) @ local.rates, norm)
-    slack = slope + rounding_allowance(jnp.where(local.z > 0, weight, opposing) @ speed, len(speed))
+    speed, opposing = dual_length(local.rates, norm), jnp.maximum(-local.head, 0)
+    on = jnp.where(local.z > 0, local.head, 0)
+    margin, slope = _safe_margin(local), dual_length(on @ local.rates, norm)
+    slack = slope + rounding_allowance(jnp.abs(on) @ speed, len(speed))
+    # ReLUs are taken a little nearer to their kinks and steeper, so that rounding counts for those alone that bend.
+    height, fall = jnp.abs(local.z) * (1 - 2 * TIE), speed * (1 + 2 * TIE)
 
     def bound(r: jax.Array) -> jax.Array:
-        return margin - r * slack - jnp.sum(opposing * jnp.maximum(r * speed - jnp.abs(local.z), 0))
+        return margin - r * slack - jnp.sum(opposing * jnp.maximum(r * fall - height, 0))
 
     def newton(_: int, r: jax.Array) -> jax.Array:
-        descent = slack + jnp.sum(jnp.where(r * speed > jnp.abs(local.z), opposing * speed, 0))
+        descent = slack + jnp.sum(jnp.where(r * fall > height, opposing * fall, 0))
         return jnp.where(bound(r) < 0, r + bound(r) / descent, r)
 
     # Both the first and the last linear piece lie above the function, so their roots lie right of its root.
-    last_root = (margin + opposing @ jnp.abs(local.z)) / (slack + opposing @ speed)
+    last_root = (margin + opposing @ height) / (slack + opposing @ fall)
     start = jnp.minimum(margin / slack, last_root)
     finite = jnp.where(jnp.isfinite(start), start, 0)
     right = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, finite)
@@ -120,7 +122,7 @@ def crown_certificate(
     network, x, basis = prepared(network, x, basis, norm)
     local, upper = two_layer.local(network, x, basis), jnp.asarray(upper, x.dtype)
     speed = dual_length(local.rates, norm)
-    magnitude, growth = _magnitude(local), jnp.sum(jnp.abs(local.head) * speed)
+    growth = jnp.sum(jnp.abs(local.head) * speed)
     # Beyond every kink and the root of the steepest possible descent, doubling tells nothing new.
     start = jnp.where(jnp.isfinite(upper), upper, 2 * local.reach(norm) + 1)
     loose = _loosest(local, start * speed)
@@ -130,8 +132,7 @@ def crown_certificate(
         r = search.radius
         low = (local.z - r * speed).at[loose].max(search.ranges[0])
         high = (local.z + r * speed).at[loose].min(search.ranges[1])
-        level, gradient = _line(local, low, high, search.slopes)
-        level -= rounding_allowance(magnitude + r * growth, len(speed))
+        level, gradient = _line(local, low, high, search.slopes, jnp.abs(local.z) + r * speed)
         steepness = dual_length(gradient, norm)
         divisor = jnp.where(steepness > 0, steepness, 1)
         height, falls = level / divisor, local.rates @ steepest(gradient, norm)
@@ -165,12 +166,19 @@ def _loosest(local: TwoLayerLocal, change: jax.Array) -> jax.Array:
     return jax.lax.top_k(loss, min(len(loss), _TIGHTENED + len(loss) // 8))[1]
 
 
-def _line(local: TwoLayerLocal, low: jax.Array, high: jax.Array, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """L₀ and G (r,) of the affine function below the signed output while preactivations are in [low, high] (m,)."""
-    chord, lift = _chord(low, high)
+def _line(
+    local: TwoLayerLocal, low: jax.Array, high: jax.Array, slopes: jax.Array, farthest: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """L₀ and G (r,) of the affine function below the signed output while preactivations are in [low, high] (m,).
+
+    L₀ is less an allowance for rounding; `farthest` (m,) bounds the preactivations' sizes. Ranges are made wider by
+    what rounding can change of them, so that it counts for those ReLUs alone that are on somewhere.
+    """
+    chord, lift = _chord(low, high + TIE * farthest)
     line = local.head * jnp.where(local.head > 0, slopes, chord)
     level = jnp.sum(line * local.z + jnp.minimum(local.head, 0) * lift) + local.offset
-    return level, line @ local.rates
+    size = jnp.abs(line) @ farthest + jnp.abs(local.offset)
+    return level - rounding_allowance(size, len(slopes)), line @ local.rates
 
 
 def _within_cap(
@@ -233,12 +241,8 @@ def _advance(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
     )
 
 
-def _magnitude(local: TwoLayerLocal) -> jax.Array:
-    """Sum of the sizes of all that the output at x adds up."""
-    return jnp.sum(jnp.abs(local.head) * jnp.abs(local.z)) + jnp.abs(local.offset)
-
-
 def _safe_margin(local: TwoLayerLocal) -> jax.Array:
     """|N(x)| less an allowance for rounding."""
-    margin = local.head @ jax.nn.relu(local.z) + local.offset
-    return margin - rounding_allowance(_magnitude(local), len(local.z))
+    hidden = jax.nn.relu(local.z)
+    size = jnp.abs(local.head) @ hidden + jnp.abs(local.offset)
+    return local.head @ hidden + local.offset - rounding_allowance(size, len(hidden))

@@ -62,11 +62,16 @@ def bracket(
     frames = jnp.broadcast_to(bases, (len(x), *bases.shape[1:]))
     shapes = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((len(x),), (len(x),), (len(x), dimension))]
     call = jax.ffi.ffi_call(fused.BRACKET, shapes, vmap_method="broadcast_all")
+    # Sums of d + 1 products are off by as many ulps of the products' sizes at most.
+    ulps = (x.shape[1] + 2) * float(jnp.finfo(x.dtype).eps)
+    sizes = jax.tree.map(jnp.abs, network)
     lower, distance, place = call(
         network.head,
         network.head_bias,
         preactivations(network, x),
         jnp.einsum("md,qdr->qmr", network.weight, bases),
+        ulps * preactivations(sizes, jnp.abs(x)),
+        ulps * jnp.linalg.norm(network.weight, axis=1),
         random.key_data(keys),
         jnp.einsum("nd,ndr->nr", toward - x, frames),
         norm=np.int64(_kinds(norm).index(True)),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subspace_adv.models.two_layer import TwoLayerLocal, rounding_allowance
+from subspace_adv.models.two_layer import TIE, TwoLayerLocal, rounding_allowance
 from subspace_adv.norms import NORMS, dual_length
 
 _STEPS = 24  # of the game
@@ -155,20 +155,22 @@ def _certified_at_vertices(local: TwoLayerLocal, vertices: jax.Array, slopes: ja
     """
     rates, count = vertices @ local.rates.T, len(local.z)
     aiding, opposing = jnp.maximum(local.head, 0) * slopes, jnp.maximum(-local.head, 0)
-    weight = aiding + opposing
-    level = rounding_allowance(weight @ jnp.abs(local.z) + jnp.abs(local.offset), count)
-    growth = rounding_allowance(jnp.abs(rates) @ weight, count)
+    level = rounding_allowance(aiding @ jnp.abs(local.z) + jnp.abs(local.offset), count)
+    growth = rounding_allowance(jnp.abs(rates) @ aiding, count)
+    # Opposing ReLUs are taken a little too large, so that rounding counts for those alone that are on.
+    opposing, raised = opposing * (1 + 2 * TIE), local.z + 2 * TIE * jnp.abs(local.z)
+    steeper = rates + 2 * TIE * jnp.abs(rates)
 
     def values(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = local.z[None] + t[:, None] * rates
-        value = inputs @ aiding - jax.nn.relu(inputs) @ opposing + local.offset - level - t * growth
-        descent = growth - rates @ aiding + (inputs > 0).astype(t.dtype) * rates @ opposing
+        inputs = raised[None] + t[:, None] * steeper
+        aid = (local.z[None] + t[:, None] * rates) @ aiding
+        value = aid - jax.nn.relu(inputs) @ opposing + local.offset - level - t * growth
+        descent = growth - rates @ aiding + (inputs > 0).astype(t.dtype) * steeper @ opposing
         return value, descent
 
     # The last linear piece lies above the function, so its root lies right of the function's.
-    rising = jax.nn.relu(rates)
-    last_descent = growth - rates @ aiding + rising @ opposing
-    last_level = local.z @ aiding - jnp.where(rates > 0, local.z[None], 0) @ opposing + local.offset - level
+    last_descent = growth - rates @ aiding + jax.nn.relu(steeper) @ opposing
+    last_level = local.z @ aiding - jnp.where(steeper > 0, raised[None], 0) @ opposing + local.offset - level
     start = last_level / jnp.where(last_descent > 0, last_descent, 1)
     falls = last_descent > 0
     start = jnp.where(falls, jnp.maximum(start, 0), 0)
@@ -348,7 +350,9 @@ def _certified(local: TwoLayerLocal, bound: _Bound, norm: str) -> jax.Array:
     ½ Σ D·c², where Σ D·c² is at most radius²·max D in L2, and radius²·Σ D in L∞.
     """
     speed = dual_length(local.rates, norm)
-    low, high = local.z - bound.radius * speed, local.z + bound.radius * speed
+    reach = bound.radius * speed
+    # Beyond rounding, as a ReLU that is off adds nothing.
+    low, high = local.z - reach, local.z + reach + TIE * (jnp.abs(local.z) + reach)
     curve, slopes = jnp.maximum(bound.curve, 0), jnp.clip(bound.slopes, 0, 1)
     form, size = _form(local, bound._replace(curve=curve, slopes=slopes), low, high)
     # Gershgorin's bound of all eigenvalues, to which errors of the curvature are relative.

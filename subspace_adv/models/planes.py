@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.contracts import PlaneDistances, prepared
-from subspace_adv.models.two_layer import ascending, rounding_allowance
+from subspace_adv.models import two_layer
+from subspace_adv.models.two_layer import TIE, ascending, rounding_allowance
 from subspace_adv.network import Network, output
-from subspace_adv.norms import dual_length, length, steepest
+from subspace_adv.norms import NORMS, dual_length, length, steepest
 
 _BATCH = 64  # crossings whose cells are computed at once
 # In ulps:
@@ -124,6 +125,7 @@ def plane_distances(network: Network, x: jax.Array, basis: jax.Array, *, norm: s
     network, centre, basis = prepared(network, x[0], basis, norm)
     x = x.astype(centre.dtype)
     points = (x - centre[None]) @ basis
+    network = _without_what_is_off(network, x, basis, jnp.linalg.norm(points, axis=1), norm)
     plane = _plane(network, x, centre, basis, points)
     lines = _lines(plane)
     edges = _edges(plane, lines)
@@ -133,6 +135,31 @@ def plane_distances(network: Network, x: jax.Array, basis: jax.Array, *, norm: s
     lower = jnp.minimum(found.lower, lines.horizon) * (1 - _PARALLEL * _ulp(x))
     directions = jnp.stack([found.toward_foot, found.toward_flip], axis=1)
     return PlaneDistances(jnp.where(sure, lower, 0), directions)
+
+
+def _without_what_is_off(network: Network, x: jax.Array, basis: jax.Array, away: jax.Array, norm: str) -> Network:
+    """The network without neurons that are off wherever a nearest flip can be: it is the same there.
+
+    Weights that large steps threw far away would otherwise count for the rounding of outputs that they add nothing to.
+
+    Args:
+        network: weight (m, d).
+        x: points (n, d).
+        basis: (d, 2).
+        away: distances (n,) of the points from the first one, in L2.
+        norm: of the perturbation.
+    """
+    rays = jnp.concatenate([jnp.eye(2, dtype=x.dtype), -jnp.eye(2, dtype=x.dtype)])
+
+    def flipped(point: jax.Array) -> jax.Array:
+        """Distance of a flip."""
+        return jnp.min(jax.vmap(two_layer.local(network, point, basis).crossing)(rays).upper)
+
+    # A ball of another norm lies within one of L2 as large, or √2 times.
+    farthest = jnp.max(away + (2**0.5 if NORMS[norm].is_cubic else 1) * jax.vmap(flipped)(x))
+    z, speed = network.weight @ x[0] + network.bias, jnp.linalg.norm(network.weight @ basis, axis=1)
+    is_off = (z < 0) & (-z * (1 - TIE) > farthest * speed)
+    return network._replace(head=jnp.where(is_off, 0, network.head))
 
 
 def _plane(network: Network, x: jax.Array, centre: jax.Array, basis: jax.Array, points: jax.Array) -> _Plane:

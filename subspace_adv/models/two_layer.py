@@ -11,18 +11,24 @@ from subspace_adv.norms import dual_length
 
 # With a few inputs, XLA on CPU runs products written out as one pass of vector code.
 _MAX_INPUTS_WRITTEN_OUT = 8
-_TIE = 2.0**-36  # more than kinks that `ascending` may swap can move an output, relative to its terms
+# Relative to a kink: as near to it a neuron may be on or off. More than kinks that `ascending` may swap are apart.
+TIE = 2.0**-36
 _BLURRED = 0.2  # of what a preactivation can change by within a radius: as near to its kink, a ReLU is partly on
 
 
 def rounding_allowance(magnitude: jax.Array, width: int) -> jax.Array:
     """Bound on the rounding error of an output whose terms' absolute values sum to `magnitude`.
 
-    Sums of m rounded terms are off by a few ulps of the magnitude times √m at most in practice; the factor
-    leaves a wide reserve. In float64 that reserve also covers preactivations whose terms cancel down to 10⁻⁴.
+    A neuron that is off adds exactly nothing, unless it is within a share `TIE` of its kink; so it is no such term,
+    however large its weights are. Sums of m rounded terms are off by a few ulps of the magnitude times √m at most in
+    practice; the factor leaves a wide reserve. In float64 that reserve also covers preactivations whose terms cancel
+    down to 10⁻⁴.
     """
-    ulp = float(jnp.finfo(magnitude.dtype).eps)
-    return (4 * (4 + width**0.5) * ulp + (_TIE if magnitude.dtype == jnp.float64 else 0)) * magnitude
+    return _rounding_share(magnitude.dtype, width) * magnitude
+
+
+def _rounding_share(dtype: Any, width: int) -> float:
+    return 4 * (4 + width**0.5) * float(jnp.finfo(dtype).eps) + (TIE if dtype == jnp.float64 else 0)
 
 
 def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.Array) -> Crossing:
@@ -45,7 +51,8 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
     last = jnp.max(jnp.where(is_kink, kink, 0))
     kink = jnp.where(is_kink, kink, last)
     order = ascending(kink)
-    kink, jump = kink[order], jnp.where(is_kink, head * jnp.abs(rate), 0)[order]
+    jump_of = jnp.where(is_kink, head * jnp.abs(rate), 0)
+    kink, jump = kink[order], jump_of[order]
     on = (z > 0) | ((z == 0) & (rate > 0))
     slope = jnp.sum(jnp.where(on, head * rate, 0)) + jnp.concatenate([jnp.zeros(1, z.dtype), jnp.cumsum(jump)])
     # Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
@@ -55,18 +62,26 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
     rise = jnp.concatenate([jnp.zeros(1, z.dtype), jnp.cumsum(slope[:-1] * jnp.diff(begin))])
     value = head @ jax.nn.relu(z) + offset + rise
     end = jnp.concatenate([begin[1:], jnp.full(1, jnp.inf, z.dtype)])
-    # The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too.
-    allowance = rounding_allowance(jnp.abs(head) @ jnp.abs(z) + jnp.abs(offset), len(z))
-    growth = rounding_allowance(jnp.abs(head) @ jnp.abs(rate), len(z))
-    growths = jnp.full_like(slope, growth).at[at_last].set(rounding_allowance(jnp.abs(head) @ rising, len(z)))
+    # The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too. It counts
+    # neurons from where they turn on.
+    share = _rounding_share(z.dtype, len(z))
+    allowance = share * (jnp.abs(head) @ jax.nn.relu(z) + jnp.abs(offset))
+    turning_on = share * jnp.where(z < 0, jnp.abs(jump_of), 0)[order]
+    none = jnp.zeros(1, z.dtype)
+    allowance += jnp.concatenate([none, jnp.cumsum(turning_on * kink)])
+    growths = share * (jnp.where(on, jnp.abs(head), 0) @ jnp.abs(rate))
+    growths += jnp.concatenate([none, jnp.cumsum(turning_on)])
+    reserves = allowance + begin * growths
+    growths = growths.at[at_last].set(share * (jnp.abs(head) @ rising))
+    near_kink = 2 * TIE if z.dtype == jnp.float64 else 2.0**-18  # there a piece may have ended, or not yet
 
-    def first_zero(side: int) -> jax.Array:
-        level, descent = value + side * (allowance + begin * growth), -slope - side * growths
+    def first_zero(side: int, end: jax.Array) -> jax.Array:
+        level, descent = value + side * reserves, -slope - side * growths
         falls = descent > 0
         reach = jnp.where(falls, begin + jnp.maximum(level, 0) / jnp.where(falls, descent, 1), jnp.inf)
         return jnp.where(level[0] > 0, jnp.min(jnp.where(reach <= end, reach, jnp.inf)), 0)
 
-    return Crossing(first_zero(-1), first_zero(1))
+    return Crossing(first_zero(-1, end) * (1 - near_kink), first_zero(1, end * (1 - near_kink)))
 
 
 class TwoLayerLocal(NamedTuple):
