@@ -10,10 +10,10 @@ import pytest
 import reference
 from optimum import ORDER, least_flip
 from reference import Ray
-from shell import read
+from shell import read, trained
 
 from subspace_adv import engine
-from subspace_adv.datasets import load_data, load_span
+from subspace_adv.datasets import load_span
 from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
@@ -59,7 +59,7 @@ class Measured(NamedTuple):
     def rightly_classified(self):
         """Index, network and point of every network and point that it classifies rightly."""
         for i, j in np.ndindex(len(self.networks.head), len(self.x)):
-            network = Network(*(field[i].astype(np.float64) for field in self.networks))
+            network = Network(*(field[i] for field in self.networks))
             if self.y[j] * reference.output(network, self.x[j]) > 0:
                 yield (i, j), network, self.x[j]
 
@@ -67,15 +67,9 @@ class Measured(NamedTuple):
 @functools.cache
 def measured(*overrides: str) -> Measured:
     sweep = read(TEXT, *overrides)
-    [chunk] = plan(sweep).chunks
-    [(_, trained)] = engine.train(sweep, chunk.group, [chunk])
-    settings = sweep.dataset({})
-    data, span = load_data(settings), load_span(settings, complete=True)
-    everywhere = {"off": span.complement, "on": span.basis, "full": np.eye(len(span.basis))}
-    bases = {region: everywhere[region] for region in sweep.measure.regions}
-    x = data.x.astype(np.float64) @ span.basis.T
-    record = engine.measure(sweep, chunk, trained)
-    return Measured(engine.ambient_networks(sweep, chunk, trained), x, data.y, bases, record)
+    found = trained(sweep)
+    bases = {region: found.bases[region] for region in sweep.measure.regions}
+    return Measured(found.networks, found.x, found.y, bases, engine.measure(sweep, found.chunk, found.arrays))
 
 
 def scanned(network: Network, x: np.ndarray, basis: np.ndarray, norm: str) -> float:

@@ -1,27 +1,27 @@
 """Distances within planes against rays in all directions, of networks of all kinds, and against rational numbers."""
 
 import functools
+import itertools
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from reference import first_flips, random_network
+from optimum import ORDER, least_flip_in_plane
+from reference import random_network
+from shell import Trained, needs_kernel, read, trained
 
 from subspace_adv.brackets import Effort, bracket
-from subspace_adv.models import TWO_LAYER, compiled, fused
+from subspace_adv.models import TWO_LAYER, compiled
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
 
 WIDTH, POINTS, DIM, NETWORKS = 24, 5, 3, 6
 BASIS = np.eye(DIM)[:, [2, 0]]  # of axes, so that all norms have distances
-LENGTHS = {
-    "l2": lambda v: np.linalg.norm(v, axis=-1),
-    "linf": lambda v: np.abs(v).max(axis=-1),
-    "l1": lambda v: np.abs(v).sum(axis=-1),
-}
 Drawn = tuple[Network, np.ndarray]
 
 
@@ -113,35 +113,26 @@ KINDS = {
 }
 
 
-WAYS = [
-    "shared",
-    "own",
-    pytest.param("kernel", marks=pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))),
-]
-
-
 @functools.partial(jax.jit, static_argnames=("norm", "way"))
-def in_plane(network: Network, x: jax.Array, norm: str, way: str):
+def in_plane(network: Network, x: jax.Array, norm: str, way: str, basis: jax.Array = BASIS):
     """Brackets by XLA, of points that share their plane or have one of their own, or by the kernel."""
     attacks = compiled.ATTACKS if way == "kernel" else ()
     what = {"norm": norm, "effort": Effort(1, 1, attacks), "model": TWO_LAYER, "shared": way == "shared"}
-    return bracket(network, x, jnp.asarray(BASIS), key_of(0), **what)
+    return bracket(network, x, jnp.asarray(basis), key_of(0), **what)
 
 
-def scanned(network: Network, x: np.ndarray, norm: str) -> float:
-    """The nearest flip along rays in 2,000 directions, and then in ever closer ones around the best."""
-    best, around, width = np.inf, 0.0, np.pi
-    for _ in range(4):
-        angles = around + width * np.linspace(-1, 1, 2001)
-        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1) @ BASIS.T
-        found = first_flips(network, x, directions) * LENGTHS[norm](directions)
-        around, width = angles[np.argmin(found)], width / 200
-        best = min(best, found.min())
-    return best
+every_way = pytest.mark.parametrize(
+    ("norm", "way"),
+    [
+        *(pytest.param(norm, "kernel", marks=needs_kernel) for norm in ORDER),
+        ("l2", "shared"),
+        *(pytest.param(norm, "shared", marks=pytest.mark.slow) for norm in ("linf", "l1")),
+        *(pytest.param(norm, "own", marks=pytest.mark.slow) for norm in ORDER),
+    ],
+)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("norm", LENGTHS)
+@every_way
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_ray_flips_sooner_and_the_nearest_flips_are_found(kind, norm, way, x64):
     for seed in range(1 if way == "own" else NETWORKS):
@@ -149,7 +140,7 @@ def test_no_ray_flips_sooner_and_the_nearest_flips_are_found(kind, norm, way, x6
         lower, attacked = in_plane(network, x, norm, way)
         loose = {"far_away": 1e-5, "thrown_about": 1e-5}.get(kind, 1e-6)
         lower, upper, delta = np.asarray(lower), np.asarray(attacked.distance), np.asarray(attacked.delta)
-        scan = np.array([scanned(network, point, norm) for point in x])
+        scan = np.array([reference.nearest_flip_in_plane(network, point, BASIS, ORDER[norm]) for point in x])
         flips = np.isfinite(upper)
         np.testing.assert_array_equal(flips, np.isfinite(scan))
         assert (lower <= scan).all()
@@ -159,12 +150,91 @@ def test_no_ray_flips_sooner_and_the_nearest_flips_are_found(kind, norm, way, x6
         assert (upper[flips] <= lower[flips] * (1 + loose)).all()
         assert (delta[~flips] == 0).all()
         for point, move, distance in zip(x[flips], delta[flips], upper[flips], strict=True):
-            assert LENGTHS[norm](move) == pytest.approx(distance, rel=1e-12)
+            assert np.linalg.norm(move, ORDER[norm]) == pytest.approx(distance, rel=1e-12)
             there = point.astype(np.longdouble) + move
             assert reference.output(network, point) * reference.output(network, there) <= 0
 
 
-def test_where_the_output_vanishes_in_a_cone_the_lower_bound_ends_and_the_upper_one_does_not(x64):
+class Planes(NamedTuple):
+    """A sweep whose networks have a plane as a region, and how far the ends of a bracket may be apart."""
+
+    text: str
+    region: str
+    overrides: tuple[str, ...] = ()
+    loose: float = 1e-6
+
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+CHESSBOARD, LINE = ((SWEEPS / f"{name}.toml").read_text() for name in ("chessboard", "line"))
+OFF = """
+[data]
+kind = "subspace"
+ambient_dim = 4
+basis = "axis-aligned"
+[network]
+width = 400
+[axes]
+seed = 0
+"""
+THROWN = ("width=16", "init_scale=0.5", "weight_decay=0")  # which large steps are to throw about
+TRAINED = {
+    "chessboard": Planes(CHESSBOARD, "on"),
+    "line": Planes(LINE, "full"),
+    "off": Planes(OFF, "off", loose=1e-5),  # some are so near to flips that their outputs are tiny
+    "large steps": Planes(LINE, "full", (*THROWN, "learning_rate=10,20")),
+    # There weights are of all sizes, and rounding allowances may hide outputs.
+    "larger steps": Planes(LINE, "full", (*THROWN, "learning_rate=50,100,200"), loose=np.inf),
+}
+FEW = {"line": 1, "large steps": 3, "larger steps": 2}
+MANY = {"chessboard": 1, "line": 2, "off": 3, "large steps": 12, "larger steps": 12}
+
+
+@functools.cache
+def of_sweep(name: str, seeds: str) -> Trained:
+    return trained(read(TRAINED[name].text, f"seed={seeds}", *TRAINED[name].overrides))
+
+
+@pytest.mark.parametrize(
+    ("norm", "name", "seeds", "points"),
+    [
+        *((norm, name, seeds, 1) for norm, (name, seeds) in itertools.product(("l2", "linf"), FEW.items())),
+        *(
+            pytest.param(norm, name, seeds, 7, marks=pytest.mark.slow)
+            for norm, (name, seeds) in itertools.product(ORDER, MANY.items())
+        ),
+    ],
+)
+def test_distances_of_trained_networks_are_those_of_the_boundary_and_of_dense_rays(norm, name, seeds, points, x64):
+    """No ray flips before the upper bound and no piece of the boundary lies before the lower one; all are one."""
+    found, sweep = of_sweep(name, f"0:{seeds}"), TRAINED[name]
+    basis, rng = found.bases[sweep.region], np.random.default_rng(40)
+    measure = jax.vmap(functools.partial(in_plane, norm=norm, way="kernel", basis=basis), (0, None))
+    lowers, attacked = measure(found.networks, found.x)
+    for i, (lower, upper) in enumerate(zip(np.asarray(lowers), np.asarray(attacked.distance), strict=True)):
+        network = Network(*(field[i] for field in found.networks))
+        for j in rng.choice(len(found.x), points, replace=False):
+            least = least_flip_in_plane(network, found.x[j], basis, norm)
+            assert lower[j] <= least.upper and least.lower <= upper[j]
+            if np.isinf(sweep.loose):
+                continue
+            scan = reference.nearest_flip_in_plane(network, found.x[j], basis, ORDER[norm])
+            assert least.lower * (1 - 1e-12) <= scan <= upper[j] * (1 + 1e-3)
+            assert upper[j] <= min(least.lower, lower[j]) * (1 + sweep.loose)
+
+
+def test_the_distance_of_a_point_at_which_all_neurons_are_off(x64):
+    """After large steps the gradient is 0 there, and the output 9.37; the first flip is behind a kink."""
+    found = trained(read(LINE, *THROWN, "learning_rate=50", "seed=6"))
+    network, x = Network(*(field[0] for field in found.networks)), found.x[1]
+    assert (network.weight @ x + network.bias < 0).all() and reference.output(network, x) == pytest.approx(
+        9.37, rel=1e-3
+    )
+    lower, attacked = in_plane(network, x[None], "l2", "kernel", found.bases["full"])
+    assert lower[0] == pytest.approx(0.52955, rel=1e-5) and attacked.distance[0] == pytest.approx(0.52955, rel=1e-5)
+
+
+@every_way
+def test_where_the_output_vanishes_in_a_cone_the_lower_bound_ends_and_the_upper_one_does_not(norm, way, x64):
     """N = relu(p₀) + relu(p₁) in the plane: no flip, but 0 in a quadrant, a rounding error from one."""
     weight = np.zeros((WIDTH, DIM))
     weight[[0, 1], [0, 2]] = 1
@@ -175,11 +245,9 @@ def test_where_the_output_vanishes_in_a_cone_the_lower_bound_ends_and_the_upper_
         "linf": [1, 2, 0.25, 0.5, 4],
         "l1": [1, 3, 0.25, 1, 7],
     }
-    for norm, distances in exact.items():
-        for way in ("shared", "own", "kernel"):  # the last is as the first where there is no kernel
-            lower, attacked = in_plane(network, x, norm, way)
-            np.testing.assert_allclose(lower, distances, rtol=1e-8)
-            assert (np.asarray(lower) <= distances).all() and not attacked.is_adv.any()
+    lower, attacked = in_plane(network, x, norm, way)
+    np.testing.assert_allclose(lower, exact[norm], rtol=1e-8)
+    assert (np.asarray(lower) <= exact[norm]).all() and not attacked.is_adv.any()
 
 
 def test_points_beside_the_plane_of_others_are_not_told_wrong(x64):
@@ -189,4 +257,4 @@ def test_points_beside_the_plane_of_others_are_not_told_wrong(x64):
         network, x = generic(rng)
         x[1:, 1] += rng.choice([1e-9, 1e-3, 1.0], POINTS - 1)
         lower, _ = in_plane(network, x, "l2", "shared")
-        assert (np.asarray(lower) <= [scanned(network, point, "l2") for point in x]).all()
+        assert (np.asarray(lower) <= [reference.nearest_flip_in_plane(network, point, BASIS, 2) for point in x]).all()
