@@ -1,4 +1,4 @@
-// Trains and brackets odd batches with every instruction set this machine has; built with sanitizers by test_fused.py.
+// Trains and brackets odd batches by the instruction sets named in SETS; built with sanitizers by test_fused.py.
 
 #include <algorithm>
 #include <cmath>
@@ -73,11 +73,8 @@ void bracket(const InstructionSet& set, int64_t points, int64_t neurons, int64_t
 }
 
 int main() {
-  std::vector<InstructionSet> sets = {generic};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(avx2);
-  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) sets.push_back(avx512);
   int64_t flags = 0;
-  for (const InstructionSet& set : sets) {
+  for (const InstructionSet& set : {SETS}) {
     for (int64_t networks : {1, 37}) {
       for (int64_t points : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 65}) {
         for (int64_t inputs : {1, 2, 3, 4, 5, 6, 11}) {
