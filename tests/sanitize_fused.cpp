@@ -72,6 +72,21 @@ void bracket(const InstructionSet& set, int64_t points, int64_t neurons, int64_t
   helper.join();
 }
 
+void cross(const InstructionSet& set, int64_t rays, int64_t neurons) {
+  RayBatch batch{};
+  batch.rays = rays, batch.neurons = neurons;
+  std::vector<double> z, rate, head;
+  for (int64_t i = 0; i < rays * neurons; ++i) {
+    z.push_back(wave(i)), rate.push_back(i % 11 ? wave(i + 5) : i % 2 ? NAN : 0), head.push_back(wave(i + 9));
+  }
+  std::vector<double> offset(rays, 5), lower(rays), upper(rays);
+  batch.z = z.data(), batch.rate = rate.data(), batch.head = head.data(), batch.offset = offset.data();
+  batch.lower = lower.data(), batch.upper = upper.data();
+  std::thread helper([&] { set.cross(batch); });
+  set.cross(batch);
+  helper.join();
+}
+
 int main() {
   int64_t flags = 0;
   for (const InstructionSet& set : {SETS}) {
@@ -88,6 +103,9 @@ int main() {
           for (int64_t kind = 0; kind < 5; ++kind) bracket(set, 3, neurons, dimension, norm, kind % 2, kind);
         }
       }
+    }
+    for (int64_t rays : {0, 1, 40}) {
+      for (int64_t neurons : {1, 2, 15, 16, 17, 40, 100}) cross(set, rays, neurons);
     }
     std::vector<float> x = waves(45, 100), result(45);
     for (int64_t count = 0; count <= 45; ++count) set.exp(x.data(), result.data(), count);

@@ -10,11 +10,13 @@ import pytest
 import reference
 from optimum import ORDER
 from reference import Ray
+from shell import needs_kernel
 
 from subspace_adv import attacks, models
 from subspace_adv.attacks.universal import universal_direction
 from subspace_adv.engine.pinned import compiler_options
 from subspace_adv.geometry import Subspace
+from subspace_adv.models.two_layer import crossing_by_xla
 from subspace_adv.network import Network
 
 DTYPES = [np.float64, np.float32]
@@ -22,6 +24,14 @@ DTYPES = [np.float64, np.float32]
 SLACK = {np.float64: 4e-11, np.float32: 2e-5}
 PADDED = 64
 AS_MEASURED = compiler_options(quick=True)  # rounding is a matter of how programs are compiled
+every_crossing = pytest.mark.parametrize(
+    ("dtype", "first_crossing"),
+    [
+        pytest.param(np.float64, models.first_crossing, marks=needs_kernel, id="kernel"),
+        pytest.param(np.float64, crossing_by_xla, id="xla-float64"),
+        pytest.param(np.float32, crossing_by_xla, id="xla-float32"),
+    ],
+)
 
 
 def _cases() -> list[tuple[np.ndarray, ...]]:
@@ -55,13 +65,13 @@ def _cases() -> list[tuple[np.ndarray, ...]]:
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_first_crossing_brackets_a_dense_scan(dtype):
+@every_crossing
+def test_first_crossing_brackets_a_dense_scan(dtype, first_crossing):
     """Lower ≤ first flip ≤ upper, each within the slack of it; no flip before lower, a true one at upper."""
     cases = [np.array(values).astype(dtype) for values in zip(*_cases(), strict=True)]
-    first_crossing = jax.jit(jax.vmap(models.first_crossing), compiler_options=AS_MEASURED)
+    crossings_of = jax.jit(jax.vmap(first_crossing), compiler_options=AS_MEASURED)
     with jax.enable_x64(dtype == np.float64):
-        lower, upper = map(np.asarray, first_crossing(*cases))
+        lower, upper = map(np.asarray, crossings_of(*cases))
     assert lower.dtype == upper.dtype == dtype
     crossings = 0
     for i, case in enumerate(zip(*cases, strict=True)):
@@ -78,8 +88,24 @@ def test_first_crossing_brackets_a_dense_scan(dtype):
     assert 300 < crossings < 1100
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_first_crossing_of_small_cases_by_hand(dtype):
+@needs_kernel
+def test_crossings_by_the_kernel_are_those_by_xla(x64, instruction_set):
+    """Of 1 to 300 neurons, more than the kernel sorts at a time; whatever rays are crossed beside."""
+    rng = np.random.default_rng(2)
+    for width in (1, 2, 15, 16, 17, 33, 100, 300):
+        z, rate, head = rng.standard_normal((3, 40, width))
+        rate = np.where(rng.random(rate.shape) < 0.2, rate[:, :1], rate)
+        z = np.where(rng.random(z.shape) < 0.2, rate, z)  # kinks that coincide
+        offset = np.abs(rng.standard_normal(40)) - np.sum(np.maximum(z, 0) * head, axis=1)
+        mine, theirs = (jax.jit(jax.vmap(by))(z, rate, head, offset) for by in (models.first_crossing, crossing_by_xla))
+        for by_kernel, by_xla in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(by_kernel, by_xla, rtol=1e-6)
+        alone = models.first_crossing(*(jnp.asarray(values[7]) for values in (z, rate, head, offset)))
+        assert (float(alone.lower), float(alone.upper)) == (mine[0][7], mine[1][7])
+
+
+@every_crossing
+def test_first_crossing_of_small_cases_by_hand(dtype, first_crossing):
     """By rows: a line; a kink that turns it; one that only touches 0; a wait until a neuron wakes; z = 0; none."""
     z = [[1, 0], [1, -1], [2, -2], [-3, 0], [0, 0], [0, 0]]
     rate = [[-1, 0], [-1, 1], [-1, 1], [1.5, 0], [2, -2], [-1, 0]]
@@ -88,7 +114,7 @@ def test_first_crossing_of_small_cases_by_hand(dtype):
     expected = [0.5, 1.25, 2, 7 / 3, 1.5, np.inf]
     with jax.enable_x64(dtype == np.float64):
         arguments = [np.asarray(values, dtype) for values in (z, rate, head, offset)]
-        lower, upper = map(np.asarray, jax.jit(jax.vmap(models.first_crossing))(*arguments))
+        lower, upper = map(np.asarray, jax.jit(jax.vmap(first_crossing))(*arguments))
     tolerance = 20 * SLACK[dtype]
     np.testing.assert_allclose(lower, expected, rtol=tolerance)
     np.testing.assert_allclose(upper, expected, rtol=tolerance)

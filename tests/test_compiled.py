@@ -102,6 +102,12 @@ def test_the_gap_says_how_far_a_bracket_is_tightened():
 
 def test_arrays_that_do_not_fit_are_refused():
     with jax.enable_x64(True):
+        cross = jax.ffi.ffi_call("subspace_adv_cross", [jax.ShapeDtypeStruct((2,), jnp.float64)] * 2)
+        rays = [jnp.ones((2, 4)), jnp.ones((2, 4)), jnp.ones((2, 4)), jnp.ones(2)]
+        cross(*rays)
+        for i in range(len(rays)):
+            with pytest.raises(Exception, match="do not fit together"):
+                jax.block_until_ready(cross(*(a[..., :-1] if i == k else a for k, a in enumerate(rays))))
         call = jax.ffi.ffi_call(
             "subspace_adv_bracket",
             [jax.ShapeDtypeStruct((2,), jnp.float64)] * 2 + [jax.ShapeDtypeStruct((2, 3), jnp.float64)],

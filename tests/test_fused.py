@@ -356,7 +356,7 @@ def test_another_platform_is_a_reason(monkeypatch):
     assert fused.unavailable("cpu") == here
 
 
-CORES = ("block", "bracket")  # compiled once per instruction set
+CORES = ("block", "bracket", "rays")  # compiled once per instruction set
 OPTIONS = {"generic": [], "avx2": ["-mavx2", "-mfma"]}
 OPTIONS["avx512"] = [*OPTIONS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 
@@ -372,7 +372,7 @@ def test_sanitizers_find_nothing(tmp_path, sanitizer):
     """
     fastest = INSTRUCTION_SETS.index(fused.instruction_set())
     sets = INSTRUCTION_SETS[: 1 if sanitizer == "thread" else fastest + 1]
-    flags = "-std=c++17 -g -O1 -ffp-contract=fast -fno-sanitize-recover=all".split()
+    flags = "-std=c++17 -g -O0 -ffp-contract=fast -fno-sanitize-recover=all".split()
     compiler = ["g++", *flags, f"-fsanitize={sanitizer}", f"-I{KERNELS}"]
 
     def compiled(part: tuple[str, str]) -> str:

@@ -19,6 +19,7 @@ from troubled import cancelling, degenerate, descended
 from subspace_adv.brackets import Effort, bracket
 from subspace_adv.models import TWO_LAYER, compiled, first_crossing
 from subspace_adv.models.planes import plane_distances
+from subspace_adv.models.two_layer import crossing_by_xla
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
 
@@ -171,11 +172,17 @@ def test_weights_of_neurons_that_are_off_hide_nothing(dim, norm, instruction_set
         assert 2 * (1 - 1e-6) <= low[0] <= 2 <= high[0] <= 2 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("by", [pytest.param(first_crossing, marks=needs_kernel), crossing_by_xla])
+def test_weights_of_neurons_that_are_off_hide_no_crossing(by, x64):
+    for big in (1, 1e6, 1e10):
+        weight, bias, head, offset = map(jnp.asarray, thrown_away(big, 3))
+        lower, upper = by(bias, weight[:, 0], head, offset)
+        assert 2 * (1 - 1e-9) <= lower <= 2 <= upper <= 2 * (1 + 1e-9)
+
+
+@pytest.mark.slow  # XLA compiles for long
 def test_weights_of_neurons_that_are_off_hide_nothing_from_xla(x64):
     for big in (1, 1e6, 1e10):
-        weight, bias, head, offset = network = thrown_away(big, 3)
-        assert 2 * (1 - 1e-6) <= _certify(network, np.zeros((1, 3)), jnp.full(1, 2.0), "l1", 3)[0] <= 2
-        crossing = first_crossing(bias, jnp.asarray(weight[:, 0]), head, offset)
-        assert 2 * (1 - 1e-9) <= crossing.lower <= 2 <= crossing.upper <= 2 * (1 + 1e-9)
+        assert 2 * (1 - 1e-6) <= _certify(thrown_away(big, 3), np.zeros((1, 3)), jnp.full(1, 2.0), "l1", 3)[0] <= 2
         exact = jax.jit(plane_distances, static_argnames="norm")
         assert 2 * (1 - 1e-6) <= exact(thrown_away(big, 2), np.zeros((1, 2)), np.eye(2), norm="l2").lower[0] <= 2

@@ -1,4 +1,4 @@
-// Attacks on one point: searches for directions in which flips are near, and the exact crossings of rays.
+// Attacks on one point: searches for directions in which flips are near, whose crossings are exact.
 //
 // The same searches as attacks/fmn.py and attacks/fab.py, which serve as its oracle, and F5 of docs/theory.md. Searches
 // run in float32, many runs at once, a run in each lane of a vector; what decides about flips runs in float64. Two
@@ -18,17 +18,10 @@
 #include <immintrin.h>
 #endif
 
-#include "around.h"
-#include "lanes.h"
+#include "crossings.h"
 
 namespace subspace_adv {
 namespace {
-
-// Where a signed output first falls to zero along a ray, in units of the direction's length.
-struct Ray {
-  double lower;  // no flip before this point, whatever the rounding
-  double upper;  // a flip here, whatever the rounding; inf if none is known
-};
 
 // The shortest flip along some rays.
 struct Flip {
@@ -42,8 +35,6 @@ constexpr int kTile = kLanes == 16 ? 2 : 4;  // vectors of runs that pass over t
 constexpr int kSums = 8;                     // sums at a time: as many as hide the latency of one, and fit registers
 constexpr int kCoordinates = 4;              // the dimension is padded to a multiple of them
 constexpr int kBlock = 16;                   // neurons whose states one pass keeps in cache for their gradients
-
-typedef double Quad __attribute__((vector_size(32)));
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kTiny = FLT_MIN;
@@ -113,10 +104,6 @@ class Cosine {
 
 inline int64_t share_of(int64_t count, int64_t parts) { return (count + parts - 1) / parts; }
 inline int64_t padded(int64_t count, int64_t to) { return share_of(count, to) * to; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline bool is_finite(double x) { return x - x == 0; }
-inline double size_of(double x) { return __builtin_fabs(x); }
-
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }  // b if either is NaN
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats size_of(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
@@ -156,64 +143,6 @@ inline double power_of_two(double size) {
   if (!(size >= DBL_MIN) || !is_finite(size)) return 1;
   memcpy(&size, &bits, 8);
   return size;
-}
-
-inline double dot_of_sizes(const double* a, const double* b, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += size_of(a[i] * b[i]);
-  return sum;
-}
-
-inline double dot(const double* a, const double* b, int64_t count) {
-  constexpr int kWide = sizeof(Quad) / sizeof(double);
-  Quad sums = {};
-  int64_t i = 0;
-  for (; i + kWide <= count; i += kWide) {
-    Quad x, y;
-    memcpy(&x, a + i, sizeof x);
-    memcpy(&y, b + i, sizeof y);
-    sums += x * y;
-  }
-  double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// A kink on a ray.
-struct Kink {
-  double at, jump;  // where, and how much the slope grows there
-};
-
-inline bool before(const Kink& a, const Kink& b) { return a.at < b.at; }
-inline bool before(uint64_t a, uint64_t b) { return a < b; }
-
-// Sorts, stably; the scratch is as long.
-template <class T>
-void sort(T* items, T* scratch, int64_t count) {
-  constexpr int64_t kRun = 8;  // as many are sorted by insertion
-  for (int64_t begin = 0; begin < count; begin += kRun) {
-    int64_t end = smaller(begin + kRun, count);
-    for (int64_t i = begin + 1; i < end; ++i) {
-      T item = items[i];
-      int64_t j = i;
-      for (; j > begin && before(item, items[j - 1]); --j) items[j] = items[j - 1];
-      items[j] = item;
-    }
-  }
-  T *from = items, *to = scratch;
-  for (int64_t run = kRun; run < count; run *= 2) {
-    for (int64_t begin = 0; begin < count; begin += 2 * run) {
-      int64_t left = begin, middle = smaller(begin + run, count), right = middle, end = smaller(middle + run, count);
-      for (int64_t i = begin; i < end; ++i) {
-        bool is_right = right < end && (left == middle || before(from[right], from[left]));
-        to[i] = is_right ? from[right++] : from[left++];
-      }
-    }
-    T* sorted = to;
-    to = from;
-    from = sorted;
-  }
-  if (from != items) memcpy((void*)items, from, count * sizeof(T));
 }
 
 // Vectors of runs, a run in a lane: tile by tile, of up to `kTile` vectors, and in a tile coordinate by coordinate.
@@ -382,8 +311,7 @@ class Attack {
     most_hints_ = most_hints;
     int64_t rays = kInformed + most_hints + 5 * restarts + Tuning::far_rays;
     int64_t keys = rays > 2 * dimension ? rays : 2 * dimension;
-    return kinks_.allocate(neurons) && kinks_scratch_.allocate(neurons) &&
-           coordinates_.allocate(dimension) && z_.allocate(rows_) && head_.allocate(rows_) &&
+    return crossings_.allocate(neurons) && coordinates_.allocate(dimension) && z_.allocate(rows_) && head_.allocate(rows_) &&
            nothing_.allocate(rows_) && weights_.allocate(rows_ * columns_) && columns_of_.allocate(rows_ * columns_) &&
            sharpness_.allocate(rows_) && gradient_.allocate(columns_) &&
            gradient_all_on_.allocate(columns_) && sum_.allocate(columns_) && axes_.allocate(4 * restarts) &&
@@ -400,64 +328,6 @@ class Attack {
            allocate_polish();
   }
 
-  // The first zero along a ray of coordinates (r), exactly but for rounding: `models.first_crossing`.
-  Ray crossing(const Around& around, const double* direction) {
-    using namespace attack_detail;
-    int64_t m = around.neurons, r = around.dimension, count = 0;
-    double value = around.offset, terms = size_of(around.offset), slope = 0, rates = 0, slope_far = 0, rates_far = 0;
-    double summed = 0;  // the sizes of all that rates are sums of, which may cancel, of neurons that are or may be on
-    double summed_far = 0;
-    double lost = 0;    // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
-    for (int64_t i = 0; i < m; ++i) {
-      double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
-      double kink = -z / rate, steepness = head * rate, sizes = dot_of_sizes(around.rates + i * r, direction, r);
-      bool is_on = z > 0 || (z == 0 && rate > 0), has_cancelled = size_of(rate) < kUncancelled * sizes;
-      if (z > 0) value += head * z, terms += size_of(head) * z;
-      if (is_on) slope += steepness, rates += size_of(steepness);
-      if (is_on || has_cancelled) summed += size_of(head) * sizes;
-      bool bends = (z > 0 && rate < 0) || (z < 0 && rate > 0);
-      if (bends && is_finite(kink)) kinks_[count++] = {kink, size_of(rate) * head};
-      if (bends && !is_finite(kink) && rate < 0) lost += size_of(steepness);
-      // Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
-      if (rate > 0 && (z >= 0 || is_finite(kink))) {
-        slope_far += steepness;
-        rates_far += size_of(steepness);
-        summed_far += size_of(head) * sizes;
-      } else if (has_cancelled) {
-        summed_far += size_of(head) * sizes;
-      }
-    }
-    // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too. It
-    // counts neurons from where they turn on.
-    const double share = rounding_share(m);
-    double allowance = share * terms + (m + 1) * DBL_MIN, growth = share * rates + lost + kCancelled * summed;
-    double growth_far = share * rates_far + lost + kCancelled * summed_far;
-    sort<Kink>(kinks_, kinks_scratch_, count);
-    Ray found = {kNever, kNever};
-    double begin = 0;
-    for (int64_t i = 0; i <= count; ++i) {
-      bool is_last = i == count;
-      double end = is_last ? kNever : kinks_[i].at, reserve = allowance + begin * growth;
-      if (is_last) slope = slope_far, growth = growth_far;
-      // Numbers that have overflown tell nothing.
-      if (!is_finite(value) || !is_finite(slope) || !is_finite(reserve) || !is_finite(growth)) {
-        found.lower = found.lower < begin ? found.lower : begin * (1 - kNearKink);
-        return found;
-      }
-      // Near its end a piece may not have ended yet, or have ended already.
-      if (found.lower == kNever) found.lower = zero_in(begin, end, value - reserve, growth - slope) * (1 - kNearKink);
-      double upper = zero_in(begin, end * (1 - kNearKink), value + reserve, -slope - growth);
-      if (upper < kNever) return {found.lower < upper ? found.lower : upper, upper};
-      if (is_last) break;
-      value += slope * (end - begin);
-      slope += kinks_[i].jump;
-      const double turn = share * size_of(kinks_[i].jump);
-      growth += turn, allowance += turn * end;
-      begin = end;
-    }
-    return found;
-  }
-
   // The least perturbation that flips along any of some rays (count, r) of any length; zeros and what is not finite
   // lead nowhere. Its coordinates (r) are zeros where there is none.
   Flip shortest(const Around& around, Norm norm, const double* directions, int64_t count, double* place) {
@@ -470,7 +340,7 @@ class Attack {
     memset(place, 0, r * sizeof(double));
     for (int64_t ray = 0; ray < count; ++ray) {
       if (!to_unit_length(norm, directions + ray * r, r)) continue;
-      Ray found = crossing(around, coordinates_);
+      Ray found = crossings_.first(around, coordinates_);
       best.lower = found.lower < best.lower ? found.lower : best.lower;
       // A point on the decision boundary is flipped by an arbitrarily small step.
       double distance = is_tied || found.upper < kTied ? kTied : found.upper;
@@ -507,9 +377,6 @@ class Attack {
 
   static constexpr double kNever = __builtin_inf();
   static constexpr double kTied = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
-  static constexpr double kCancelled = 0x1p-46;  // ulps of terms that rates along a ray are sums of
-  static constexpr double kUncancelled = 0x1p-10;  // of these terms: a rate as large is as exact as `kTie` asks
-  static constexpr double kNearKink = 2 * kTie;    // relative: as near to a kink the neuron may be on or off
   static constexpr int64_t kInformed = 5;    // rays that are not drawn
 
   struct Search {
@@ -530,15 +397,6 @@ class Attack {
   }
 
   int64_t smaller_count(int64_t hints) const { return hints < most_hints_ ? hints : most_hints_; }
-
-  // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
-  static double zero_in(double begin, double end, double level, double descent) {
-    if (!(begin <= end)) return kNever;
-    if (level <= 0) return begin;
-    if (!(descent > 0)) return kNever;
-    double zero = begin + level / descent;
-    return zero <= end ? zero : kNever;
-  }
 
   // Fills `coordinates_` with a direction of norm 1; false if it leads nowhere.
   bool to_unit_length(Norm norm, const double* direction, int64_t r) {
@@ -1279,7 +1137,7 @@ class Attack {
       if (norm == Norm::kL1 && held_[k]) share = 0;
       at_[k] = share;
     }
-    double radius = crossing(around, at_).upper;
+    double radius = crossings_.first(around, at_).upper;
     if (!is_finite(radius)) return false;
     for (int64_t k = 0; k < r; ++k) at_[k] *= radius;
     at_[r] = norm == Norm::kLinf ? radius : 0;
@@ -1444,8 +1302,8 @@ class Attack {
   int64_t most_hints_ = 0;
 
   // Of crossings, in float64.
+  Crossings crossings_;
   Array<double> coordinates_, sum_;
-  Array<attack_detail::Kink> kinks_, kinks_scratch_;
 
   // The point in float32.
   float offset_ = 0, margin_ = 0, reach_ = 0, unbent_ = 0;  // margin: the output at x

@@ -40,6 +40,7 @@ struct InstructionSet {
   void (*exp)(const float* x, float* result, int64_t count);  // as the losses compute it, for tests
   int64_t lanes;
   Bracket bracket;
+  Cross cross;
 };
 
 extern const InstructionSet generic;

@@ -1,4 +1,4 @@
-// The points whose distances to a flip a call brackets, and what brackets them, compiled once per instruction set.
+// The points and rays whose distances to a flip a call finds, and what finds them, compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,17 @@ struct BracketBatch {
 // memory for it.
 using Bracket = bool (*)(BracketBatch&);
 
+// Along a ray the signed output is Σ head·relu(z + rate·t) + offset, positive at 0. An axis of rays first.
+struct RayBatch {
+  int64_t rays, neurons;
+  const double *z, *rate, *head, *offset;  // (m), (m), (m), ()
+  double *lower, *upper;                   // (): of its first zero
+  int64_t next;                            // the queue: the first ray that no thread has taken yet
+};
+
+// Finds crossings of rays from the queue until it is empty; as a Bracket.
+using Cross = bool (*)(RayBatch&);
+
 // Names of what is compiled for INSTRUCTION_SET, as text and with a prefix.
 #define TEXT_OF(set) #set
 #define TEXT(set) TEXT_OF(set)
@@ -33,9 +44,12 @@ using Bracket = bool (*)(BracketBatch&);
 #define NAMED(prefix, set) JOINED(prefix, set)
 
 bool bracket_generic(BracketBatch&);
+bool cross_generic(RayBatch&);
 #ifdef __x86_64__
 bool bracket_avx2(BracketBatch&);
 bool bracket_avx512(BracketBatch&);
+bool cross_avx2(RayBatch&);
+bool cross_avx512(RayBatch&);
 #endif
 
 }  // namespace subspace_adv

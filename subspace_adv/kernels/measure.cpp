@@ -1,4 +1,4 @@
-// The XLA handler of the brackets of distances to a flip: checks shapes and shares the points among threads.
+// The XLA handlers of distances to a flip, of points and along rays: check shapes and share the work among threads.
 
 #include "threads.h"
 
@@ -50,8 +50,40 @@ ffi::Error bracket(ffi::ThreadPool pool, F64 head, F64 offset, F64 z, F64 rates,
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to measure a network");
 }
 
+ffi::Error cross(ffi::ThreadPool pool, F64 z, F64 rate, F64 head, F64 offset, ffi::Result<F64> lower,
+                 ffi::Result<F64> upper) {
+  auto neurons = z.dimensions();
+  if (neurons.size() < 1) return ffi::Error::InvalidArgument("z needs an axis");
+  RayBatch batch{};
+  batch.rays = rows(z, 1);
+  batch.neurons = neurons.back();
+  const int64_t all = z.element_count(), rays = batch.rays;
+  auto holds = [](const auto& buffer, int64_t size) { return (int64_t)buffer.element_count() == size; };
+  if (!holds(rate, all) || !holds(head, all) || !holds(offset, rays) || !holds(*lower, rays) || !holds(*upper, rays)) {
+    return ffi::Error::InvalidArgument("shapes of rays do not fit together");
+  }
+  batch.z = z.typed_data();
+  batch.rate = rate.typed_data();
+  batch.head = head.typed_data();
+  batch.offset = offset.typed_data();
+  batch.lower = lower->typed_data();
+  batch.upper = upper->typed_data();
+  if (share(pool, rays, batch, in_use->cross)) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to cross rays");
+}
+
 }  // namespace
 }  // namespace subspace_adv
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_cross, subspace_adv::cross,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<subspace_adv::F64>()   // z
+                                  .Arg<subspace_adv::F64>()   // rate
+                                  .Arg<subspace_adv::F64>()   // head
+                                  .Arg<subspace_adv::F64>()   // offset
+                                  .Ret<subspace_adv::F64>()   // lower
+                                  .Ret<subspace_adv::F64>()); // upper
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(subspace_adv_bracket, subspace_adv::bracket,
                               ffi::Ffi::Bind()

@@ -1,7 +1,7 @@
-"""Brackets of the distances to a flip of a two-layer network by the C++ kernel, on the CPU: bounds in one call.
+"""Distances to a flip of a two-layer network by the C++ kernel, on the CPU: of points and along rays, in one call.
 
-The kernel attacks a point as `attacks` does, certifies it as `concave` does, and takes planes exactly as `planes` does.
-It does so point by point, each with as much effort as it needs.
+The kernel crosses a ray as `two_layer` does, attacks a point as `attacks` does, certifies it as `concave` does, and
+takes planes exactly as `planes` does. It does so point by point, each with as much effort as it needs.
 """
 
 import jax
@@ -21,6 +21,18 @@ def serves(norm: str, x: jax.Array, attacks: tuple[str, ...]) -> bool:
     """Whether the kernel measures distances in a norm, from points as numbers of this type, by these attacks."""
     known = any(_kinds(norm)) and set(attacks) == set(ATTACKS)
     return known and x.dtype == jnp.float64 and fused.unavailable() is None
+
+
+def crosses(z: jax.Array) -> bool:
+    """Whether the kernel crosses rays of neurons whose preactivations are numbers of this type."""
+    return z.dtype == jnp.float64 and fused.unavailable() is None
+
+
+def crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ends of an interval that holds the first zero along a ray; arguments as of `two_layer.first_crossing`."""
+    shapes = [jax.ShapeDtypeStruct((), z.dtype)] * 2
+    lower, upper = jax.ffi.ffi_call(fused.CROSS, shapes, vmap_method="broadcast_all")(z, rate, head, offset)
+    return lower, upper
 
 
 def _kinds(norm: str) -> tuple[bool, bool, bool]:

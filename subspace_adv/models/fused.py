@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 _TARGET = "subspace_adv_advance"
-BRACKET = "subspace_adv_bracket"
-"""Name of the handler that `compiled` calls."""
+BRACKET, CROSS = "subspace_adv_bracket", "subspace_adv_cross"
+"""Names of the handlers that `compiled` calls."""
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     jax.devices("cpu")  # a handler that JAX refuses while it starts would keep it from starting
     try:
         library = ctypes.CDLL(spec.origin)
-        for name in (_TARGET, BRACKET):
+        for name in (_TARGET, BRACKET, CROSS):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except (OSError, RuntimeError) as error:
         return None, f"the fused trainer cannot be loaded: {str(error).splitlines()[0]}"

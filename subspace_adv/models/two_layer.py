@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.contracts import Blurred, Crossing, power_of_two, prepared
+from subspace_adv.models import compiled
 from subspace_adv.network import Network, output, preactivations
 from subspace_adv.norms import dual_length
 
@@ -46,6 +47,12 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
     Returns:
         The ends of an interval, a rounding error wide, that holds the crossing.
     """
+    by = compiled.crossing if compiled.crosses(z) else crossing_by_xla
+    return Crossing(*by(z, rate, head, offset))
+
+
+def crossing_by_xla(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `first_crossing`, where the kernel does not serve."""
     kink = -z / rate
     is_kink = jnp.isfinite(kink) & (kink > 0)
     last = jnp.max(jnp.where(is_kink, kink, 0))
@@ -81,7 +88,7 @@ def first_crossing(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.A
         reach = jnp.where(falls, begin + jnp.maximum(level, 0) / jnp.where(falls, descent, 1), jnp.inf)
         return jnp.where(level[0] > 0, jnp.min(jnp.where(reach <= end, reach, jnp.inf)), 0)
 
-    return Crossing(first_zero(-1, end) * (1 - near_kink), first_zero(1, end * (1 - near_kink)))
+    return first_zero(-1, end) * (1 - near_kink), first_zero(1, end * (1 - near_kink))
 
 
 class TwoLayerLocal(NamedTuple):

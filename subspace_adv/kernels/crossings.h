@@ -1,0 +1,190 @@
+// Exact crossings of rays: where a signed output first falls to zero, but for rounding. As `models.first_crossing`.
+#pragma once
+
+#include <float.h>
+
+#include "around.h"
+#include "lanes.h"
+
+namespace subspace_adv {
+namespace {
+
+// Where a signed output first falls to zero along a ray, in units of the direction's length.
+struct Ray {
+  double lower;  // no flip before this point, whatever the rounding
+  double upper;  // a flip here, whatever the rounding; inf if none is known
+};
+
+namespace attack_detail {
+
+typedef double Quad __attribute__((vector_size(32)));
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline bool is_finite(double x) { return x - x == 0; }
+inline double size_of(double x) { return __builtin_fabs(x); }
+
+inline double dot_of_sizes(const double* a, const double* b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += size_of(a[i] * b[i]);
+  return sum;
+}
+
+inline double dot(const double* a, const double* b, int64_t count) {
+  constexpr int kWide = sizeof(Quad) / sizeof(double);
+  Quad sums = {};
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    Quad x, y;
+    memcpy(&x, a + i, sizeof x);
+    memcpy(&y, b + i, sizeof y);
+    sums += x * y;
+  }
+  double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// A kink on a ray.
+struct Kink {
+  double at, jump;  // where, and how much the slope grows there
+};
+
+inline double key_of(const Kink& kink) { return kink.at; }
+inline uint64_t key_of(uint64_t key) { return key; }
+
+constexpr int64_t kRun = 16;  // as many are sorted by counting those before each, without a branch
+
+template <class T>
+void sort_run(const T* items, int64_t count, T* sorted) {
+  typedef decltype(key_of(items[0])) Key;
+  typedef Key Keys __attribute__((vector_size(kVectorBytes)));
+  Keys keys[kRun / kDoubles] = {};
+  Longs ranks[kRun / kDoubles] = {};
+  for (int64_t i = 0; i < count; ++i) keys[i / kDoubles][i % kDoubles] = key_of(items[i]);
+  for (int64_t j = 0; j < count; ++j) {
+    const Keys other = key_of(items[j]) - Keys{};
+    for (int64_t i = 0; i < kRun / kDoubles; ++i) {
+      const Longs comes_first = i * kDoubles > j ? Longs(other <= keys[i]) : Longs(other < keys[i]);
+      ranks[i] -= comes_first;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t rank = ranks[i / kDoubles][i % kDoubles];
+    const int64_t begin = i / kDoubles * kDoubles;
+    for (int64_t j = begin; j < i; ++j) rank += key_of(items[j]) == key_of(items[i]);
+    sorted[rank] = items[i];
+  }
+}
+
+// Sorts, stably; the scratch is as long.
+template <class T>
+void sort(T* items, T* scratch, int64_t count) {
+  for (int64_t begin = 0; begin < count; begin += kRun) {
+    sort_run(items + begin, smaller(kRun, count - begin), scratch + begin);
+  }
+  T *from = scratch, *to = items;
+  for (int64_t run = kRun; run < count; run *= 2) {
+    for (int64_t begin = 0; begin < count; begin += 2 * run) {
+      int64_t left = begin, middle = smaller(begin + run, count), right = middle, end = smaller(middle + run, count);
+      for (int64_t i = begin; i < end; ++i) {
+        // Arrays hold more than was asked for, so that what is behind the last may be read.
+        const bool is_before = (left < middle) & !(key_of(from[right]) < key_of(from[left]));
+        const bool is_left = is_before | (right == end);
+        to[i] = from[is_left ? left : right];
+        left += is_left, right += !is_left;
+      }
+    }
+    T* sorted = to;
+    to = from;
+    from = sorted;
+  }
+  if (from != items) memcpy((void*)items, from, count * sizeof(T));
+}
+
+}  // namespace attack_detail
+
+// The workspace of crossings for networks of one width; one thread uses it at a time.
+class Crossings {
+ public:
+  // False if there is no memory for it.
+  bool allocate(int64_t neurons) { return kinks_.allocate(neurons) && kinks_scratch_.allocate(neurons); }
+
+  // The first zero along a ray of coordinates (r), exactly but for rounding.
+  Ray first(const Around& around, const double* direction) {
+    using namespace attack_detail;
+    int64_t m = around.neurons, r = around.dimension, count = 0;
+    double value = around.offset, terms = size_of(around.offset), slope = 0, rates = 0, slope_far = 0, rates_far = 0;
+    double summed = 0;  // the sizes of all that rates are sums of, which may cancel, of neurons that are or may be on
+    double summed_far = 0;
+    double lost = 0;    // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
+    for (int64_t i = 0; i < m; ++i) {
+      double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
+      double kink = -z / rate, steepness = head * rate, sizes = dot_of_sizes(around.rates + i * r, direction, r);
+      // Which is which no processor can guess, so there are no branches.
+      const bool is_on = (z > 0) | ((z == 0) & (rate > 0)), has_cancelled = size_of(rate) < kUncancelled * sizes;
+      const bool bends = ((z > 0) & (rate < 0)) | ((z < 0) & (rate > 0)), is_met = is_finite(kink);
+      const double steep = size_of(steepness), all = size_of(head) * sizes;
+      value += z > 0 ? head * z : 0, terms += z > 0 ? size_of(head) * z : 0;
+      slope += is_on ? steepness : 0, rates += is_on ? steep : 0;
+      summed += is_on | has_cancelled ? all : 0;
+      kinks_[count] = {kink, size_of(rate) * head};
+      count += bends & is_met;
+      lost += bends & !is_met & (rate < 0) ? steep : 0;
+      // Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
+      const bool is_on_far = (rate > 0) & ((z >= 0) | is_met);
+      slope_far += is_on_far ? steepness : 0, rates_far += is_on_far ? steep : 0;
+      summed_far += is_on_far | has_cancelled ? all : 0;
+    }
+    // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too. It
+    // counts neurons from where they turn on.
+    const double share = rounding_share(m);
+    double allowance = share * terms + (m + 1) * DBL_MIN, growth = share * rates + lost + kCancelled * summed;
+    double growth_far = share * rates_far + lost + kCancelled * summed_far;
+    sort<Kink>(kinks_, kinks_scratch_, count);
+    Ray found = {kNever, kNever};
+    double begin = 0;
+    for (int64_t i = 0; i <= count; ++i) {
+      bool is_last = i == count;
+      double end = is_last ? kNever : kinks_[i].at, reserve = allowance + begin * growth;
+      if (is_last) slope = slope_far, growth = growth_far;
+      // Numbers that have overflown tell nothing.
+      if (!is_finite(value) || !is_finite(slope) || !is_finite(reserve) || !is_finite(growth)) {
+        found.lower = found.lower < begin ? found.lower : begin * (1 - kNearKink);
+        return found;
+      }
+      // Near its end a piece may not have ended yet, or have ended already.
+      if (found.lower == kNever) found.lower = zero_in(begin, end, value - reserve, growth - slope) * (1 - kNearKink);
+      double upper = zero_in(begin, end * (1 - kNearKink), value + reserve, -slope - growth);
+      if (upper < kNever) return {found.lower < upper ? found.lower : upper, upper};
+      if (is_last) break;
+      value += slope * (end - begin);
+      slope += kinks_[i].jump;
+      const double turn = share * size_of(kinks_[i].jump);
+      growth += turn, allowance += turn * end;
+      begin = end;
+    }
+    return found;
+  }
+
+ private:
+  static constexpr double kNever = __builtin_inf();
+  static constexpr double kCancelled = 0x1p-46;  // ulps of terms that rates along a ray are sums of
+  static constexpr double kUncancelled = 0x1p-10;  // of these terms: a rate as large is as exact as `kTie` asks
+  static constexpr double kNearKink = 2 * kTie;    // relative: as near to a kink the neuron may be on or off
+
+  static constexpr double kBeyond = 1 + 0x1p-20;   // more than rounding: what is above needs no division
+
+  // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
+  static double zero_in(double begin, double end, double level, double descent) {
+    if (!(begin <= end)) return kNever;
+    if (level <= 0) return begin;
+    if (level > descent * (end - begin) * kBeyond || !(descent > 0)) return kNever;
+    double zero = begin + level / descent;
+    return zero <= end ? zero : kNever;
+  }
+
+  Array<attack_detail::Kink> kinks_, kinks_scratch_;
+};
+
+}  // namespace
+}  // namespace subspace_adv
