@@ -97,13 +97,13 @@ def test_slopes_are_near_the_best_where_the_ball_has_few_vertices(norm, x64):
     if norm == "linf":
         vertices = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
     ratios = []
-    for i in range(0, NETWORKS, 2):
+    for i in range(0, NETWORKS, 3):
         around = local(Network(*map(jnp.asarray, networks[i])), jnp.asarray(x[i]), FEW)
         around = TwoLayerLocal(*map(np.asarray, around))
         below, above = 0.0, 2 * _flips(norm, "few")[i]
         if np.isinf(above):
             continue
-        for _ in range(30):
+        for _ in range(18):
             middle = (below + above) / 2
             below, above = (middle, above) if _best_slopes(around, vertices, middle) >= 0 else (below, middle)
         assert found[i] <= above * (1 + 1e-6)
@@ -137,7 +137,7 @@ def test_parabolas_lie_above_the_relu_and_touch_it(x64):
     assert (average <= np.where(low >= 0, mean, chord) + 1e-9 * size)[(low >= 0) | (high > 0)].all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [pytest.param("l2", marks=pytest.mark.slow), "linf", "l1"])
 def test_certificate_of_degenerate_networks_is_a_number(norm, x64):
     rng = np.random.default_rng(14)
     network, x = reference.random_network(rng, 10, D), rng.standard_normal(D)

@@ -197,7 +197,7 @@ def test_no_function_of_norms_falls_through_to_another():
         for norm in ("l3", "L1", "", None, 2):
             with pytest.raises(ValueError, match="there is none of this name"):
                 function(norm)
-        assert [function(norm) is not None for norm in norms.NORMS] == [True] * 3
+        assert all(jax.eval_shape(functools.partial(function, norm)) is not None for norm in norms.NORMS)
 
 
 @pytest.mark.parametrize(("level", "then"), [(None, "3"), ("1", "3"), ("0", "0"), ("2", "2"), ("3", "3")])

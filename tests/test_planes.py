@@ -185,7 +185,7 @@ TRAINED = {
     # There weights are of all sizes, and rounding allowances may hide outputs.
     "larger steps": Planes(LINE, "full", (*THROWN, "learning_rate=50,100,200"), loose=np.inf),
 }
-FEW = {"line": 1, "large steps": 3, "larger steps": 2}
+FEW = {"line": 1, "larger steps": 2}
 MANY = {"chessboard": 1, "line": 2, "off": 3, "large steps": 12, "larger steps": 12}
 
 

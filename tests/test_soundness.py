@@ -119,7 +119,8 @@ def closeness(network: Network, point: np.ndarray, norm: str, low: float, ways: 
 @needs_kernel
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
-    ("dim", "dimension"), [(6, 3), (6, 6), *(pytest.param(30, r, marks=pytest.mark.slow) for r in (1, 2, 3, 7, 30))]
+    ("dim", "dimension"),
+    [(6, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((6, 6), (30, 1), (30, 2), (30, 7), (30, 30)))],
 )
 def test_no_flip_is_nearer_than_certified_and_what_is_found_is_one(dim, dimension, norm):
     clear, hidden, x = cases(dim)
@@ -141,7 +142,7 @@ def test_no_flip_is_nearer_than_certified_and_what_is_found_is_one(dim, dimensio
 @needs_kernel
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dimension", [3, 7, 30])
+@pytest.mark.parametrize("dimension", [3, 30])
 def test_no_flip_is_nearer_than_certified_by_xla(dimension, norm):
     """Up to the flips that the kernel finds."""
     clear, hidden, x = cases(30)
@@ -174,9 +175,8 @@ def test_weights_of_neurons_that_are_off_hide_nothing(dim, norm, instruction_set
 
 @pytest.mark.parametrize("by", [pytest.param(first_crossing, marks=needs_kernel), crossing_by_xla])
 def test_weights_of_neurons_that_are_off_hide_no_crossing(by, x64):
-    for big in (1, 1e6, 1e10):
-        weight, bias, head, offset = map(jnp.asarray, thrown_away(big, 3))
-        lower, upper = by(bias, weight[:, 0], head, offset)
+    weight, bias, head, offset = reference.stacked([thrown_away(big, 3) for big in (1, 1e6, 1e10)])
+    for lower, upper in zip(*jax.jit(jax.vmap(by))(bias, weight[:, :, 0], head, offset), strict=True):
         assert 2 * (1 - 1e-9) <= lower <= 2 <= upper <= 2 * (1 + 1e-9)
 
 

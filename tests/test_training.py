@@ -210,7 +210,7 @@ def test_loss_and_its_slope_agree_with_closed_forms(x64):
     np.testing.assert_allclose(training.loss_slope(a, "exponential"), -np.exp(-a), rtol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("momentum", marks=pytest.mark.slow), "adam"])
 def test_momentum_and_adam_agree_with_optax_alone(optimizer, standard_promotion):
     """Weight decay enters the gradient before the moments, as an L2 penalty."""
     network, fields = start("paper-code", 1), trained_fields("paper-code", "all")
@@ -401,7 +401,9 @@ def off_factors(optimizer: str, rate: float, decay: float, momentum: float, step
     return np.array(factors)
 
 
-@pytest.mark.parametrize("optimizer", ["gd", "momentum", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "optimizer", ["gd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("momentum", "sgd"))]
+)
 def test_the_off_part_never_learns(optimizer):
     """W^t off the span of the points is ρ_t·W⁰ (F1)."""
     data, network, rate, decay = plane(), start("paper-code", 0, 12), np.float32(0.1), np.float32(0.05)
@@ -418,6 +420,7 @@ def test_the_off_part_never_learns(optimizer):
     assert np.linalg.norm(found.weight[-1] - rho[-1] * found.weight[0]) > 0.5  # the on part did learn
 
 
+@pytest.mark.slow
 def test_the_off_part_learns_under_adam_unless_the_subspace_is_axis_aligned(standard_promotion):
     network, recipe = (
         start("paper-code", 0, 12),
