@@ -26,6 +26,18 @@ class Effort(NamedTuple):
     gap: float = 0.01  # a bracket whose ends differ by a smaller share is tightened no further
 
 
+class Beginnings(NamedTuple):
+    """What the attacks on points begin with, whatever the region and the norm."""
+
+    keys: jax.Array  # typed PRNG keys (n,) of random starts
+    toward: jax.Array  # (n, d), of every point the nearest other one that the network tells apart; itself if none is
+
+    @classmethod
+    def of(cls, network: Any, x: jax.Array, key: jax.Array, model: Model) -> "Beginnings":
+        """At points (n, d), by a typed PRNG key."""
+        return cls(streams.attack_keys(key, len(x)), _nearest_of_other_sign(model.output(network, x), x))
+
+
 class Bracket(NamedTuple):
     """Ends of an interval that holds the distance."""
 
@@ -64,12 +76,13 @@ def brackets(
         model: kind of the network.
         beside: whether points may lie beside a translate of the subspace that holds another one.
     """
+    begin = Beginnings.of(network, x, key, model)
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
     done: dict[tuple[Region, str], Bracket] = {}
     for region in sorted(regions, key=REGIONS.index):
         basis = region_basis(subspace, region)
         share_region = region == "full" or (region == "on" and not beside)
-        look = functools.partial(bracket, network, x, basis, key, effort=effort, model=model, shared=share_region)
+        look = functools.partial(bracket, network, x, basis, begin, effort=effort, model=model, shared=share_region)
         found = {norm: look(norm=norm) for norm in ordered}
         attacks = {norm: attack for norm, (_, attack) in found.items()}
         uppers = {norm: [attack.distance] for norm, attack in attacks.items()}
@@ -110,7 +123,7 @@ def bracket(
     network: Any,
     x: jax.Array,
     basis: jax.Array,
-    key: jax.Array,
+    begin: Beginnings,
     *,
     norm: str,
     effort: Effort,
@@ -128,7 +141,7 @@ def bracket(
         x: points (n, d).
         basis: the points' frames, (d, r) for all of them or (n, d, r), one a point: orthonormal; of coordinate axes for
             norms other than L2, or a single column.
-        key: typed PRNG key of the attacks' random starts.
+        begin: what attacks begin with.
         norm: of the distances.
         effort: of the attacks.
         model: kind of the network.
@@ -145,7 +158,7 @@ def bracket(
         along = functools.partial(line_distance, norm=norm, model=model)
         return jax.vmap(along, in_axes=(None, 0, own))(network, x, basis[..., 0])
     if model.kernel is not None and model.kernel.measures(norm, x, effort.attacks):
-        return _by_kernel(network, x, basis, key, norm, effort, model)
+        return _by_kernel(network, x, basis, begin, norm, effort, model)
     if is_exact(dimension, model):
         return _in_plane(network, x, basis, norm, model, shared)
 
@@ -156,8 +169,7 @@ def bracket(
         return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
 
     search = {"steps": effort.steps, "restarts": effort.restarts, "attacks": effort.attacks}
-    toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
-    lower, attack = jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, toward, keys)
+    lower, attack = jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, begin.toward, begin.keys)
     finer = model.finer_certificate
     if finer is None:
         return lower, attack
@@ -171,13 +183,12 @@ def bracket(
 
 
 def _by_kernel(
-    network: Any, x: jax.Array, basis: jax.Array, key: jax.Array, norm: str, effort: Effort, model: Model
+    network: Any, x: jax.Array, basis: jax.Array, begin: Beginnings, norm: str, effort: Effort, model: Model
 ) -> tuple[jax.Array, AttackResult]:
     """Arguments and results as of `bracket`."""
     assert model.kernel
-    toward, keys = _nearest_of_other_sign(model.output(network, x), x), streams.attack_keys(key, len(x))
     effort_of = {"steps": effort.steps, "restarts": effort.restarts, "gap": effort.gap}
-    lower, distance, delta = model.kernel.bracket(network, x, basis, keys, toward, norm=norm, **effort_of)
+    lower, distance, delta = model.kernel.bracket(network, x, basis, *begin, norm=norm, **effort_of)
     return lower, AttackResult(delta, distance, jnp.isfinite(distance))
 
 

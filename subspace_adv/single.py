@@ -234,8 +234,8 @@ def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax
 def _bracket(
     network: Network, x: jax.Array, basis: jax.Array, seed: jax.Array, *, norm: str, effort: Effort
 ) -> tuple[jax.Array, AttackResult]:
-    key = streams.measuring_key(seed)
-    return brackets.bracket(network, x, basis, key, norm=norm, effort=effort, model=TWO_LAYER, shared=x.shape[1] == 2)
+    begin = brackets.Beginnings.of(network, x, streams.measuring_key(seed), TWO_LAYER)
+    return brackets.bracket(network, x, basis, begin, norm=norm, effort=effort, model=TWO_LAYER, shared=x.shape[1] == 2)
 
 
 def _measure(

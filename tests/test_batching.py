@@ -268,6 +268,7 @@ def test_the_engine_yields_what_training_one_network_yields():
             np.testing.assert_allclose(cell[name], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_measurements_are_the_same_to_the_bit_by_any_number_of_threads():
     whole = sweep({}, {"seed": tuple(range(100))})
     [chunk] = plan(whole).chunks

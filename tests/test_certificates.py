@@ -297,7 +297,7 @@ BASES = {"plane": np.eye(4)[:, :2], "full": np.eye(4)}
 NORMS = ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]  # each is compiled
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("region", [pytest.param("plane", marks=pytest.mark.slow), "full"])
 def test_no_direction_flips_within_the_crown_certificate(region, norm, x64):
     """Wherever its search begins; in the plane the nearest of dense directions is often hardly farther."""

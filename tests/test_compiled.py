@@ -11,7 +11,7 @@ import reference
 from shell import needs_kernel
 from troubled import degenerate
 
-from subspace_adv.brackets import Effort, bracket
+from subspace_adv.brackets import Beginnings, Effort, bracket
 from subspace_adv.models import TWO_LAYER, compiled
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
@@ -36,7 +36,8 @@ def cases() -> tuple[list[Network], np.ndarray]:
 @functools.partial(jax.jit, static_argnames=("norm", "dimension", "by"))
 def _bracket(network: Network, x: jax.Array, norm: str, dimension: int, by: str):
     model = {"kernel": TWO_LAYER, "xla": XLA}[by]
-    return bracket(network, x, jnp.eye(D)[:, :dimension], key_of(1), norm=norm, effort=EFFORT, model=model)
+    begin = Beginnings.of(network, x, key_of(1), model)
+    return bracket(network, x, jnp.eye(D)[:, :dimension], begin, norm=norm, effort=EFFORT, model=model)
 
 
 def brackets(network: Network, x: np.ndarray, norm: str, dimension: int, by: str = "kernel"):
@@ -94,7 +95,8 @@ def test_the_gap_says_how_far_a_bracket_is_tightened():
     def lower(gap: float) -> np.ndarray:
         what = {"norm": "l2", "effort": EFFORT._replace(gap=gap), "model": TWO_LAYER}
         with jax.enable_x64(True):
-            return np.asarray(bracket(networks[0], jnp.asarray(x), jnp.eye(D), key_of(1), **what)[0])
+            begin = Beginnings.of(networks[0], jnp.asarray(x), key_of(1), TWO_LAYER)
+            return np.asarray(bracket(networks[0], jnp.asarray(x), jnp.eye(D), begin, **what)[0])
 
     loose, tight = lower(10.0), lower(0.0)
     assert (loose <= tight).all() and (loose < tight).any()

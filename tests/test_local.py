@@ -59,6 +59,7 @@ def test_attacks_find_flips_of_any_model_that_keeps_the_contract(network, x64):
     assert lower <= both.distance <= descent
 
 
+@pytest.mark.slow  # many small programs
 def test_a_two_layer_network_is_what_the_contract_says(x64):
     """Each operation against automatic differentiation of the output, or its values far away."""
     rng = np.random.default_rng(6)

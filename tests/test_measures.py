@@ -265,13 +265,13 @@ def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, 
     attacked = {(region, norm): _flips(rng, bases[region], order[norm], points) for region, norm in lowers}
     dims = {3: "off", 2: "on", 5: "full"}
 
-    def bracket(network, x, basis, key, *, norm, effort, model, shared):
+    def bracket(network, x, basis, begin, *, norm, effort, model, shared):
         assert shared == (basis.shape[1] != 3)
         return jnp.asarray(lowers[dims[basis.shape[1]], norm]), attacked[dims[basis.shape[1]], norm]
 
     monkeypatch.setattr(brackets, "bracket", bracket)
     what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "beside": False}
-    network, x = Network(*[jnp.zeros(())] * 4), jnp.zeros((points, 5))
+    network, x = Network(*map(jnp.zeros, ((1, 5), 1, 1, ()))), jnp.zeros((points, 5))
     found = brackets.brackets(network, x, subspace, universal, jax.random.key(0), **what)
     assert set(found) == set(lowers)
     for (region, norm), (lower, upper) in found.items():
@@ -319,7 +319,8 @@ def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_cou
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(certificates, name, stand_in)
     effort, key = Effort(steps=7, restarts=3, attacks=("fab",), gap=0.5), jax.random.key(3)
-    lower, found = brackets.bracket(network, x, jnp.eye(3), key, norm="l1", effort=effort, model=TWO_LAYER)
+    begin = brackets.Beginnings.of(network, x, key, TWO_LAYER)
+    lower, found = brackets.bracket(network, x, jnp.eye(3), begin, norm="l1", effort=effort, model=TWO_LAYER)
     drawn = [float(jax.random.uniform(own, (), jnp.float64)) for own in jax.random.split(key, len(x))]
     np.testing.assert_array_equal(found.distance, drawn)
     np.testing.assert_array_equal(found.delta, brackets._nearest_of_other_sign(output(network, x), x))

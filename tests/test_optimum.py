@@ -22,7 +22,7 @@ from reference import Ray
 
 from subspace_adv import training
 from subspace_adv.attacks import ATTACKS
-from subspace_adv.brackets import Effort, bracket
+from subspace_adv.brackets import Beginnings, Effort, bracket
 from subspace_adv.data import SubspaceData
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, Subspace, region_basis
@@ -258,7 +258,8 @@ def _recorded(norm: str) -> Callable[..., dict[str, jax.Array]]:
     effort = Effort(settings.attack_steps, settings.restarts, tuple(ATTACKS))
 
     def one(network: Network, x: jax.Array, basis: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        lower, flip = bracket(network, x[None], basis, key, norm=norm, effort=effort, model=TWO_LAYER)
+        begin = Beginnings.of(network, x[None], key, TWO_LAYER)
+        lower, flip = bracket(network, x[None], basis, begin, norm=norm, effort=effort, model=TWO_LAYER)
         return {"attack": flip.distance[0], "certificate": lower[0]}
 
     return jax.jit(jax.vmap(one))

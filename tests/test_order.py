@@ -215,8 +215,8 @@ class Found(NamedTuple):
 def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array) -> Found:
     flips = {}
 
-    def bracket(network, x, basis, key, *, norm, **how):
-        lower, flip = original(network, x, basis, key, norm=norm, **how)
+    def bracket(network, x, basis, begin, *, norm, **how):
+        lower, flip = original(network, x, basis, begin, norm=norm, **how)
         flips[REGIONS[len(flips) // len(NORMS)], norm] = flip  # the regions in turn, each in all norms
         return lower, flip
 

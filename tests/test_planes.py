@@ -15,7 +15,7 @@ from optimum import ORDER, least_flip_in_plane
 from reference import random_network
 from shell import Trained, needs_kernel, read, trained
 
-from subspace_adv.brackets import Effort, bracket
+from subspace_adv.brackets import Beginnings, Effort, bracket
 from subspace_adv.models import TWO_LAYER, compiled
 from subspace_adv.network import Network
 from subspace_adv.streams import key_of
@@ -118,7 +118,7 @@ def in_plane(network: Network, x: jax.Array, norm: str, way: str, basis: jax.Arr
     """Brackets by XLA, of points that share their plane or have one of their own, or by the kernel."""
     attacks = compiled.ATTACKS if way == "kernel" else ()
     what = {"norm": norm, "effort": Effort(1, 1, attacks), "model": TWO_LAYER, "shared": way == "shared"}
-    return bracket(network, x, jnp.asarray(basis), key_of(0), **what)
+    return bracket(network, x, jnp.asarray(basis), Beginnings.of(network, x, key_of(0), TWO_LAYER), **what)
 
 
 every_way = pytest.mark.parametrize(
@@ -185,7 +185,7 @@ TRAINED = {
     # There weights are of all sizes, and rounding allowances may hide outputs.
     "larger steps": Planes(LINE, "full", (*THROWN, "learning_rate=50,100,200"), loose=np.inf),
 }
-FEW = {"line": 1, "larger steps": 2}
+FEW = {"larger steps": 2}
 MANY = {"chessboard": 1, "line": 2, "off": 3, "large steps": 12, "larger steps": 12}
 
 

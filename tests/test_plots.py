@@ -378,6 +378,7 @@ def test_plot_draws_what_fits(
 
 
 def test_tightness_is_drawn_where_not_all_brackets_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_encoded", lambda figure, suffix: b"")  # which takes the time
     dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
     dataset["distance_off_l2_lower"] = dataset["distance_off_l2_upper"] * (1 - 1e-7)
     serve(monkeypatch, dataset, load)
@@ -389,6 +390,7 @@ def test_tightness_is_drawn_where_not_all_brackets_are_exact(tmp_path: Path, mon
 
 def test_what_is_trained_so_far_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of a run that is under way."""
+    monkeypatch.setattr(plots, "_encoded", lambda figure, suffix: figure.draw_without_rendering() or b"")
     dataset, load = synthetic(SEEDS | REMEDIES, kind="line")
     for name in [str(name) for name in dataset.data_vars if name != "status"]:
         dataset[name][1:3] = np.nan

@@ -16,7 +16,7 @@ from reference import first_flip_along, is_at_most
 from shell import needs_kernel
 from troubled import cancelling, degenerate, descended
 
-from subspace_adv.brackets import Effort, bracket
+from subspace_adv.brackets import Beginnings, Effort, bracket
 from subspace_adv.models import TWO_LAYER, compiled, first_crossing
 from subspace_adv.models.planes import plane_distances
 from subspace_adv.models.two_layer import crossing_by_xla
@@ -56,7 +56,8 @@ class Found(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("norm", "dimension"))
 def _bracket(network: Network, x: jax.Array, norm: str, dimension: int):
     basis, effort = jnp.eye(x.shape[1])[:, :dimension], Effort(56, 32, compiled.ATTACKS)
-    return bracket(network, x, basis, key_of(1), norm=norm, effort=effort, model=TWO_LAYER)
+    begin = Beginnings.of(network, x, key_of(1), TWO_LAYER)
+    return bracket(network, x, basis, begin, norm=norm, effort=effort, model=TWO_LAYER)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "dimension"))

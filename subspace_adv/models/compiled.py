@@ -71,7 +71,6 @@ def bracket(
     """
     dimension = basis.shape[-1]
     bases = basis if basis.ndim == 3 else basis[None]
-    frames = jnp.broadcast_to(bases, (len(x), *bases.shape[1:]))
     shapes = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in ((len(x),), (len(x),), (len(x), dimension))]
     call = jax.ffi.ffi_call(fused.BRACKET, shapes, vmap_method="broadcast_all")
     # Sums of d + 1 products are off by as many ulps of the products' sizes at most.
@@ -85,10 +84,17 @@ def bracket(
         ulps * preactivations(sizes, jnp.abs(x)),
         ulps * jnp.linalg.norm(network.weight, axis=1),
         random.key_data(keys),
-        jnp.einsum("nd,ndr->nr", toward - x, frames),
+        _in_frames(toward - x, bases),
         norm=np.int64(_kinds(norm).index(True)),
         steps=np.int64(steps),
         restarts=np.int64(restarts),
         gap=np.float64(gap),
     )
-    return lower, distance, jnp.einsum("nr,ndr->nd", place, frames)
+    return lower, distance, _in_frames(place, bases.mT)
+
+
+def _in_frames(rows: jax.Array, frames: jax.Array) -> jax.Array:
+    """Vectors (n, d) times the frame (1, d, r) of all or those (n, d, r), one a vector."""
+    if len(frames) == 1:
+        return rows @ frames[0]
+    return jnp.einsum("nd,ndr->nr", rows, frames)
