@@ -54,7 +54,7 @@ def _trainer(group: Group) -> str:
 
 
 def _measurer(group: Group) -> str:
-    """What rounds the brackets of distances, likewise."""
+    """What rounds distances, likewise."""
     kernel = group.program.recipe.model.kernel
     return "xla" if kernel is None or kernel.unavailable(None) else kernel.label()
 

@@ -1,4 +1,4 @@
-// Trains and brackets odd batches by the instruction sets named in SETS; built with sanitizers by test_fused.py.
+// Trains, brackets and crosses odd batches by the instruction sets named in SETS; built with sanitizers by test_fused.py.
 
 #include <algorithm>
 #include <cmath>

@@ -25,7 +25,7 @@ from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.initialization import init_network
 from subspace_adv.measures import Rounding
-from subspace_adv.models import MODELS, TWO_LAYER, fused
+from subspace_adv.models import MODELS, TWO_LAYER, compiled, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan
@@ -336,6 +336,7 @@ def test_the_programs_loaded_at_once_leave_a_process_mappings_to_spare(monkeypat
     A region takes a third of what three do.
     """
     monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(TWO_LAYER, kernel=None))
+    monkeypatch.setattr(compiled, "crosses", lambda z: False)
     everywhere = {"kind": "subspace", "basis": "axis-aligned", "samples": 3, "data_seed": 1}
     [group] = plan(sweep(everywhere | {"regions": ("full",), "norms": ("l2", "linf", "l1")})).groups
     before = MAPPINGS.read_text().count("\n")

@@ -37,7 +37,10 @@ def cases() -> tuple[list[Network], np.ndarray]:
 def _bracket(network: Network, x: jax.Array, norm: str, dimension: int, by: str):
     model = {"kernel": TWO_LAYER, "xla": XLA}[by]
     begin = Beginnings.of(network, x, key_of(1), model)
-    return bracket(network, x, jnp.eye(D)[:, :dimension], begin, norm=norm, effort=EFFORT, model=model)
+    with pytest.MonkeyPatch.context() as patch:
+        if by == "xla":
+            patch.setattr(compiled, "crosses", lambda z: False)
+        return bracket(network, x, jnp.eye(D)[:, :dimension], begin, norm=norm, effort=EFFORT, model=model)
 
 
 def brackets(network: Network, x: np.ndarray, norm: str, dimension: int, by: str = "kernel"):
@@ -87,6 +90,31 @@ def test_what_is_no_distance_ends_and_tells_no_flip():
                     assert lower.shape == upper.shape == (POINTS,)
                     if np.isnan(value) and field != "weight":
                         assert np.isinf(upper).all()
+
+
+def test_fewer_neurons_than_dimensions_are_certified_as_well():
+    """Where coordinates are turned: near the flips found, and never beyond those on rays, in any frame."""
+    rng, ratios, dim = np.random.default_rng(33), [], 40
+    frames = np.eye(dim), np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+
+    @jax.jit
+    def measured(network: Network, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+        begin = Beginnings.of(network, x, key_of(1), TWO_LAYER)
+        lower, attack = bracket(network, x, basis, begin, norm="l2", effort=EFFORT, model=TWO_LAYER)
+        return lower, attack.distance
+
+    for width in (2, 8, 20) * 3:
+        network, x = reference.random_network(rng, width, dim, 20), rng.standard_normal((3, dim))
+        with jax.enable_x64(True):
+            found = [tuple(map(np.asarray, measured(network, x, frame))) for frame in frames]
+        for lower, upper in found:
+            scanned = [reference.nearest_flip(rng, network, point, np.eye(dim), 2)[0] for point in x]
+            assert (lower <= upper).all() and (lower <= scanned).all()
+            flips = np.isfinite(upper)
+            ratios += list(lower[flips] / upper[flips])
+        one, other = (lower for lower, _ in found)
+        np.testing.assert_allclose(one, other, rtol=0.05)
+    assert np.median(ratios) > 0.97 and np.min(ratios) > 0.8
 
 
 def test_the_gap_says_how_far_a_bracket_is_tightened():

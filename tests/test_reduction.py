@@ -328,7 +328,7 @@ def test_canonical_weights_are_a_bartlett_factor(width, off):
     assert np.abs(correlations).max() < 5 / 3000**0.5
 
 
-@pytest.mark.parametrize("law", [pytest.param(law, marks=[pytest.mark.slow] * (law == "torch")) for law in LAWS])
+@pytest.mark.parametrize("law", LAWS)
 def test_canonical_weights_of_a_narrow_network_are_the_first_of_a_wide_one(law):
     basis = load_span(SubspaceData(ambient_dim=9, subspace_dim=2)).basis
     narrow, wide = (fresh(Law(law, padded, 9, 2), basis, 3, 3) for padded in (3, 5))

@@ -19,16 +19,22 @@ struct Around {
 
 namespace {
 
+constexpr double kTie = 0x1p-36;  // relative to a kink: as near to it a neuron may be on or off
+
 // Bound on the rounding error of an output, relative to the sum of its terms' absolute values, as
 // models.two_layer.rounding_allowance: the second part is more than kinks can move it whose order is lost. A neuron that
 // is off, farther than `kTie` from its kink, adds exactly nothing, so it is no such term.
-constexpr double kTie = 0x1p-36;  // relative to a kink: as near to it a neuron may be on or off
-
 inline double rounding_share(int64_t neurons) {
   return 4 * (4 + __builtin_sqrt((double)neurons)) * 0x1p-52 + kTie;
 }
 
 inline double rounding_allowance(double magnitude, int64_t neurons) { return rounding_share(neurons) * magnitude; }
+
+inline bool are_finite(const double* numbers, int64_t count) {
+  double none = 0;  // NaN, as soon as one is none
+  for (int64_t i = 0; i < count; ++i) none += numbers[i] * 0;
+  return none == 0;
+}
 
 }  // namespace
 }  // namespace subspace_adv

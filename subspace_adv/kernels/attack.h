@@ -311,8 +311,8 @@ class Attack {
     most_hints_ = most_hints;
     int64_t rays = kInformed + most_hints + 5 * restarts + Tuning::far_rays;
     int64_t keys = rays > 2 * dimension ? rays : 2 * dimension;
-    return crossings_.allocate(neurons) && coordinates_.allocate(dimension) && z_.allocate(rows_) && head_.allocate(rows_) &&
-           nothing_.allocate(rows_) && weights_.allocate(rows_ * columns_) && columns_of_.allocate(rows_ * columns_) &&
+    return crossings_.allocate(neurons) && coordinates_.allocate(dimension) && z_.allocate(rows_) &&
+           head_.allocate(rows_) && nothing_.allocate(rows_) && weights_.allocate(rows_ * columns_) && columns_of_.allocate(rows_ * columns_) &&
            sharpness_.allocate(rows_) && gradient_.allocate(columns_) &&
            gradient_all_on_.allocate(columns_) && sum_.allocate(columns_) && axes_.allocate(4 * restarts) &&
            axis_slopes_.allocate(2 * dimension) &&

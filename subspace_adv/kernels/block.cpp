@@ -364,6 +364,7 @@ void exp(const float* x, float* result, int64_t count) {
 
 }  // namespace
 
-const InstructionSet INSTRUCTION_SET = {TEXT(INSTRUCTION_SET), train, exp, kLanes, NAMED(bracket_, INSTRUCTION_SET), NAMED(cross_, INSTRUCTION_SET)};
+const InstructionSet INSTRUCTION_SET = {
+    TEXT(INSTRUCTION_SET), train, exp, kLanes, NAMED(bracket_, INSTRUCTION_SET), NAMED(cross_, INSTRUCTION_SET)};
 
 }  // namespace subspace_adv

@@ -34,20 +34,14 @@ constexpr double kAround[][2] = {{1, 0}, {-1, 0}, {0, 1}, {0, -1}, {1, 1}, {-1, 
 constexpr double kStored = 0x1p-20;  // relative: more than rounding to float32 can put both ends apart
 constexpr double kNearer = 0.98;     // times the flip known: nearer ones are news to the certificate
 
-bool is_finite(const double* numbers, int64_t count) {
-  double none = 0;  // NaN, as soon as one is none
-  for (int64_t i = 0; i < count; ++i) none += numbers[i] * 0;
-  return none == 0;
-}
-
 class Brackets {
  public:
   bool allocate(const BracketBatch& batch) {
     const int64_t m = batch.neurons, r = batch.dimension;
-    if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 0) && head_.allocate(1, m);
-    return attack_.allocate(m, r, batch.restarts, 1) && certificate_.allocate(m, r) && head_.allocate(1, m) &&
-           directions_.allocate(1, Attack::kDirections * r) && place_.allocate(1, r) && hint_.allocate(1, r) &&
-           allocate_draws(batch.restarts, r);
+    if (!head_.allocate(1, m) || !place_.allocate(1, r)) return false;
+    if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 0);
+    return attack_.allocate(m, r, batch.restarts, 1) && certificate_.allocate(m, r) &&
+           directions_.allocate(1, Attack::kDirections * r) && hint_.allocate(1, r) && allocate_draws(batch.restarts, r);
   }
 
   ~Brackets() {
@@ -64,8 +58,8 @@ class Brackets {
     batch.lower[index] = 0, batch.distance[index] = INFINITY;
     for (int64_t j = 0; j < r; ++j) batch.place[index * r + j] = 0;
     // Nothing is known of a network that is no number somewhere.
-    if (!is_finite(head, m) || !is_finite(z, m) || !is_finite(batch.rates + rates * m * r, m * r)) return;
-    if (!is_finite(batch.offset + network, 1)) return;
+    if (!are_finite(head, m) || !are_finite(z, m) || !are_finite(batch.rates + rates * m * r, m * r)) return;
+    if (!are_finite(batch.offset + network, 1)) return;
     const double sign = value < 0 ? -1 : 1;
     for (int64_t i = 0; i < m; ++i) head_[0][i] = sign * head[i];
     const Around around{m, r, z, batch.rates + rates * m * r, head_[0], sign * batch.offset[network],
@@ -93,19 +87,14 @@ class Brackets {
 
   void plane(const Around& around, BracketBatch& batch, int64_t index) {
     double* place = batch.place + 2 * index;
-    double lower = 0, distance = INFINITY, flipped[2];
+    double lower = 0, distance = INFINITY;
     for (int64_t pass = 0; pass < kPasses; ++pass) {
       const PlaneDistance exact = plane_.distance(around, batch.norm, distance);
-      Flip flip = attack_.shortest(around, batch.norm, exact.directions[0], 2, flipped);
+      bool is_nearer = comes_nearer(around, batch.norm, exact.directions[0], 2, distance, place);
       lower = largest(lower, exact.lower);
       // Rounding may have hidden all of the boundary.
-      if (!(flip.distance < INFINITY) && pass == 0) {
-        flip = attack_.shortest(around, batch.norm, kAround[0], sizeof kAround / sizeof kAround[0], flipped);
-      }
-      const bool is_nearer = flip.distance < distance * kNearer;
-      if (flip.distance < distance) {
-        distance = flip.distance;
-        for (int64_t j = 0; j < 2; ++j) place[j] = flipped[j];
+      if (distance == INFINITY && pass == 0) {
+        is_nearer = comes_nearer(around, batch.norm, kAround[0], sizeof kAround / sizeof kAround[0], distance, place);
       }
       if (distance <= lower * (1 + kExactly) || !is_nearer) break;
     }

@@ -34,6 +34,8 @@ struct RayBatch {
   int64_t next;                            // the queue: the first ray that no thread has taken yet
 };
 
+constexpr int64_t kRaysTaken = 16;  // from the queue at a time
+
 // Finds crossings of rays from the queue until it is empty; as a Bracket.
 using Cross = bool (*)(RayBatch&);
 

@@ -19,6 +19,7 @@ constexpr double first_reserve = 1, last_reserve = 0.03;   // by which the radiu
 constexpr double far = 16;            // times the kink bound: flips farther away do not tell where to begin
 constexpr double begin_spread = 0.05;  // of the adversary's moments around a flip, where it begins
 constexpr double weight_power = 0.25;  // of the excess in a coordinate of a cube, by which its weight grows
+constexpr double worth_turning = 0.8;   // share of the dimensions, that parabolas curve in
 constexpr int multiplier_steps = 8;
 constexpr int newton_steps = 16;
 // Where linear bounds are asked too: neurons, upper over lower.
@@ -52,9 +53,10 @@ class Certificate {
  public:
   bool allocate(int64_t neurons, int64_t dimension) {
     return rates_.allocate(largest(dimension, 1), neurons) && scaled_.allocate(dimension, neurons) &&
-           own_.allocate(kRows, neurons) && coordinates_.allocate(8, dimension) &&
+           own_.allocate(kRows, neurons) && coordinates_.allocate(kCoordinates, dimension) &&
            curvature_.allocate(dimension, dimension) && lower_.allocate(dimension, dimension) &&
-           inverse_.allocate(dimension, dimension) && tridiagonal_.allocate(dimension) &&
+           inverse_.allocate(dimension, dimension) && turns_.allocate(dimension, dimension) &&
+           tridiagonal_.allocate(dimension) &&
            corners_.allocate(neurons, dimension);
   }
 
@@ -73,7 +75,10 @@ class Certificate {
       const Signed output{m_, r_, stride_, own(kZ), own(kAid), own(kOppose), own(kSpeed), rates_, offset_};
       found = corners_.radius(output, norm, most, kink / length_, gap, place);
     } else {
-      found = play(norm, most, kink / length_, gap, is_near ? place : nullptr);
+      for (int64_t j = 0; j < r_; ++j) coordinates_[kPlace][j] = place[j] / length_;
+      turn(most);
+      found = play(norm, most, kink / length_, gap, is_near);
+      turn_back(coordinates_[kMean]);
       for (int64_t j = 0; j < r_; ++j) place[j] = coordinates_[kMean][j];
     }
     found = largest(kink / length_, found);
@@ -87,7 +92,7 @@ class Certificate {
 
  private:
   enum Row { kZ, kHead, kAid, kOppose, kSpeed, kShift, kMoment, kSlopes, kCurve, kTilt, kLine, kBend, kFall, kUnder,
-             kAbove, kBestSlopes, kBestCurve, kBestTilt, kInputs, kRows };
+             kAbove, kBestSlopes, kBestCurve, kBestTilt, kInputs, kFlat, kRows };
 
   double* own(Row row) { return own_[row]; }
 
@@ -139,7 +144,8 @@ class Certificate {
       lost += opposing * std::fabs(z[i]);
       falling += opposing * speed[i];
     }
-    lost *= 1 - 2 * rounding_share(m_), falling *= 1 + 2 * rounding_share(m_);
+    const double nearer = 1 - 2 * rounding_share(m_), steeper = 1 + 2 * rounding_share(m_);
+    lost *= nearer, falling *= steeper;
     for (int64_t i = m_; i < stride_; ++i) on[i] = 0;
     for (int64_t j = 0; j < r_; ++j) coordinates_[0][j] = dot(on, rates_[j], stride_);
     const double margin = value - rounding_allowance(size, m_), gradient = dual(coordinates_[0]);
@@ -152,8 +158,8 @@ class Certificate {
     for (int step = 0; step <= tuning::newton_steps; ++step) {
       double beyond = 0, descent = slack;
       for (int64_t i = 0; i < m_; ++i) {
-        const double opposing = head[i] < 0 ? -head[i] : 0, fall = speed[i] * (1 + 2 * rounding_share(m_));
-        const double over = r * fall - std::fabs(z[i]) * (1 - 2 * rounding_share(m_));
+        const double opposing = head[i] < 0 ? -head[i] : 0, fall = speed[i] * steeper;
+        const double over = r * fall - std::fabs(z[i]) * nearer;
         beyond += over > 0 ? opposing * over : 0;
         descent += over > 0 ? opposing * fall : 0;
       }
@@ -329,12 +335,12 @@ class Certificate {
       magnitude[i] = steepest * farthest + oppose[i] * std::fabs(lift);
     }
     for (int64_t j = 0; j < r_; ++j) coordinates_[kGradient][j] = dot(line, rates_[j], stride_);
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = 0; j < curved_; ++j) {
       double* bent = scaled_[j];
       const double* row = rates_[j];
       for (int64_t i = 0; i < stride_; ++i) bent[i] = bend[i] * row[i];
     }
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = 0; j < curved_; ++j) {
       for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = dot(scaled_[j], rates_[k], stride_);
     }
     return {sum(part, stride_) + offset_, sum(magnitude, stride_) + std::fabs(offset_)};
@@ -374,8 +380,73 @@ class Certificate {
     }
   }
 
-  // The game on balls and cubes. Returns the radius certified.
-  double play(Norm norm, double most, double known, double gap, const double* place) {
+  // In L2, turns the coordinates, and `kPlace` with them, so that in all but the first `curved_` of them no parabola
+  // within a radius curves: there are no more of these than neurons that oppose and bend. By Householder's reflections,
+  // whose rounding errors are a small part of what is allowed for.
+  void turn(double most) {
+    const double *z = own(kZ), *oppose = own(kOppose), *speed = own(kSpeed);
+    auto bends = [&](int64_t i) { return oppose[i] > 0 && std::fabs(z[i]) <= most * speed[i] * (1 + kTie); };
+    int64_t count = 0;
+    for (int64_t i = 0; i < m_; ++i) count += bends(i);
+    const bool is_worth_it = norm_ == Norm::kL2 && count < tuning::worth_turning * r_;
+    curved_ = is_worth_it ? count : r_;
+    if (!is_worth_it) return;
+    double *flat = own(kFlat), *along = own(kUnder), *place = coordinates_[kPlace];
+    int64_t k = 0;
+    for (int64_t i = 0; i < m_; ++i) {
+      if (!bends(i)) continue;
+      double *v = turns_[k], square = 0;
+      for (int64_t j = 0; j < r_; ++j) v[j] = j < k ? 0 : rates_[j][i];
+      for (int64_t j = k + 1; j < r_; ++j) square += v[j] * v[j];
+      const double first = v[k], size = std::sqrt(first * first + square);
+      v[k] += first > 0 ? size : -size;
+      const double length = std::sqrt(square + v[k] * v[k]);
+      for (int64_t j = k; j < r_; ++j) v[j] = length > 0 ? v[j] / length : 0;
+      for (int64_t l = 0; l < stride_; ++l) along[l] = 0;
+      for (int64_t j = k; j < r_; ++j) add(along, v[j], rates_[j], stride_);
+      for (int64_t j = k; j < r_; ++j) add(rates_[j], -2 * v[j], along, stride_);
+      for (int64_t j = k + 1; j < r_; ++j) rates_[j][i] = 0;
+      reflect(v, place);
+      ++k;
+    }
+    for (int64_t i = 0; i < stride_; ++i) flat[i] = 0;
+    for (int64_t j = curved_; j < r_; ++j) {
+      for (int64_t i = 0; i < stride_; ++i) flat[i] += rates_[j][i] * rates_[j][i];
+    }
+  }
+
+  // Of coordinates (r) that were turned.
+  void turn_back(double* coordinates) const {
+    if (curved_ == r_) return;
+    for (int64_t k = curved_ - 1; k >= 0; --k) reflect(turns_[k], coordinates);
+  }
+
+  void reflect(const double* v, double* coordinates) const {
+    double along = 0;
+    for (int64_t j = 0; j < r_; ++j) along += v[j] * coordinates[j];
+    for (int64_t j = 0; j < r_; ++j) coordinates[j] -= 2 * along * v[j];
+  }
+
+  // Dimensions that the game is played in: where nothing curves, the gradient's direction alone matters.
+  int64_t played() const { return curved_ < r_ ? curved_ + 1 : r_; }
+
+  // The gradient there, and the size of its part in which nothing curves.
+  double* played_gradient() {
+    double *gradient = coordinates_[kGradient], *in_game = coordinates_[kInGame], square = 0;
+    for (int64_t j = 0; j < r_; ++j) {
+      if (j < curved_) in_game[j] = gradient[j];
+      else square += gradient[j] * gradient[j];
+    }
+    if (curved_ < r_) {
+      in_game[curved_] = std::sqrt(square);
+      for (int64_t k = 0; k <= curved_; ++k) curvature_[curved_][k] = 0;
+    }
+    return in_game;
+  }
+
+  // The game on balls and cubes; whether `kPlace` is near, where the adversary then begins. Returns the radius certified.
+  double play(Norm norm, double most, double known, double gap, bool is_near) {
+    const double* place = is_near ? coordinates_[kPlace] : nullptr;
     const bool is_cubic = norm == Norm::kLinf;
     double *weights = coordinates_[kWeights], *variances = coordinates_[kVariances];
     double *root = coordinates_[kRoot], *gradient = coordinates_[kGradient];
@@ -387,7 +458,7 @@ class Certificate {
     for (int64_t i = 0; i < stride_; ++i) shift[i] = moment[i] = 0;
     for (int64_t j = 0; j < r_; ++j) {
       const double square = even * reach * reach * (place ? tuning::begin_spread : 1);
-      const double at = place ? place[j] / length_ : 0;
+      const double at = place ? place[j] : 0;
       for (int64_t i = 0; i < stride_; ++i) {
         shift[i] += at * rates_[j][i];
         moment[i] += square * rates_[j][i] * rates_[j][i];
@@ -414,7 +485,7 @@ class Certificate {
           for (int64_t k = 0; k <= j; ++k) curvature_[j][k] /= root[j] * root[k];
         }
       }
-      tridiagonal_.reduce(curvature_, gradient, r_);
+      tridiagonal_.reduce(curvature_, played_gradient(), played());
       const double budget = total * certified * certified;
       const double answer = affordable(budget, now.spread, warm);
       warm = answer;
@@ -448,7 +519,8 @@ class Certificate {
     high += tridiagonal_.most() * spread / (1 - spread);
     auto spent = [&](double multiplier) {
       const auto values = tridiagonal_.at(multiplier);
-      return values.definite ? values.square + spread * budget / r_ * multiplier * values.trace : INFINITY;
+      const double trace = values.trace + (r_ - played()) / multiplier;
+      return values.definite ? values.square + spread * budget / r_ * multiplier * trace : INFINITY;
     };
     double at = warm > low && warm < high ? warm : high;
     double best = high;
@@ -492,20 +564,21 @@ class Certificate {
     const double spread = now.spread, average = now.average;
     double *gradient = coordinates_[kGradient], *root = coordinates_[kRoot], *mean = coordinates_[kMean];
     double *weights = coordinates_[kWeights], *variances = coordinates_[kVariances], *half = coordinates_[0];
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = 0; j < curved_; ++j) {
       for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = (j == k ? multiplier : 0) - curvature_[j][k];
     }
-    if (!factorize(curvature_, lower_, r_)) return;
-    invert(lower_, inverse_, r_);
-    for (int64_t k = 0; k < r_; ++k) {
+    if (!factorize(curvature_, lower_, curved_)) return;
+    invert(lower_, inverse_, curved_);
+    for (int64_t k = 0; k < curved_; ++k) {
       double total = 0;
       for (int64_t j = 0; j <= k; ++j) total += inverse_[k][j] * gradient[j];
       half[k] = total;
     }
     const double scale = spread * budget / r_ * multiplier;
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = curved_; j < r_; ++j) mean[j] = -gradient[j] / multiplier;
+    for (int64_t j = 0; j < curved_; ++j) {
       double total = 0, square = 0;
-      for (int64_t k = j; k < r_; ++k) {
+      for (int64_t k = j; k < curved_; ++k) {
         total -= inverse_[k][j] * half[k];
         square += inverse_[k][j] * inverse_[k][j];
       }
@@ -518,11 +591,13 @@ class Certificate {
         for (int64_t j = 0; j <= k; ++j) inverse_[k][j] /= root[j];
       }
     }
-    const double *z = own(kZ);
+    const double *z = own(kZ), *flat = own(kFlat);
     double *shift = own(kShift), *moment = own(kMoment), *slopes = own(kSlopes);
     for (int64_t i = 0; i < stride_; i += kDoubles) {
       Doubles along = {}, variance = {};
-      for (int64_t k = 0; k < r_; ++k) {
+      if (curved_ < r_) variance = load(flat + i) / multiplier;
+      for (int64_t k = curved_; k < r_; ++k) along += mean[k] * load(rates_[k] + i);
+      for (int64_t k = 0; k < curved_; ++k) {
         const double* row = inverse_[k];
         Doubles even = row[k] * load(rates_[k] + i), odd = {};
         int64_t j = 0;
@@ -569,25 +644,27 @@ class Certificate {
     double most = 0, total = 0;
     double* sizes = own(kUnder);
     for (int64_t i = 0; i < stride_; ++i) sizes[i] = 0;
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = 0; j < curved_; ++j) {
       for (int64_t i = 0; i < stride_; ++i) sizes[i] += std::fabs(rates_[j][i]);
     }
-    for (int64_t j = 0; j < r_; ++j) {
+    for (int64_t j = 0; j < curved_; ++j) {
       double row = 0;
       for (int64_t i = 0; i < stride_; ++i) row += std::fabs(scaled_[j][i]) * sizes[i];
       most = largest(most, row);
     }
-    double spent = 0;
-    for (int64_t j = 0; j < r_; ++j) {
-      const double d = multiplier * (is_cubic ? weights[j] : 1) * (1 + kMargin) + kMargin * most;
+    const auto raised = [&](int64_t j) { return multiplier * (is_cubic ? weights[j] : 1) * (1 + kMargin) + kMargin * most; };
+    double spent = is_cubic ? 0 : raised(0);
+    for (int64_t j = 0; j < curved_; ++j) {
+      const double d = raised(j);
       for (int64_t k = 0; k <= j; ++k) curvature_[j][k] = (j == k ? d : 0) - curvature_[j][k];
       total += d;
-      spent = is_cubic ? total : largest(spent, d);
+      if (is_cubic) spent = total;
     }
-    if (!factorize(curvature_, lower_, r_)) return 0;
+    if (!factorize(curvature_, lower_, curved_)) return 0;
     double share = 0;
     double* half = coordinates_[0];
-    for (int64_t k = 0; k < r_; ++k) {
+    for (int64_t j = curved_; j < r_; ++j) share += gradient[j] * gradient[j] / raised(j);
+    for (int64_t k = 0; k < curved_; ++k) {
       double value = gradient[k];
       for (int64_t j = 0; j < k; ++j) value -= lower_[k][j] * half[j];
       half[k] = value / lower_[k][k];
@@ -601,12 +678,13 @@ class Certificate {
 
   static constexpr double kTiny = 0x1p-100;
   static constexpr double kMargin = 0x1p-20;  // by which multipliers are raised and radii lowered: beyond all rounding
-  enum Coordinates { kGradient = 1, kWeights, kMean, kVariances, kRoot, kBestWeights };
+  enum Coordinates { kGradient = 1, kWeights, kMean, kVariances, kRoot, kBestWeights, kPlace, kInGame, kCoordinates };
 
   int64_t m_ = 0, r_ = 0, stride_ = 0;
+  int64_t curved_ = 0;  // coordinates, the first ones, in which parabolas may curve
   Norm norm_ = Norm::kL2;
   double offset_ = 0, output_ = 0, length_ = 1;
-  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_;
+  Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, turns_;
   Corners corners_;
   Tridiagonal tridiagonal_;
 };

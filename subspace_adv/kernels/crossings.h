@@ -1,4 +1,5 @@
-// Exact crossings of rays: where a signed output first falls to zero, but for rounding. As `models.first_crossing`.
+// Exact crossings of rays: where a signed output first falls to zero, but for rounding (F5 in docs/theory.md). As
+// `models.two_layer.crossing_by_xla`.
 #pragma once
 
 #include <float.h>
@@ -54,6 +55,7 @@ inline uint64_t key_of(uint64_t key) { return key; }
 
 constexpr int64_t kRun = 16;  // as many are sorted by counting those before each, without a branch
 
+// Of equal keys the first comes first: between vectors that is known, within one they are counted below.
 template <class T>
 void sort_run(const T* items, int64_t count, T* sorted) {
   typedef decltype(key_of(items[0])) Key;
@@ -64,8 +66,7 @@ void sort_run(const T* items, int64_t count, T* sorted) {
   for (int64_t j = 0; j < count; ++j) {
     const Keys other = key_of(items[j]) - Keys{};
     for (int64_t i = 0; i < kRun / kDoubles; ++i) {
-      const Longs comes_first = i * kDoubles > j ? Longs(other <= keys[i]) : Longs(other < keys[i]);
-      ranks[i] -= comes_first;
+      ranks[i] -= i * kDoubles > j ? Longs(other <= keys[i]) : Longs(other < keys[i]);
     }
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -76,7 +77,7 @@ void sort_run(const T* items, int64_t count, T* sorted) {
   }
 }
 
-// Sorts, stably; the scratch is as long.
+// Sorts, stably; the scratch is as long, and of both, one item more may be read.
 template <class T>
 void sort(T* items, T* scratch, int64_t count) {
   for (int64_t begin = 0; begin < count; begin += kRun) {
@@ -87,7 +88,6 @@ void sort(T* items, T* scratch, int64_t count) {
     for (int64_t begin = 0; begin < count; begin += 2 * run) {
       int64_t left = begin, middle = smaller(begin + run, count), right = middle, end = smaller(middle + run, count);
       for (int64_t i = begin; i < end; ++i) {
-        // Arrays hold more than was asked for, so that what is behind the last may be read.
         const bool is_before = (left < middle) & !(key_of(from[right]) < key_of(from[left]));
         const bool is_left = is_before | (right == end);
         to[i] = from[is_left ? left : right];
@@ -171,8 +171,8 @@ class Crossings {
   static constexpr double kCancelled = 0x1p-46;  // ulps of terms that rates along a ray are sums of
   static constexpr double kUncancelled = 0x1p-10;  // of these terms: a rate as large is as exact as `kTie` asks
   static constexpr double kNearKink = 2 * kTie;    // relative: as near to a kink the neuron may be on or off
-
-  static constexpr double kBeyond = 1 + 0x1p-20;   // more than rounding: what is above needs no division
+  // Beyond a piece's end times that, which is more than rounding, a zero is not on it, and no division needed.
+  static constexpr double kBeyond = 1 + 0x1p-20;
 
   // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
   static double zero_in(double begin, double end, double level, double descent) {

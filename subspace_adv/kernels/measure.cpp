@@ -68,7 +68,7 @@ ffi::Error cross(ffi::ThreadPool pool, F64 z, F64 rate, F64 head, F64 offset, ff
   batch.offset = offset.typed_data();
   batch.lower = lower->typed_data();
   batch.upper = upper->typed_data();
-  if (share(pool, rays, batch, in_use->cross)) return ffi::Error::Success();
+  if (share(pool, (rays + kRaysTaken - 1) / kRaysTaken, batch, in_use->cross)) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory to cross rays");
 }
 

@@ -5,8 +5,6 @@
 
 namespace subspace_adv {
 
-constexpr int64_t kRaysTaken = 16;  // from the queue at a time
-
 bool NAMED(cross_, INSTRUCTION_SET)(RayBatch& batch) {
   const int64_t m = batch.neurons;
   Crossings crossings;
@@ -14,12 +12,13 @@ bool NAMED(cross_, INSTRUCTION_SET)(RayBatch& batch) {
   while (true) {
     const int64_t begin = __atomic_fetch_add(&batch.next, kRaysTaken, __ATOMIC_RELAXED);
     if (begin >= batch.rays) return true;
-    const int64_t end = attack_detail::smaller(begin + kRaysTaken, batch.rays);
+    const int64_t end = begin + kRaysTaken < batch.rays ? begin + kRaysTaken : batch.rays;
     for (int64_t ray = begin; ray < end; ++ray) {
-      const double once = 1;
-      const Around along{m, 1, batch.z + ray * m, batch.rate + ray * m, batch.head + ray * m, batch.offset[ray],
-                         nullptr, nullptr};
-      const Ray found = crossings.first(along, &once);
+      const double once = 1, *z = batch.z + ray * m, *rate = batch.rate + ray * m, *head = batch.head + ray * m;
+      // Nothing is known of a network that is no number somewhere.
+      const bool is_known = are_finite(z, m) && are_finite(rate, m) && are_finite(head, m);
+      const Around along{m, 1, z, rate, head, batch.offset[ray], nullptr, nullptr};
+      const Ray found = is_known ? crossings.first(along, &once) : Ray{0, __builtin_inf()};
       batch.lower[ray] = found.lower, batch.upper[ray] = found.upper;
     }
   }

@@ -84,17 +84,17 @@ def bracket(
         ulps * preactivations(sizes, jnp.abs(x)),
         ulps * jnp.linalg.norm(network.weight, axis=1),
         random.key_data(keys),
-        _in_frames(toward - x, bases),
+        _times(toward - x, bases),
         norm=np.int64(_kinds(norm).index(True)),
         steps=np.int64(steps),
         restarts=np.int64(restarts),
         gap=np.float64(gap),
     )
-    return lower, distance, _in_frames(place, bases.mT)
+    return lower, distance, _times(place, bases.mT)
 
 
-def _in_frames(rows: jax.Array, frames: jax.Array) -> jax.Array:
-    """Vectors (n, d) times the frame (1, d, r) of all or those (n, d, r), one a vector."""
-    if len(frames) == 1:
-        return rows @ frames[0]
-    return jnp.einsum("nd,ndr->nr", rows, frames)
+def _times(rows: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Vectors (n, d) times a matrix (1, d, r) for all of them, or (n, d, r), one a vector."""
+    if len(matrices) == 1:
+        return rows @ matrices[0]
+    return jnp.einsum("nd,ndr->nr", rows, matrices)

@@ -20,7 +20,7 @@ BRACKET, CROSS = "subspace_adv_bracket", "subspace_adv_cross"
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library with its handler registered, or why there is none."""
+    """The library with its handlers registered, or why there is none."""
     spec = importlib.util.find_spec("subspace_adv._fused")
     if spec is None or spec.origin is None:
         return None, "the fused trainer was not built; reinstall the package where there is a C++ compiler"
