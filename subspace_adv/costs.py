@@ -1,19 +1,26 @@
 """What networks take: operations, bytes and time, by models with measured rates; rough, to plan with."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from subspace_adv.training import Trainer
+
+Measurer = Literal["kernel", "xla"]
+"""What measures distances on the CPU."""
 
 # Measured by benchmarks/cost.py and peers.py on an idle core with AVX-512 (tables in benchmarks/README.md), and whole
 # runs of sweeps/ on two of them.
 FLOPS_PER_SECOND: dict[Trainer, float] = {"fused": 5e10, "xla": 1e10}  # of small networks in training
 _ATTACK_FLOPS_PER_SECOND = 3e10
-_POINT_SECONDS = 4e-7  # a neuron and point: outputs, exact crossings, and what else is recorded of every point
-_START_SECONDS = 8.0  # of the program, its figures and tables
-_PROGRAM_SECONDS = 10.0  # to compile a group's programs, but for what searches
+# A neuron and point: outputs, exact crossings, and what else is recorded of every point.
+_POINT_SECONDS: dict[Measurer, float] = {"kernel": 1.3e-7, "xla": 4e-7}
+_FORM_SECONDS: dict[Measurer, float] = {"kernel": 1e-8, "xla": 0.0}  # a cube of dimensions: certificates' matrices
+_START_SECONDS = 14.0  # of the program, its figures and tables
+_PROGRAM_SECONDS = 11.0  # to compile a group's programs, but for what searches
 _XLA_SECONDS = 3.0  # more, where XLA compiles the training
-_SEARCH_SECONDS = 5.0  # for each pair of region and norm that is searched, or a plane
-_PLANE_SECONDS = 1.1e-7  # a pair of neurons: all crossings of the kinks of a plane
+# For each pair of region and norm that is searched, or a plane.
+_SEARCH_SECONDS: dict[Measurer, float] = {"kernel": 1.0, "xla": 8.0}
+# A pair of neurons: all crossings of the kinks of a plane.
+_PLANE_SECONDS: dict[Measurer, float] = {"kernel": 2e-9, "xla": 1.1e-7}
 _TYPICAL_STEPS = 0.3  # of max_steps: networks of sweeps/ stop after 0.03 to 0.5 of theirs, on the average
 
 
@@ -65,11 +72,14 @@ def whole(parts: list[Seconds]) -> Seconds:
     return Seconds(*(sum(values) for values in zip(*parts, strict=True)))._replace(starting=_START_SECONDS)
 
 
-def measuring_seconds(samples: int, heldout: int, width: int, searches: list[Search], planes: int) -> float:
+def measuring_seconds(
+    samples: int, heldout: int, width: int, searches: list[Search], planes: int, by: Measurer
+) -> float:
     """Of one network on one core: what is recorded of every point, the searches at training points, and planes."""
     evaluations = sum(search_evaluations(s.steps, s.restarts) * (4 * s.dimension + 6) for s in searches)
     searched = samples * width * evaluations / _ATTACK_FLOPS_PER_SECOND
-    return (samples + heldout) * width * _POINT_SECONDS + searched + planes * width**2 * _PLANE_SECONDS
+    searched += samples * sum(s.dimension**3 for s in searches) * _FORM_SECONDS[by]
+    return (samples + heldout) * width * _POINT_SECONDS[by] + searched + planes * width**2 * _PLANE_SECONDS[by]
 
 
 def search_evaluations(steps: int, restarts: int) -> float:
@@ -80,9 +90,9 @@ def search_evaluations(steps: int, restarts: int) -> float:
     return steps * restarts * (0.4 + 0.6 / 4) + 6 * (2 * restarts + 8) + steps / 2 + 60
 
 
-def compiling_seconds(searches: int, trainer: Trainer) -> float:
+def compiling_seconds(searches: int, trainer: Trainer, by: Measurer) -> float:
     """Of a group's programs, that search so many pairs of region and norm, planes among them."""
-    return _PROGRAM_SECONDS + _SEARCH_SECONDS * searches + (_XLA_SECONDS if trainer == "xla" else 0)
+    return _PROGRAM_SECONDS + _SEARCH_SECONDS[by] * searches + (_XLA_SECONDS if trainer == "xla" else 0)
 
 
 def training_bytes(samples: int, width: int, inputs: int, parameters: int, moments: int) -> int:

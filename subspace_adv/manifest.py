@@ -56,7 +56,7 @@ def _trainer(group: Group) -> str:
 def _measurer(group: Group) -> str:
     """What rounds distances, likewise."""
     kernel = group.program.recipe.model.kernel
-    return "xla" if kernel is None or kernel.unavailable(None) else kernel.label()
+    return kernel.label() if kernel and group.measurer == "kernel" else group.measurer
 
 
 def _parameters(group: Group) -> str:

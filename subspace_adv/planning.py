@@ -77,6 +77,12 @@ class Group(NamedTuple):
         return self.fused or p.shape.samples * p.law.padded_width * p.inputs > _LARGE_PRODUCT
 
     @property
+    def measurer(self) -> costs.Measurer:
+        """What measures distances here: the model's kernel wherever it can."""
+        kernel = self.program.recipe.model.kernel
+        return "xla" if kernel is None or kernel.unavailable(None) else "kernel"
+
+    @property
     def step_seconds(self) -> float:
         """Rough time of one gradient step of one network on one core."""
         return self.step_flops / costs.FLOPS_PER_SECOND[self.program.recipe.trainer]
@@ -140,13 +146,13 @@ class Plan(NamedTuple):
         return costs.whole([self._seconds(group, cores) for group in self.groups])
 
     def _seconds(self, group: Group, cores: int) -> Seconds:
-        p, searches, planes = group.program, group.program.searches, group.program.planes
+        p, searches, planes, by = group.program, group.program.searches, group.program.planes, group.measurer
         return costs.seconds(
             net_steps=int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)),
             step=group.step_seconds,
             networks=len(group.cells),
-            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches, sum(planes)),
-            compiling=costs.compiling_seconds(len(searches) + len(planes), p.recipe.trainer),
+            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches, sum(planes), by),
+            compiling=costs.compiling_seconds(len(searches) + len(planes), p.recipe.trainer, by),
             cores=cores,
         )
 

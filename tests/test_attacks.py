@@ -104,6 +104,16 @@ def test_crossings_by_the_kernel_are_those_by_xla(x64, instruction_set):
         assert (float(alone.lower), float(alone.upper)) == (mine[0][7], mine[1][7])
 
 
+@needs_kernel
+def test_neurons_that_have_turned_off_hide_no_flip(x64, instruction_set):
+    """Behind the first kink all are off, and the output is a small negative offset, in between or for good."""
+    for behind in (0.0, 1.0):
+        z, rate, head = np.array([[1e6, -3.0, 0.0], [-1e6, behind, 0.0], [1.0, 1e3, 0.0]])
+        offset = np.float64(-1e-7)
+        crossing = models.first_crossing(*map(jnp.asarray, (z, rate, head, offset)))
+        assert 1 - 1e-9 <= crossing.lower <= 1 <= crossing.upper <= 1 + 1e-9
+
+
 @every_crossing
 def test_first_crossing_of_small_cases_by_hand(dtype, first_crossing):
     """By rows: a line; a kink that turns it; one that only touches 0; a wait until a neuron wakes; z = 0; none."""

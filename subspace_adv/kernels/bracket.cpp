@@ -41,7 +41,8 @@ class Brackets {
     if (!head_.allocate(1, m) || !place_.allocate(1, r)) return false;
     if (r == 2) return plane_.allocate(m) && attack_.allocate(m, r, 1, 0);
     return attack_.allocate(m, r, batch.restarts, 1) && certificate_.allocate(m, r) &&
-           directions_.allocate(1, Attack::kDirections * r) && hint_.allocate(1, r) && allocate_draws(batch.restarts, r);
+           directions_.allocate(1, Attack::kDirections * r) && hint_.allocate(1, r) &&
+           allocate_vertices(batch.norm, r) && allocate_draws(batch.restarts, r);
   }
 
   ~Brackets() {
@@ -76,6 +77,20 @@ class Brackets {
   static int64_t rays_drawn(int64_t restarts) { return 2 * restarts; }
   static int64_t directions_drawn(int64_t restarts) {
     return rays_drawn(restarts) + attack_detail::share_of(restarts, attack_detail::Tuning::anew);
+  }
+
+  // In few dimensions, the directions to the vertices of a ball that has few.
+  bool allocate_vertices(Norm norm, int64_t r) {
+    vertex_count_ = r > kFewDimensions || !Corners::are_few(norm, r) ? 0 : norm == Norm::kL1 ? 2 * r : 1 << r;
+    if (!vertices_.allocate(1, vertex_count_ * r)) return false;
+    for (int64_t i = 0; i < vertex_count_; ++i) {
+      double* vertex = vertices_[0] + i * r;
+      if (norm == Norm::kL1) vertex[i / 2] = i % 2 ? -1 : 1;
+      if (norm == Norm::kLinf) {
+        for (int64_t j = 0; j < r; ++j) vertex[j] = i >> j & 1 ? -1 : 1;
+      }
+    }
+    return true;
   }
 
   bool allocate_draws(int64_t restarts, int64_t r) {
@@ -123,6 +138,8 @@ class Brackets {
       const int64_t count = attack_.search(around, batch.norm, steps, restarts, rays, noise, far_, goal, hint_[0],
                                            hints, directions_[0]);
       bool is_new = comes_nearer(around, batch.norm, directions_[0], count, distance, place) || round == 0;
+      // The nearest flip is often at a vertex, in a cone that a search may miss.
+      if (round == 0) comes_nearer(around, batch.norm, vertices_[0], vertex_count_, distance, place);
       // The certificate may come upon a flip itself.
       while (is_new && (lower * (1 + gap) < distance || round == 0)) {
         for (int64_t j = 0; j < r; ++j) hint_[0][j] = place[j];
@@ -154,7 +171,8 @@ class Brackets {
   Plane plane_;
   Attack attack_;
   Certificate certificate_;
-  Matrix head_, directions_, place_, hint_;
+  Matrix head_, directions_, place_, hint_, vertices_;
+  int64_t vertex_count_ = 0;
 };
 
 }  // namespace

@@ -143,6 +143,7 @@ class Crossings {
     sort<Kink>(kinks_, kinks_scratch_, count);
     Ray found = {kNever, kNever};
     double begin = 0;
+    int anew = 0;
     for (int64_t i = 0; i <= count; ++i) {
       bool is_last = i == count;
       double end = is_last ? kNever : kinks_[i].at, reserve = allowance + begin * growth;
@@ -154,6 +155,14 @@ class Crossings {
       }
       // Near its end a piece may not have ended yet, or have ended already.
       if (found.lower == kNever) found.lower = zero_in(begin, end, value - reserve, growth - slope) * (1 - kNearKink);
+      // What has turned off on the way hides a small output no longer, once that is summed anew, beyond its kink.
+      const double beyond = begin * (1 + 2 * kNearKink);
+      if (i && size_of(value) < kInDoubt * reserve && beyond < end && anew < kMostSummedAnew) {
+        const Sums sums = sums_at(around, direction, beyond);
+        value = sums.value, slope = sums.slope, allowance = sums.allowance, growth = sums.growth + lost;
+        begin = beyond, reserve = allowance + begin * growth;
+        ++anew;
+      }
       double upper = zero_in(begin, end * (1 - kNearKink), value + reserve, -slope - growth);
       if (upper < kNever) return {found.lower < upper ? found.lower : upper, upper};
       if (is_last) break;
@@ -173,6 +182,36 @@ class Crossings {
   static constexpr double kNearKink = 2 * kTie;    // relative: as near to a kink the neuron may be on or off
   // Beyond a piece's end times that, which is more than rounding, a zero is not on it, and no division needed.
   static constexpr double kBeyond = 1 + 0x1p-20;
+
+  static constexpr double kInDoubt = 4;       // times what rounding can make of an output: less is summed anew
+  static constexpr int kMostSummedAnew = 8;   // a ray
+
+  // Of all neurons that are on behind a place, or may be: the output there and its slope, and of what rounding can make
+  // of them, `allowance + place·growth`.
+  struct Sums {
+    double value, slope, allowance, growth;
+  };
+
+  Sums sums_at(const Around& around, const double* direction, double at) {
+    using namespace attack_detail;
+    const int64_t m = around.neurons, r = around.dimension;
+    double value = around.offset, slope = 0, terms = size_of(around.offset), rates = 0, summed = 0;
+    for (int64_t i = 0; i < m; ++i) {
+      const double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
+      const double sizes = dot_of_sizes(around.rates + i * r, direction, r), kink = -z / rate;
+      const bool was_on = (z > 0) | ((z == 0) & (rate > 0)), bends = ((z > 0) & (rate < 0)) | ((z < 0) & (rate > 0));
+      const bool is_on = bends & (kink <= at) ? rate > 0 : was_on;
+      const bool has_cancelled = size_of(rate) < kUncancelled * sizes;
+      const bool counts = is_on | has_cancelled | (bends & (size_of(kink - at) <= kNearKink * at));
+      value += is_on ? head * (z + at * rate) : 0;
+      slope += is_on ? head * rate : 0;
+      terms += counts ? size_of(head) * size_of(z) : 0;
+      rates += counts ? size_of(head * rate) : 0;
+      summed += counts ? size_of(head) * sizes : 0;
+    }
+    const double share = rounding_share(m);
+    return {value, slope, share * terms + (m + 1) * DBL_MIN, share * rates + kCancelled * summed};
+  }
 
   // Where a line of this level at `begin` comes to zero on a piece; inf if it does not.
   static double zero_in(double begin, double end, double level, double descent) {
