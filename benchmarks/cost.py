@@ -1,7 +1,7 @@
 """What it costs to train the networks of a sweep and to measure them, on one core, compilation left out.
 
-Claim: in sweeps/line.toml, measuring a network takes no longer than training it; in sweeps/claims.toml, with nine pairs
-of region and norm, it takes several times as long as training by the fused kernel.
+Claim: in sweeps/line.toml, measuring a network takes at most a third of the time of training it; in sweeps/claims.toml,
+with nine pairs of region and norm, it takes several times as long as training by the fused kernel.
 benchmarks/README.md holds the last table.
 """
 
