@@ -300,6 +300,8 @@ def _solved(problem: Problem, attack: float) -> tuple[Optimum | None, float]:
     """
     begin = time.perf_counter()
     upper = attack if np.isfinite(attack) else _scanned(problem)
+    # In four digits, so that what a solver is asked does not depend on the last bits: a few questions crash HiGHS.
+    upper = float(f"{1.001 * upper:.3e}")
     found = least_flip(*problem, upper) if np.isfinite(upper) else None
     return found, time.perf_counter() - begin
 
