@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from subspace_adv import attacks, brackets, measures, subject
 from subspace_adv.engine import chunks
+from subspace_adv.engine.pinned import compiler_options
 from subspace_adv.geometry import Subspace, region_basis
 from subspace_adv.measures import Recording
 from subspace_adv.models import TWO_LAYER, crown_certificate, kink_certificate
@@ -254,7 +255,8 @@ def _one(subspace, network: Network, x: jax.Array, y: jax.Array, key: jax.Array)
 @functools.cache
 def _program(shape: Shape) -> Callable:
     subspace = Subspace.axis_aligned(shape.d, shape.k)
-    return jax.jit(jax.vmap(functools.partial(_one, subspace)))
+    # As the engine compiles: rounding is a matter of that.
+    return jax.jit(jax.vmap(functools.partial(_one, subspace)), compiler_options=compiler_options(quick=True))
 
 
 class Batch(NamedTuple):
