@@ -97,13 +97,13 @@ def test_slopes_are_near_the_best_where_the_ball_has_few_vertices(norm, x64):
     if norm == "linf":
         vertices = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
     ratios = []
-    for i in range(0, NETWORKS, 3):
+    for i in range(0, NETWORKS, 2):
         around = local(Network(*map(jnp.asarray, networks[i])), jnp.asarray(x[i]), FEW)
         around = TwoLayerLocal(*map(np.asarray, around))
         below, above = 0.0, 2 * _flips(norm, "few")[i]
         if np.isinf(above):
             continue
-        for _ in range(18):
+        for _ in range(30):
             middle = (below + above) / 2
             below, above = (middle, above) if _best_slopes(around, vertices, middle) >= 0 else (below, middle)
         assert found[i] <= above * (1 + 1e-6)
