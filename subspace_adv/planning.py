@@ -344,8 +344,9 @@ def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
 def _measured(program: Program, cells: int, device: Device) -> int:
     """Networks that one call measures, on all devices."""
     if device.is_cpu:
-        few = cells < _MEASURED_NETWORKS
-        return device.number * (2 * program.measured_at_once if few else _MEASURED_NETWORKS)
+        block = program.measured_at_once  # whole blocks, or XLA would compile the last one apart
+        blocks = 2 if cells < _MEASURED_NETWORKS else max(_MEASURED_NETWORKS // block, 1)
+        return device.number * blocks * block
     n, m, restarts = program.shape.samples, program.law.padded_width, program.recording.restarts
     rays = restarts if program.searches else 1
     searched = restarts if program.searches else 0
