@@ -3,6 +3,7 @@
 #pragma once
 
 #include "around.h"
+#include "boxes.h"
 #include "corners.h"
 #include "forms.h"
 
@@ -56,8 +57,8 @@ class Certificate {
            own_.allocate(kRows, neurons) && coordinates_.allocate(kCoordinates, dimension) &&
            curvature_.allocate(dimension, dimension) && lower_.allocate(dimension, dimension) &&
            inverse_.allocate(dimension, dimension) && turns_.allocate(dimension, dimension) &&
-           tridiagonal_.allocate(dimension) &&
-           corners_.allocate(neurons, dimension);
+           tridiagonal_.allocate(dimension) && corners_.allocate(neurons, dimension) &&
+           boxes_.allocate(neurons, dimension);
   }
 
   // The largest radius certified; at most `upper`, a distance at which there is a flip, inf if none is known.
@@ -71,8 +72,8 @@ class Certificate {
     rescale(is_near ? upper : kink);
     const double most = upper / length_;
     double found;
+    const Signed output{m_, r_, stride_, own(kZ), own(kAid), own(kOppose), own(kSpeed), rates_, offset_};
     if (Corners::are_few(norm, r_)) {
-      const Signed output{m_, r_, stride_, own(kZ), own(kAid), own(kOppose), own(kSpeed), rates_, offset_};
       found = corners_.radius(output, norm, most, kink / length_, gap, place);
     } else {
       for (int64_t j = 0; j < r_; ++j) coordinates_[kPlace][j] = place[j] / length_;
@@ -86,6 +87,15 @@ class Certificate {
     const bool is_open = found * (1 + gap) < most;
     if (is_open && (m_ <= tuning::few || most <= tuning::near * found)) {
       found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
+    }
+    if (Boxes::serve(r_) && found * (1 + gap) < most) {
+      double* nearer = coordinates_[kMean];
+      for (int64_t j = 0; j < r_; ++j) nearer[j] = NAN;
+      found = boxes_.radius(output, norm, most < INFINITY ? most : kUnknown * found, found, gap, nearer);
+      if (nearer[0] == nearer[0]) {
+        turn_back(nearer);
+        for (int64_t j = 0; j < r_; ++j) place[j] = nearer[j];
+      }
     }
     return least(found * length_, upper);
   }
@@ -677,6 +687,7 @@ class Certificate {
   }
 
   static constexpr double kTiny = 0x1p-100;
+  static constexpr double kUnknown = 4;       // times what is certified, how far boxes reach where no flip is known
   static constexpr double kMargin = 0x1p-20;  // by which multipliers are raised and radii lowered: beyond all rounding
   enum Coordinates { kGradient = 1, kWeights, kMean, kVariances, kRoot, kBestWeights, kPlace, kInGame, kCoordinates };
 
@@ -686,6 +697,7 @@ class Certificate {
   double offset_ = 0, output_ = 0, length_ = 1;
   Matrix rates_, scaled_, own_, coordinates_, curvature_, lower_, inverse_, turns_;
   Corners corners_;
+  Boxes boxes_;
   Tridiagonal tridiagonal_;
 };
 
