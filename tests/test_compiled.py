@@ -117,6 +117,19 @@ def test_fewer_neurons_than_dimensions_are_certified_as_well():
     assert np.median(ratios) > 0.97 and np.min(ratios) > 0.8
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_brackets_in_few_dimensions_are_closed(norm):
+    """Of random networks, whose many kinks other certificates leave open; beside flips on rays."""
+    rng, order, ratios = np.random.default_rng(34), {"l2": 2, "linf": np.inf, "l1": 1}[norm], []
+    for _ in range(12):
+        network, x = reference.random_network(rng, 20, D, WIDTH), rng.standard_normal((POINTS, D))
+        lower, upper, _ = brackets(network, x, norm, 4)
+        scanned = [reference.nearest_flip(rng, network, point, np.eye(D)[:, :4], order)[0] for point in x]
+        assert (lower <= upper).all() and (lower <= scanned).all()
+        ratios += list((upper / lower)[np.isfinite(upper)])
+    assert len(ratios) > 24 and np.mean(np.array(ratios) <= 1 + EFFORT.gap) > 0.98
+
+
 def test_the_gap_says_how_far_a_bracket_is_tightened():
     networks, x = cases()
 

@@ -391,7 +391,8 @@ def test_attack_is_near_the_optimum(name, compared):
 @pytest.mark.parametrize("name", GROUPS)
 def test_certificate_is_below_the_optimum_and_near_it(name, compared):
     assert compared[name].quantile("certificate", 1) <= 1 + 1e-7
-    assert compared[name].quantile("certificate", 0.5) >= 0.75
+    assert compared[name].quantile("certificate", 0.5) >= 0.985
+    assert compared[name].quantile("certificate", 0.05) >= (0.98 if GROUPS[name].few else 0.85)
 
 
 @pytest.mark.slow

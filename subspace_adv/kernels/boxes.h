@@ -15,62 +15,73 @@ class Boxes {
   bool allocate(int64_t neurons, int64_t dimension) {
     if (!serve(dimension)) return true;
     most_looked_ = kWork / (neurons > kFewest ? neurons : kFewest);
-    // Each box that is looked at comes with another one, and of two halves one takes the place of the whole.
-    return boxes_.allocate(most_looked_ + 2, kFields + 2 * dimension) && heap_.allocate(most_looked_ + 2) &&
-           own_.allocate(2, neurons) && gradient_.allocate(dimension);
+    fields_ = kFields + 2 * dimension;
+    boxes_ = static_cast<double*>(malloc(8 * fields_ * most_looked_));  // not cleared: most calls need few of them
+    heap_ = static_cast<int64_t*>(malloc(8 * most_looked_));
+    return boxes_ && heap_ && own_.allocate(2, neurons) && gradient_.allocate(dimension);
+  }
+
+  ~Boxes() {
+    free(boxes_);
+    free(heap_);
   }
 
   // The largest radius certified, up to `most`; `known` is one. `place` (r) becomes a nearer place of another prediction,
-  // if one is met.
+  // if one is met, or else one toward which nearer ones may be, if the bracket is left open.
   double radius(const Signed& signed_output, Norm norm, double most, double known, double gap, double* place) {
     output_ = &signed_output, norm_ = norm, limit_ = most, known_ = known, place_ = place;
     allow();
     count_ = 0;
     int64_t looked = 1, used = 1;
     for (int64_t j = 0; j < output_->dimension; ++j) centre(0)[j] = 0, half(0)[j] = most;
-    boxes_[0][kNearest] = known;
+    box(0)[kNearest] = known;
     if (look(0)) push(0);
     // Each flip within `limit_` is in a box of the heap, and no nearer than its `kNearest`.
-    while (count_ && boxes_[heap_[0]][kNearest] * (1 + gap) < limit_ && looked + 2 <= most_looked_) {
+    while (count_ && key(0) * (1 + gap) < limit_ && looked + 2 <= most_looked_) {
       const int64_t lower = pop(), upper = used++;
-      const int64_t j = (int64_t)boxes_[lower][kSplit];
+      const int64_t j = (int64_t)box(lower)[kSplit];
       half(lower)[j] /= 2;
-      memcpy(boxes_[upper], boxes_[lower], 8 * boxes_.stride());
+      memcpy(box(upper), box(lower), 8 * fields_);
       centre(lower)[j] -= half(lower)[j];
       centre(upper)[j] += half(upper)[j];
       looked += 2;
       if (look(lower)) push(lower);
       if (look(upper)) push(upper);
     }
-    const double certified = count_ ? least(boxes_[heap_[0]][kNearest], limit_) : limit_;
+    if (count_ && limit_ == most && key(0) * (1 + gap) < limit_) {
+      memcpy(place, centre(heap_[0]), 8 * output_->dimension);
+    }
+    const double certified = count_ ? least(key(0), limit_) : limit_;
     return largest(known, certified * (1 - 0x1p-40));
   }
 
  private:
   static constexpr int64_t kMostDimensions = 6;
-  static constexpr int64_t kWork = 1 << 18;  // neurons of all boxes that are looked at
+  static constexpr int64_t kWork = 1 << 20;  // neurons of all boxes that are looked at
   static constexpr int64_t kFewest = 32;     // that count
   static constexpr int kSteps = 8;           // of multipliers, and twice as many of radii
   enum Field { kNearest, kSplit, kFields };  // the least length of a flip in the box; which coordinate to halve
 
-  double* centre(int64_t box) { return boxes_[box] + kFields; }
-  double* half(int64_t box) { return boxes_[box] + kFields + output_->dimension; }
+  double* box(int64_t index) { return boxes_ + index * fields_; }
+  double* centre(int64_t index) { return box(index) + kFields; }
+  double* half(int64_t index) { return box(index) + kFields + output_->dimension; }
 
-  // For rounding, in all of the cube: there inputs change by at most √6 times as much as in the ball.
+  // For rounding, in all of the cube: there inputs change by at most six times as much as in the ball.
   void allow() {
     double size = std::fabs(output_->offset);
     for (int64_t i = 0; i < output_->neurons; ++i) {
-      const double reach = 3 * limit_ * output_->speed[i], farthest = std::fabs(output_->z[i]) + reach;
-      const bool is_off = output_->z[i] + reach < -kTie * farthest;
+      const double reach = limit_ * output_->speed[i], z = std::fabs(output_->z[i]);
+      const double farthest = z + kMostDimensions * reach;
+      const bool is_off = output_->z[i] + reach < -kTie * (z + reach);
       size += is_off ? 0 : (output_->aid[i] + output_->oppose[i]) * farthest;
     }
     allowance_ = 2 * rounding_allowance(size, output_->neurons);
   }
 
   // Whether a flip can be in a box, within the limit. If so, how near, and which coordinate to halve.
-  bool look(int64_t box) {
+  bool look(int64_t index) {
     const int64_t r = output_->dimension, stride = output_->stride;
-    const double *c = centre(box), *h = half(box);
+    const double *c = centre(index), *h = half(index);
     if (nearest_of(c, h) >= limit_ || farthest_of(c, h) <= known_) return false;
     double *line = own_[0], *bends = own_[1];
     Doubles level = {}, value = {};
@@ -123,7 +134,7 @@ class Boxes {
       limit_ = farthest_of(c, nullptr);
       memcpy(place_, c, 8 * r);
     }
-    double* fields = boxes_[box];
+    double* fields = box(index);
     fields[kNearest] = largest(fields[kNearest], nearest_in(c, h, at_origin));
     fields[kSplit] = most > 0 ? split : split_flat;
     return fields[kNearest] < limit_;
@@ -210,11 +221,11 @@ class Boxes {
   }
 
   // A heap: each box's `kNearest` is at most those of the two behind it.
-  double key(int64_t place) { return boxes_[heap_[place]][kNearest]; }
+  double key(int64_t place) { return box(heap_[place])[kNearest]; }
 
-  void push(int64_t box) {
+  void push(int64_t index) {
     int64_t at = count_++;
-    heap_[at] = box;
+    heap_[at] = index;
     for (; at && key(at) < key((at - 1) / 2); at = (at - 1) / 2) swap(at, (at - 1) / 2);
   }
 
@@ -230,8 +241,8 @@ class Boxes {
   }
 
   void swap(int64_t a, int64_t b) {
-    const int64_t box = heap_[a];
-    heap_[a] = heap_[b], heap_[b] = box;
+    const int64_t index = heap_[a];
+    heap_[a] = heap_[b], heap_[b] = index;
   }
 
   const Signed* output_ = nullptr;
@@ -239,8 +250,10 @@ class Boxes {
   double limit_ = 0, known_ = 0, allowance_ = 0;  // a flip is known at the limit, or none is looked for beyond
   double* place_ = nullptr;
   int64_t count_ = 0, most_looked_ = 0;  // boxes in the heap, and looked at at most
-  Matrix boxes_, own_;
-  Array<int64_t> heap_;
+  int64_t fields_ = 0;                   // of a box
+  double* boxes_ = nullptr;
+  int64_t* heap_ = nullptr;
+  Matrix own_;
   Array<double> gradient_;
 };
 

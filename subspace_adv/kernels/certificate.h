@@ -89,13 +89,7 @@ class Certificate {
       found = largest(found, crown(norm, most < INFINITY ? most : 2 * reach() + 1));
     }
     if (Boxes::serve(r_) && found * (1 + gap) < most) {
-      double* nearer = coordinates_[kMean];
-      for (int64_t j = 0; j < r_; ++j) nearer[j] = NAN;
-      found = boxes_.radius(output, norm, most < INFINITY ? most : kUnknown * found, found, gap, nearer);
-      if (nearer[0] == nearer[0]) {
-        turn_back(nearer);
-        for (int64_t j = 0; j < r_; ++j) place[j] = nearer[j];
-      }
+      found = boxes_.radius(output, norm, most < INFINITY ? most : kUnknown * found, found, gap, place);
     }
     return least(found * length_, upper);
   }
@@ -398,7 +392,7 @@ class Certificate {
     auto bends = [&](int64_t i) { return oppose[i] > 0 && std::fabs(z[i]) <= most * speed[i] * (1 + kTie); };
     int64_t count = 0;
     for (int64_t i = 0; i < m_; ++i) count += bends(i);
-    const bool is_worth_it = norm_ == Norm::kL2 && count < tuning::worth_turning * r_;
+    const bool is_worth_it = norm_ == Norm::kL2 && !Boxes::serve(r_) && count < tuning::worth_turning * r_;
     curved_ = is_worth_it ? count : r_;
     if (!is_worth_it) return;
     double *flat = own(kFlat), *along = own(kUnder), *place = coordinates_[kPlace];
