@@ -53,7 +53,7 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
 
     made = table(*varying, "networks", "converged", "steps", "gradient off", *heads([first]))
     for row in rows:
-        counts = [f"{row.networks:,}", f"{row.converged:.0%}", _number(row.steps, ",.0f")]
+        counts = [f"{row.networks:,}", _percent(row.converged), _number(row.steps, ",.0f")]
         made.add_row(*_values(row.arm, varying), *counts, _interval(row.gradient_off), *cells(row, [first]))
     print_table(made)
     for _, of_a_norm in itertools.groupby(others, key=lambda where: where[1]):

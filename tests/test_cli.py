@@ -20,7 +20,7 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner
+from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner, tables
 from subspace_adv.models import fused
 from subspace_adv.progress import Display, count
 from subspace_adv.store import Store
@@ -308,6 +308,15 @@ def test_sizes_that_are_none_are_named(command, tiny, epsilon):
 def test_shares_are_rounded_to_0_and_100_only_where_they_are_that():
     shares = (0, 1e-6, 0.0099, 0.01, 0.5, 0.99, 0.9999, 1, float("nan"))
     assert [reports._percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
+
+
+def test_few_networks_that_did_not_converge_are_not_passed_over(tiny, monkeypatch, capsys):
+    dataset = open_results(tiny)
+    rows = [row._replace(converged=0.99999) for row in tables.summarize(dataset)]
+    monkeypatch.setattr(tables, "summarize", lambda _: rows)
+    reports.print_results(dataset)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines[1 : 1 + len(rows)]] == [">99%"] * len(rows)
 
 
 def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
