@@ -18,13 +18,14 @@ constexpr uint64_t kFarKey = 0;           // of the rays that are the same for a
 // Of the attack that all points get first: restarts, and of how many steps it makes one.
 constexpr int64_t kFewRestarts = 8, kFewOf = 4;
 // Of the whole attack, in few dimensions and in more: rounds, each with twice the steps of the one before, and upper
-// over lower, beyond which it is made again. In few dimensions it is cheap, and the certificate near the truth.
+// over lower, beyond which it is made again. In few dimensions it is cheap, and the certificate near the truth, so it is
+// made wherever a bracket is open.
 struct Again {
   int64_t most_rounds;
   double uncertain;
 };
 constexpr int64_t kFewDimensions = 8;
-constexpr Again kInFew = {4, 1.03}, kInMore = {2, 2};
+constexpr Again kInFew = {4, 1}, kInMore = {2, 2};
 constexpr uint64_t kNextDraws = 0x9e3779b97f4a7c15;
 // Of a plane: how often it is looked at, each time as far as the flip that the time before found, and where to look for a
 // flip of which rounding hid all.
