@@ -302,7 +302,10 @@ def _networks(program: Program, trained: dict[str, np.ndarray]) -> Any:
 def _in_batches(
     name: str, sweep: Sweep, program: Program, cells: np.ndarray, trained: dict[str, np.ndarray], batch: int
 ) -> tuple[list[np.ndarray], Callable[[np.ndarray], tuple]]:
-    """Rows of all cells in batches, in the last some again; and what yields a compiled program's arguments for rows."""
+    """Rows of all cells in batches, and what yields a compiled program's arguments for rows.
+
+    The last batch is filled up with its last row, whose network is NaN there: nothing is searched for at its points.
+    """
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)
     held = _networks(program, trained)
@@ -311,6 +314,8 @@ def _in_batches(
 
     def arguments_of(rows: np.ndarray) -> tuple:
         networks = _take(held, rows)
+        for values in jax.tree.leaves(networks):
+            values[1:][rows[1:] == rows[:-1]] = np.nan
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
         inputs = [(load_data(dataset), span_of(name, program, dataset)) for dataset in here]
         data, span = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
