@@ -3,8 +3,8 @@
 Claim: on CPU, networks of the paper's line experiment (7 points, width 100, margin 0.3) train at more than 20 times the
 speed of plain `jit(vmap(grad))` and thousands of times that of a PyTorch loop over networks, at more than half of the
 machine's float32 matrix-product peak; and data of few dimensions in a large space cost what they do without it. A whole
-run of the line, which also measures in three regions and commits the results, is more than 15 times as fast as plain JAX.
-benchmarks/README.md holds the last table and says how to run.
+run of the line, which also measures in three regions and commits the results, is more than 15 times as fast as plain
+JAX. benchmarks/README.md holds the last table and says how to run.
 
 Useful gradient steps are those of networks that had not stopped yet; peers' wasted ones are counted beside. Every peer
 trains in ambient coordinates, as its user would. What runs for long is timed over a part of it, where no network has
