@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,25 @@ def test_brackets_in_few_dimensions_are_closed(norm):
         assert (lower <= upper).all() and (lower <= scanned).all()
         ratios += list((upper / lower)[np.isfinite(upper)])
     assert len(ratios) > 24 and np.mean(np.array(ratios) <= 1 + EFFORT.gap) > 0.98
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_certificate_is_above_the_distance_where_preactivations_cancel(norm):
+    """To a ten-billionth, of one neuron, whose distance rational numbers tell."""
+    rng, tight = np.random.default_rng(35), 0
+    for _ in range(30):
+        weight, x = rng.standard_normal((2, 1, D)).astype(np.float32).astype(float)
+        bias = np.float64(1e-10 - float(weight[0] @ x[0]))
+        network = Network(weight, np.array([bias]), np.ones(1), np.float64(-3e-11))
+        [lower], [upper], _ = brackets(network, x, norm, 3)
+        z = sum(Fraction(w) * Fraction(v) for w, v in zip(weight[0], x[0], strict=True)) + Fraction(float(bias))
+        slope = [abs(Fraction(w)) for w in weight[0, :3]]
+        height = z + Fraction(network.head_bias)
+        square, dual = sum(s * s for s in slope), {"linf": sum(slope), "l1": max(slope), "l2": None}[norm]
+        exact = height / dual if dual else Fraction(float(height) / float(square) ** 0.5 * (1 + 1e-15))
+        assert Fraction(float(lower)) <= exact
+        tight += lower > 0.99 * upper
+    assert tight > 25
 
 
 def test_the_gap_says_how_far_a_bracket_is_tightened():

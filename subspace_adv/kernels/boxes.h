@@ -14,10 +14,11 @@ class Boxes {
 
   bool allocate(int64_t neurons, int64_t dimension) {
     if (!serve(dimension)) return true;
-    most_looked_ = kWork / (neurons > kFewest ? neurons : kFewest);
+    most_looked_ = kWork / (neurons > kFewest ? neurons : kFewest) + 1;
+    const int64_t most_held = most_looked_ / 2 + 1;  // of two halves, one takes the place of the whole
     fields_ = kFields + 2 * dimension;
-    boxes_ = static_cast<double*>(malloc(8 * fields_ * most_looked_));  // not cleared: most calls need few of them
-    heap_ = static_cast<int64_t*>(malloc(8 * most_looked_));
+    boxes_ = static_cast<double*>(malloc(8 * fields_ * most_held));  // not cleared: most calls need few of them
+    heap_ = static_cast<int64_t*>(malloc(8 * most_held));
     return boxes_ && heap_ && own_.allocate(2, neurons) && gradient_.allocate(dimension);
   }
 
@@ -36,7 +37,7 @@ class Boxes {
     for (int64_t j = 0; j < output_->dimension; ++j) centre(0)[j] = 0, half(0)[j] = most;
     box(0)[kNearest] = known;
     if (look(0)) push(0);
-    // Each flip within `limit_` is in a box of the heap, and no nearer than its `kNearest`.
+    // Each flip within `limit_` and beyond `known` is in a box of the heap, and no nearer than its `kNearest`.
     while (count_ && key(0) * (1 + gap) < limit_ && looked + 2 <= most_looked_) {
       const int64_t lower = pop(), upper = used++;
       const int64_t j = (int64_t)box(lower)[kSplit];
@@ -60,6 +61,7 @@ class Boxes {
   static constexpr int64_t kWork = 1 << 20;  // neurons of all boxes that are looked at
   static constexpr int64_t kFewest = 32;     // that count
   static constexpr int kSteps = 8;           // of multipliers, and twice as many of radii
+  static constexpr double kFaint = 0x1p-500;  // of gradients, in units of the output at the point: beyond, numbers overflow
   enum Field { kNearest, kSplit, kFields };  // the least length of a flip in the box; which coordinate to halve
 
   double* box(int64_t index) { return boxes_ + index * fields_; }
@@ -112,7 +114,7 @@ class Boxes {
     }
     double at_centre = sum(level) + output_->offset - allowance_, at_origin = at_centre, lowest = at_centre;
     double* gradient = gradient_;
-    double most = -1, most_flat = -1;
+    double most_bent = -1, most_changed = -1;
     int64_t split = 0, split_flat = 0;
     for (int64_t j = 0; j < r; ++j) {
       const double* rates = output_->rates[j];
@@ -126,8 +128,8 @@ class Boxes {
       const double change = std::fabs(gradient[j]) * h[j], bend = sum(bent) * h[j];
       at_origin -= gradient[j] * c[j];
       lowest -= change;
-      if (bend > most) most = bend, split = j;
-      if (change > most_flat) most_flat = change, split_flat = j;
+      if (bend > most_bent) most_bent = bend, split = j;
+      if (change > most_changed) most_changed = change, split_flat = j;
     }
     if (lowest > 0) return false;
     if (sum(value) + output_->offset < -allowance_ && farthest_of(c, nullptr) < limit_) {
@@ -135,12 +137,12 @@ class Boxes {
       memcpy(place_, c, 8 * r);
     }
     double* fields = box(index);
-    fields[kNearest] = largest(fields[kNearest], nearest_in(c, h, at_origin));
-    fields[kSplit] = most > 0 ? split : split_flat;
-    return fields[kNearest] < limit_;
+    fields[kNearest] = largest(nearest_in(c, h, at_origin), fields[kNearest]);  // the latter, if the former is no number
+    fields[kSplit] = most_bent > 0 ? split : split_flat;
+    return !(fields[kNearest] >= limit_);
   }
 
-  double length(double total, double part) const {
+  double with(double total, double part) const {
     return norm_ == Norm::kL2 ? total + part * part : norm_ == Norm::kL1 ? total + part : largest(total, part);
   }
 
@@ -148,14 +150,14 @@ class Boxes {
 
   double nearest_of(const double* c, const double* h) const {
     double total = 0;
-    for (int64_t j = 0; j < output_->dimension; ++j) total = length(total, largest(std::fabs(c[j]) - h[j], 0));
+    for (int64_t j = 0; j < output_->dimension; ++j) total = with(total, largest(std::fabs(c[j]) - h[j], 0));
     return length_of(total);
   }
 
   // Of a box, or of its centre alone.
   double farthest_of(const double* c, const double* h) const {
     double total = 0;
-    for (int64_t j = 0; j < output_->dimension; ++j) total = length(total, std::fabs(c[j]) + (h ? h[j] : 0));
+    for (int64_t j = 0; j < output_->dimension; ++j) total = with(total, std::fabs(c[j]) + (h ? h[j] : 0));
     return length_of(total);
   }
 
@@ -166,17 +168,18 @@ class Boxes {
     double best = nearest_of(c, h), square = 0;
     const int64_t r = output_->dimension;
     for (int64_t j = 0; j < r; ++j) square += gradient_[j] * gradient_[j];
-    if (!(square > 0) || !(square < INFINITY)) return best;
+    if (!(square > kFaint * kFaint) || !(square < INFINITY)) return best;
     if (norm_ == Norm::kL1) {
       for (int64_t j = 0; j < r; ++j) {
-        if (gradient_[j] != 0) best = largest(best, by_multiplier(c, h, at_origin, 1 / std::fabs(gradient_[j]), nullptr));
+        if (!(std::fabs(gradient_[j]) > kFaint)) continue;  // one that is tried less is no harm
+        best = largest(by_multiplier(c, h, at_origin, 1 / std::fabs(gradient_[j]), nullptr), best);
       }
       return best;
     }
     double low = 0, high = INFINITY, multiplier = largest(at_origin, 0) / square;
     for (int step = 0; step < kSteps; ++step) {
       double rise;
-      best = largest(best, std::sqrt(largest(2 * by_multiplier(c, h, at_origin, multiplier, &rise), 0)));
+      best = largest(std::sqrt(largest(2 * by_multiplier(c, h, at_origin, multiplier, &rise), 0)), best);
       if (rise > 0) low = multiplier;
       else high = multiplier;
       multiplier = high < INFINITY ? (low + high) / 2 : 2 * multiplier + 0x1p-60;
@@ -207,15 +210,15 @@ class Boxes {
   double nearest_in_cubes(const double* c, const double* h, double at_origin) const {
     double low = nearest_of(c, h), high = limit_;
     for (int step = 0; step < 2 * kSteps; ++step) {
-      const double radius = step ? (low + high) / 2 : low;
+      const double radius = step == 0 ? low : step == 1 ? high : (low + high) / 2;
       double lowest = at_origin;
       for (int64_t j = 0; j < output_->dimension; ++j) {
         const double g = gradient_[j];
         lowest += g > 0 ? g * largest(c[j] - h[j], -radius) : g * least(c[j] + h[j], radius);
       }
       if (lowest > 0) low = radius;
-      else if (step == 0) break;
       else high = radius;
+      if (!(low < high)) break;
     }
     return low;
   }

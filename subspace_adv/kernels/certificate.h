@@ -62,9 +62,10 @@ class Certificate {
   }
 
   // The largest radius certified; at most `upper`, a distance at which there is a flip, inf if none is known.
-  // `place` (r) are coordinates of that flip, and then of where the certificate is weakest.
+  // `place` (r) are coordinates of that flip, and then of where the certificate is weakest or of another prediction.
   double radius(const Around& around, Norm norm, double upper, double gap, double* place) {
     take(around, norm);
+    offset_ -= lost_in_sums(around, upper);
     double kink = this->kink();
     if (!(kink > 0) || kink >= upper || kink == INFINITY) return least(kink, upper);
     if (kink * (1 + gap) >= upper) return kink;
@@ -121,6 +122,20 @@ class Certificate {
       for (int64_t i = 0; i < stride_; ++i) speed[i] = std::sqrt(speed[i]);
     }
     offset_ = around.offset, norm_ = norm;
+  }
+
+  // The most that the output can be less, within a radius, because z and rates are sums that were rounded: where these
+  // cancelled, that is more than what is relative to them.
+  double lost_in_sums(const Around& around, double radius) const {
+    const double *z = own_[kZ], *head = own_[kHead], *speed = own_[kSpeed];
+    const double length = radius < INFINITY ? radius * (norm_ == Norm::kLinf ? std::sqrt((double)r_) : 1) : 0;  // in L2
+    double total = 0;
+    for (int64_t i = 0; i < m_; ++i) {
+      const double error = around.z_error[i] + length * around.rate_error[i];
+      const bool is_off = radius < INFINITY && z[i] + radius * speed[i] * (1 + kTie) < -error - kTie * std::fabs(z[i]);
+      total += is_off ? 0 : std::fabs(head[i]) * error;
+    }
+    return total * (1 + kTie);
   }
 
   double dual(const double* v) const {
