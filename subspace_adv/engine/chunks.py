@@ -304,7 +304,7 @@ def _in_batches(
 ) -> tuple[list[np.ndarray], Callable[[np.ndarray], tuple]]:
     """Rows of all cells in batches, and what yields a compiled program's arguments for rows.
 
-    The last batch is filled up with its last row, whose network is NaN there: nothing is searched for at its points.
+    The last batch is filled up with its last row, whose network is NaN there: a kernel then searches for nothing.
     """
     settings = _cell_settings(sweep, cells)
     datasets, which = cell_data(sweep, cells)

@@ -31,7 +31,8 @@ class Boxes {
   // if one is met, or else one toward which nearer ones may be, if the bracket is left open.
   double radius(const Signed& signed_output, Norm norm, double most, double known, double gap, double* place) {
     output_ = &signed_output, norm_ = norm, limit_ = most, known_ = known, place_ = place;
-    allow();
+    // For rounding, in all of the cube: there inputs change by at most six times as much as in the ball.
+    allowance_ = 2 * rounding_allowance(size_within(*output_, limit_, kMostDimensions), output_->neurons);
     count_ = 0;
     int64_t looked = 1, used = 1;
     for (int64_t j = 0; j < output_->dimension; ++j) centre(0)[j] = 0, half(0)[j] = most;
@@ -68,18 +69,6 @@ class Boxes {
   double* centre(int64_t index) { return box(index) + kFields; }
   double* half(int64_t index) { return box(index) + kFields + output_->dimension; }
 
-  // For rounding, in all of the cube: there inputs change by at most six times as much as in the ball.
-  void allow() {
-    double size = std::fabs(output_->offset);
-    for (int64_t i = 0; i < output_->neurons; ++i) {
-      const double reach = limit_ * output_->speed[i], z = std::fabs(output_->z[i]);
-      const double farthest = z + kMostDimensions * reach;
-      const bool is_off = output_->z[i] + reach < -kTie * (z + reach);
-      size += is_off ? 0 : (output_->aid[i] + output_->oppose[i]) * farthest;
-    }
-    allowance_ = 2 * rounding_allowance(size, output_->neurons);
-  }
-
   // Whether a flip can be in a box, within the limit. If so, how near, and which coordinate to halve.
   bool look(int64_t index) {
     const int64_t r = output_->dimension, stride = output_->stride;
@@ -113,7 +102,6 @@ class Boxes {
       memcpy(bends + i, &open, sizeof open);
     }
     double at_centre = sum(level) + output_->offset - allowance_, at_origin = at_centre, lowest = at_centre;
-    double* gradient = gradient_;
     double most_bent = -1, most_changed = -1;
     int64_t split = 0, split_flat = 0;
     for (int64_t j = 0; j < r; ++j) {
@@ -124,9 +112,9 @@ class Boxes {
         along += load(line + i) * rate;
         bent += load(bends + i) * (rate < 0 ? -rate : rate);
       }
-      gradient[j] = sum(along);
-      const double change = std::fabs(gradient[j]) * h[j], bend = sum(bent) * h[j];
-      at_origin -= gradient[j] * c[j];
+      gradient_[j] = sum(along);
+      const double change = std::fabs(gradient_[j]) * h[j], bend = sum(bent) * h[j];
+      at_origin -= gradient_[j] * c[j];
       lowest -= change;
       if (bend > most_bent) most_bent = bend, split = j;
       if (change > most_changed) most_changed = change, split_flat = j;

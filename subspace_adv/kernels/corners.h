@@ -16,6 +16,18 @@ struct Signed {
   double offset;
 };
 
+// The sum of its terms' sizes, where inputs change by at most `stretch` times as much as within a ball; without those of
+// neurons that are off in all of the ball.
+inline double size_within(const Signed& output, double radius, double stretch) {
+  double size = std::fabs(output.offset);
+  for (int64_t i = 0; i < output.neurons; ++i) {
+    const double reach = radius * output.speed[i], z = std::fabs(output.z[i]);
+    const bool is_off = output.z[i] + reach < -kTie * (z + reach);
+    size += is_off ? 0 : (output.aid[i] + output.oppose[i]) * (z + stretch * reach);
+  }
+  return size;
+}
+
 // From 0 to 1 around 0.
 inline double stepped(double at, double width) {
   return 0.5 + 0.5 * at / (std::sqrt(at * at + 4 * width * width) + 0x1p-100);
@@ -90,13 +102,7 @@ class Corners {
 
   // Begins with the corners of a ball.
   void set_out(double radius) {
-    double size = std::fabs(output_->offset);
-    for (int64_t i = 0; i < output_->neurons; ++i) {
-      const double reach = radius * output_->speed[i], farthest = std::fabs(output_->z[i]) + reach;
-      const bool is_off = output_->z[i] + reach < -kTie * farthest;
-      size += is_off ? 0 : (output_->aid[i] + output_->oppose[i]) * farthest;
-    }
-    allowance_ = rounding_allowance(size, output_->neurons);
+    allowance_ = rounding_allowance(size_within(*output_, radius, 1), output_->neurons);
     flipped_depth_ = -1;
     for (int64_t k = 0; k < count_; ++k) {
       memcpy(points_[0][k], output_->z, 8 * output_->stride);
