@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv.norms import NORMS
+from subspace_adv.receptive_fields import DENSE, Convolution, Dense, Layout, Padding, ReceptiveFields
 
 
 class Crossing(NamedTuple):
@@ -105,9 +106,12 @@ class Form(NamedTuple):
 
     to_training: Callable[[Any], Any]  # parameters → the same under the same names, laid out for speed
     from_training: Callable[[Any], Any]  # and back
-    # (held parameters, x (n, d)) → outputs (n,), and what takes ∂loss/∂outputs (n,) to the gradient, shaped like what
-    # is held.
+    # (held parameters, what the first layer sees (n, …, d)) → outputs (n,), and what takes ∂loss/∂outputs (n,) to the
+    # gradient, shaped like what is held.
     outputs_and_pullback: Callable[[Any, jax.Array], tuple[jax.Array, Callable[[jax.Array], Any]]]
+    # Whether changes are held apart from the parameters for many steps, so that float32 loses less of them; else each
+    # step is added at once, which takes half the time where parameters are many more than activations.
+    compensated: bool = True
 
 
 class Kernel(NamedTuple):
@@ -135,7 +139,8 @@ class Model:
 
     Static, and its functions written for one network, whose parameters are a pytree of arrays with names. A point x
     enters through the first affine layer alone: N(x) = rest(params, W x + b), (W, b) = first(params), so that weights
-    off the span of the data never learn (F1 in docs/theory.md). `models.autodiff` makes a model of the first five
+    off the span of the data never learn (F13 in docs/theory.md). In a convolutional network the same W and b see each
+    patch of x, and z holds what all patches make, place by place. `models.autodiff` makes a model of the first five
     fields.
     """
 
@@ -145,15 +150,21 @@ class Model:
     init: Callable[..., Any]
     first: Callable[[Any], tuple[jax.Array, jax.Array]]  # params → W (m, d), b (m,)
     with_first_weight: Callable[[Any, jax.Array], Any]  # (params, W (m, d')) → params of a network on R^d'
-    rest: Callable[[Any, jax.Array], jax.Array]  # (params, z (..., m)) → output (...)
+    rest: Callable[[Any, jax.Array], jax.Array]  # (params, z (..., k)) → output (...)
     trained: Callable[[str, str], tuple[str, ...]]  # settings init and trainable → names of the parameters trained
-    # params → ā (m,), entries −1 or 1, of padding also 0: −P Wᵀā is the one direction off the subspace that is meant to
-    # lower the output at all points (F4 in docs/theory.md).
-    universal_weights: Callable[[Any], jax.Array]
+    # (params, a(x) (n, k) at some points) → ā (k,) of length √m, or less where neurons are padding: −P ∂z/∂xᵀ ā is the
+    # one direction off the subspace that is meant to lower the output at all points (F15 in docs/theory.md).
+    universal_weights: Callable[[Any, jax.Array], jax.Array]
     input_gradient: Callable[[Any, jax.Array], jax.Array]  # (params, x (n, d)) → ∇N (n, d)
     local: Callable[[Any, jax.Array, jax.Array], Local]  # (params, x (d,), basis (d, r)) → s·N around x
     form: Form
     step_flops: Callable[..., int]  # (params' shapes, samples, trained) → operations of a gradient step, about
+    fields: ReceptiveFields = DENSE  # of its neurons; k = m but of convolutions, where it is m times the places
+    # width → factor on the learning rate of each parameter by name; without it, all learn at one rate.
+    rates: Callable[[jax.Array], dict[str, jax.Array]] | None = None
+    # Whether the first layer is drawn as `initialization` draws it; else `init` draws networks on R^d whole, and they
+    # train there.
+    has_frozen_part: bool = True
     # (params, x (d,), basis (d, r), *, norm, upper) → (), a radius within which no perturbation flips x, at best
     # `upper`, a distance at which one does; without one lower bounds are 0, but along lines those of
     # `Local.crossing`.
@@ -176,23 +187,71 @@ class Model:
             TypeError: naming the field.
         """
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        optional = ("certificate", "finer_certificate", "plane", "boundary")
+        optional = ("certificate", "finer_certificate", "plane", "boundary", "rates")
+        others = {"form": Form, "kernel": Kernel | None, "fields": ReceptiveFields, "has_frozen_part": bool}
         for name, part in parts.items():
-            expected = {"form": Form, "kernel": Kernel | None}.get(name, Callable)
+            expected = others.get(name, Callable)
             if not (isinstance(part, expected) or (name in optional and part is None)):
                 raise TypeError(f"{name} {part!r}: must be a {getattr(expected, '__name__', 'Kernel')}")
 
     def preactivations(self, params: Any, x: jax.Array) -> jax.Array:
-        """What the first layer makes of x (..., d): W x + b, (..., m)."""
-        return affine(*self.first(params), x)
+        """What the first layer makes of x (..., d): z (..., k), in a multilayer perceptron W x + b."""
+        return self.fields.flat(affine(*self.first(params), self.fields.patches(x)))
+
+    def preactivations_along(self, params: Any, basis: jax.Array) -> jax.Array:
+        """How they vary, (k, r), along the columns of a basis (d, r): in a multilayer perceptron W basis."""
+        weight, _ = self.first(params)
+        if isinstance(self.fields, Dense):
+            return weight @ basis
+        return self.fields.flat(self.fields.patches(basis.T) @ weight.T).T
+
+    def pulled_back(self, params: Any, a: jax.Array) -> jax.Array:
+        """Gradient in x, (d,), of a (k,) times the preactivations: in a multilayer perceptron Wᵀ a."""
+        weight, _ = self.first(params)
+        if isinstance(self.fields, Dense):
+            return a @ weight
+        points = jnp.zeros(self.fields.ambient_dim, a.dtype)
+        return jax.vjp(lambda x: self.preactivations(params, x), points)[1](a)[0]
 
     def output(self, params: Any, x: jax.Array) -> jax.Array:
         """N(x), (...), of x (..., d)."""
         return self.rest(params, self.preactivations(params, x))
 
     def sensitivity(self, params: Any, x: jax.Array) -> jax.Array:
-        """a(x), (n, m), of x (n, d): the output's gradient in the first layer's preactivations."""
+        """a(x), (n, k), of x (n, d): the output's gradient in the first layer's preactivations."""
         return jax.vmap(jax.grad(lambda z: self.rest(params, z)))(self.preactivations(params, x))
+
+
+class Design(NamedTuple):
+    """What of a cell's settings shapes its model: static and hashable."""
+
+    architecture: str
+    ambient_dim: int  # of the points
+    width: int  # padded, where networks of several widths share arrays
+    depth: int
+    parametrization: str
+    kernel: int
+    stride: int
+    mixing: int
+    padding: Padding
+    layout: Layout
+
+    @property
+    def convolution(self) -> Convolution:
+        """The receptive fields of convolutional networks."""
+        return Convolution(self.ambient_dim, self.kernel, self.stride, self.mixing, self.padding, self.layout)
+
+
+class Architecture(NamedTuple):
+    """A row of `MODELS`: which model a design has, and what of the settings is read for it."""
+
+    model: Callable[[Design], Model]  # one object for equal designs
+    reads: tuple[str, ...] = ("init", "trainable", "width")  # fields of [network] that not all architectures read
+    # The setting that no network of a design can have, and why; None if there is one.
+    impossible: Callable[[Design], tuple[str, str] | None] = lambda design: None
+    has_dense_law: bool = True  # whether weights off the data are those of the first layer's law, row by row (F14)
+    needs_signals: bool = False  # whether the order of a point's coordinates matters
+    pads: bool = True  # whether networks of several widths share arrays, the narrower padded with inert neurons
 
 
 def affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:

@@ -6,6 +6,8 @@ import numpy as np
 
 from subspace_adv.data import Data, DataSettings
 from subspace_adv.geometry import Subspace
+from subspace_adv.receptive_fields import Dense, ReceptiveFields
+from subspace_adv.reduction import InputSpan
 from subspace_adv.settings import leaves
 from subspace_adv.sweep import Sweep
 
@@ -30,6 +32,34 @@ def load_span(settings: DataSettings, *, complete: bool = False) -> Subspace:
     """Where the span of a dataset lies: its basis (d, r) and, where `complete`, that of its complement (else empty)."""
     basis = settings.span()
     return Subspace.from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
+
+
+@functools.lru_cache(maxsize=256)
+def load_patch_span(settings: DataSettings, fields: ReceptiveFields) -> np.ndarray:
+    """Orthonormal basis (fan-in, r) of the span of all patches of a dataset's span (F19 in docs/theory.md).
+
+    It is of coordinate axes where that can be.
+    """
+    places = np.asarray(fields.patches(np.asarray(load_span(settings).basis).T))  # pyright: ignore[reportArgumentType]
+    patches = places.reshape(-1, places.shape[-1])
+    _, sizes, directions = np.linalg.svd(patches, full_matrices=False)
+    directions = directions[sizes > _NEGLIGIBLE * sizes[0]]
+    shares = np.sum(directions**2, axis=0)  # of the axes within the span
+    if np.isclose(shares, np.round(shares), rtol=0, atol=_NEGLIGIBLE).all():
+        return np.eye(len(shares))[:, shares > 0.5]
+    return directions.T
+
+
+_NEGLIGIBLE = 1e-9  # beside the largest: rounding
+
+
+def input_span(settings: DataSettings, fields: ReceptiveFields) -> InputSpan:
+    """The span of what the first layer of some networks sees of a dataset."""
+    shape = settings.shape
+    if isinstance(fields, Dense):
+        return InputSpan(shape.ambient_dim, shape.span_dim, settings.is_axis_aligned)
+    basis = load_patch_span(settings, fields)
+    return InputSpan(*basis.shape, is_axis_aligned=np.count_nonzero(basis) == basis.shape[1])
 
 
 def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[DataSettings], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The initial laws of two-layer networks: what is drawn from a seed, on the span of the data and off it."""
+"""The initial laws of every layer: what is drawn from a seed, on the span of the data and off it."""
 
 import math
 from typing import Literal, NamedTuple
@@ -11,10 +11,18 @@ from jax import random
 from subspace_adv import streams
 from subspace_adv.chi import chi_of_normal
 from subspace_adv.network import Network
+from subspace_adv.parametrizations import PARAMETRIZATIONS
 
-Init = Literal["theory", "paper-code", "torch"]
-GAUSSIAN: tuple[Init, ...] = ("theory", "paper-code")
-"""Initial laws whose first-layer weights are N(0, β²), β = init_scale / √d."""
+Init = Literal["theory", "paper-code", "torch", "he", "lecun"]
+GAUSSIAN: tuple[Init, ...] = ("theory", "paper-code", "he", "lecun")
+"""Initial laws whose first-layer weights are N(0, β²), β = `gain` · init_scale / √d."""
+_WITHOUT_BIASES: tuple[Init, ...] = ("theory", "he", "lecun")  # at first
+
+
+def gain(init: Init) -> float:
+    """Standard deviation of the first layer's Gaussian weights over init_scale / √fan-in."""
+    return math.sqrt(2) if init == "he" else 1.0
+
 
 _ABOVE_MINUS_ONE = float(np.nextafter(np.float32(-1), np.float32(0)))  # keeps the quantile transform finite
 _BLOCK = 256  # ambient coordinates drawn at once
@@ -23,19 +31,25 @@ _BLOCK = 256  # ambient coordinates drawn at once
 class Law(NamedTuple):
     """The law that networks are drawn from, and the coordinates that they are drawn in; static.
 
-    Weights are held in coordinates of a span of r of the d dimensions: that of the data, or all. The rest of them
-    is drawn apart, as it takes no part in training (F1 in docs/theory.md).
+    First-layer weights are held in coordinates of a span of r of the d dimensions that a neuron sees: that of the data,
+    or all. The rest of them is drawn apart, as it takes no part in training (F1 in docs/theory.md).
     """
 
     init: Init
     padded_width: int
-    ambient_dim: int  # d
+    ambient_dim: int  # d, its fan-in: of a convolution, that of its filters
     span_dim: int  # r
+    parametrization: str = "standard"  # a row of `PARAMETRIZATIONS`
 
     @property
     def off_dim(self) -> int:
         """Dimensions that the weights off the span take in canonical coordinates (F6 in docs/theory.md)."""
         return min(self.padded_width, self.ambient_dim - self.span_dim)
+
+    @property
+    def deviation(self) -> float:
+        """Of first-layer weights at init_scale 1: standard where they are Gaussian, else the largest."""
+        return gain(self.init) * self.ambient_dim**-0.5
 
     @property
     def is_gaussian(self) -> bool:
@@ -58,7 +72,8 @@ def init_network(
         width: number m of neurons, at most `padded_width`; int32 scalar.
         init_scale: factor on the weights of both layers (of the first in "theory"), never on biases.
         law: of the draw. "theory": w ~ N(0, I/d), u = ±1/√m, no biases; "paper-code": w ~ N(0, I/d),
-            u ~ N(0, 1/m), biases uniform ±1/√fan_in; "torch": all uniform ±1/√fan_in.
+            u ~ N(0, 1/m), biases uniform ±1/√fan_in; "torch": all uniform ±1/√fan_in; "he": w ~ N(0, 2I/d),
+            u ~ N(0, 2/m), biases 0; "lecun": w ~ N(0, I/d), u ~ N(0, 1/m), biases 0.
         basis: of the span, (d, r), orthonormal; read by "torch" where the span is not all of R^d.
 
     Returns:
@@ -73,21 +88,61 @@ def init_network(
         weight = _normal(weight)
     else:
         weight = _cube_within(keys[:-1], law, basis).astype(jnp.float32)
+    if law.init in _WITHOUT_BIASES:
+        bias, head_bias = jnp.zeros_like(bias), jnp.zeros_like(head_bias)
     if law.init == "theory":
-        bias, head, head_bias = (
-            jnp.zeros_like(bias),
-            jnp.where(head < 0, -1.0, 1.0),
-            jnp.zeros_like(head_bias),
-        )
+        head = jnp.where(head < 0, -1.0, 1.0)
     else:
-        head = init_scale * (_normal(head) if law.is_gaussian else head)
+        head = init_scale * gain(law.init) * (_normal(head) if law.is_gaussian else head)
+    head = head * PARAMETRIZATIONS[law.parametrization].head_deviation(width.astype(jnp.float32))
     real = _real(law, width)
     return Network(
-        jnp.where(real[:, None], init_scale * fan_in * weight, 0.0),
+        jnp.where(real[:, None], init_scale * law.deviation * weight, 0.0),
         jnp.where(real, bias, 0.0),
         jnp.where(real, fan_hidden * head, 0.0),
         fan_hidden * head_bias,
     )
+
+
+class Layer(NamedTuple):
+    """Parameters of a layer between the first and the head; leading axes batch networks."""
+
+    kernel: jax.Array  # (inputs, m)
+    bias: jax.Array  # (m,)
+
+
+def init_hidden(
+    key: jax.Array, layer: int, width: jax.Array, init_scale: jax.Array, *, law: Law, taps: int = 1
+) -> Layer:
+    """Draw a layer of neurons that see `taps` places of `width` neurons each; paired and padded as `init_network`.
+
+    Args:
+        key: as in `init_network`.
+        layer: its number, from 1 on; the same whatever the depth of the network.
+        width: as in `init_network`.
+        init_scale: as in `init_network`.
+        law: of the draw. "theory" and "he": N(0, 2/fan_in); "paper-code" and "lecun": N(0, 1/fan_in); "torch": uniform
+            ±1/√fan_in. Biases as in `init_network`. The scale is that of the first layer alone in "theory".
+        taps: places that a neuron sees; 1 but for convolutions.
+
+    Returns:
+        Float32; inputs place by place.
+    """
+    neurons = jnp.arange(law.padded_width, dtype=jnp.int32)
+    keys = streams.neuron_keys(random.fold_in(key, streams.HIDDEN_LAYER - layer), neurons)
+    draw = jax.vmap(lambda k: _uniform(k, 1 + law.padded_width * taps))(keys)
+    fan_in = jax.lax.rsqrt(taps * width.astype(jnp.float32))
+    weight = _normal(draw[:, 1:]) if law.is_gaussian else draw[:, 1:]
+    if law.init in ("theory", "he"):
+        weight = math.sqrt(2) * weight
+    if law.init != "theory":
+        weight = init_scale * weight
+    bias = jnp.zeros_like(draw[:, 0]) if law.init in _WITHOUT_BIASES else fan_in * draw[:, 0]
+    real = _real(law, width)
+    # A neuron draws input by input, and place by place within each: so that narrow networks are parts of wide ones.
+    both = real[:, None, None] & real[None, :, None]
+    kernel = jnp.where(both, weight.reshape(len(keys), -1, taps), 0.0)
+    return Layer(fan_in * kernel.transpose(2, 1, 0).reshape(-1, len(keys)), jnp.where(real, bias, 0.0))
 
 
 def off_weights(
@@ -111,7 +166,7 @@ def off_weights(
     """
     size = (law.padded_width, law.off_dim)
     keys = streams.neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
-    scale = init_scale * law.ambient_dim**-0.5
+    scale = init_scale * law.deviation
     if not law.off_dim:
         return jnp.zeros(size, jnp.float32)
     if law.is_gaussian:
@@ -144,7 +199,7 @@ def ambient_off_weights(
     keys = streams.neuron_keys(key, jnp.arange(law.padded_width, dtype=jnp.int32))
     weight = _cube(keys, law).astype(basis.dtype)
     weight = weight - (weight @ basis) @ basis.T
-    scale = (init_scale * law.ambient_dim**-0.5).astype(basis.dtype)
+    scale = (init_scale * law.deviation).astype(basis.dtype)
     return jnp.where(_real(law, width)[:, None], scale * weight, 0)
 
 

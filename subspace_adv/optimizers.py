@@ -19,6 +19,7 @@ class Hyper(NamedTuple):
     batch_size: jax.Array  # int32, likewise
     stop_margin: jax.Array  # float32
     max_steps: jax.Array  # int32
+    width: jax.Array | None = None  # int32, read by parametrizations
 
 
 class OffPart(enum.Enum):

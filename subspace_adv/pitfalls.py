@@ -5,7 +5,6 @@ import math
 import warnings
 
 from subspace_adv.data import KINDS
-from subspace_adv.models import MODELS, TWO_LAYER
 from subspace_adv.settings import leaves, replicates
 from subspace_adv.sweep import Sweep
 
@@ -47,8 +46,8 @@ def _of_one_class(sweep: Sweep) -> str | None:
 def _at_the_origin(sweep: Sweep) -> str | None:
     margins = [margin for margin in sweep.values("stop_margin") if 0 <= margin < math.inf]
     through = [kind for kind in sweep.values("kind") if KINDS[kind].has_origin]
-    two_layers = TWO_LAYER in (MODELS[name] for name in sweep.values("architecture"))
-    if "theory" not in sweep.values("init") or not (two_layers and through and margins):
+    perceptrons = "mlp" in sweep.values("architecture")
+    if "theory" not in sweep.values("init") or not (perceptrons and through and margins):
         return None
     return (
         f"no network of init 'theory' converges on kind {through[0]!r}: without biases its output is 0 at the point 0, "

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import costs, devices
-from subspace_adv.contracts import Kernel, Model, named
+from subspace_adv.contracts import Design, Kernel, Model, affine, named
 from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
+from subspace_adv.datasets import input_span
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, Recording, variables
-from subspace_adv.models import MODELS
-from subspace_adv.network import padded_width
+from subspace_adv.models import architecture_of
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.program import Program, parameter_shapes
@@ -157,8 +157,17 @@ class Plan(NamedTuple):
         )
 
 
-def choose_trainer(architecture: str, optimizer: str, requested: Trainer | None, device: Device) -> tuple[Trainer, str]:
+def choose_trainer(
+    model: Model, design: Design, optimizer: str, requested: Trainer | None, device: Device
+) -> tuple[Trainer, str]:
     """What advances networks, and why: the model's kernel wherever it can, unless another trainer is requested.
+
+    Args:
+        model: of the networks.
+        design: that it has.
+        optimizer: by name.
+        requested: by the user, if any.
+        device: what to plan for.
 
     Raises:
         UserError: if the kernel is requested and cannot serve.
@@ -168,7 +177,7 @@ def choose_trainer(architecture: str, optimizer: str, requested: Trainer | None,
         raise UserError(f"trainer {requested!r}: there is none of this name{nearest(str(requested), known)}")
     if requested == "xla":
         return "xla", "as requested"
-    serving = _kernel(architecture, optimizer, device)
+    serving = _kernel(model, design, optimizer, device)
     if isinstance(serving, Kernel):
         return "fused", f"the kernel serves ({serving.instruction_set()})"
     if requested:
@@ -176,11 +185,16 @@ def choose_trainer(architecture: str, optimizer: str, requested: Trainer | None,
     return "xla", serving
 
 
-def _kernel(architecture: str, optimizer: str, device: Device) -> Kernel | str:
+def _kernel(model: Model, design: Design, optimizer: str, device: Device) -> Kernel | str:
     """The kernel that can serve, or why none can."""
-    kernel = MODELS[architecture].kernel
+    kernel = model.kernel
     if kernel is None:
-        return f"there is no kernel of architecture {architecture}"
+        deep = design._replace(depth=1)
+        has_one = architecture_of(design.architecture).model(deep).kernel is not None
+        told = f" of depth {design.depth}; there is one of depth 1" if has_one else ""
+        return f"there is no kernel of architecture {design.architecture}{told}"
+    if model.rates is not None:
+        return f"the kernel has one learning rate for all layers, and parametrization {design.parametrization} more"
     unknown = None if OPTIMIZERS[optimizer].in_kernel else f"the kernel does not know {optimizer}"
     return kernel.unavailable(device.platform) or unknown or kernel
 
@@ -260,9 +274,9 @@ def _program(
     shape = settings.shape
     init = value("init")
     trainable = resolved_trainable(init, value("trainable"))
-    architecture = value("architecture")
-    model = MODELS[architecture]
-    trainer, why_trainer = choose_trainer(architecture, value("optimizer"), requested, device)
+    design = sweep.design(values, shape)
+    model = architecture_of(design.architecture).model(design)
+    trainer, why_trainer = choose_trainer(model, design, value("optimizer"), requested, device)
     recipe = Recipe(model, value("loss"), value("optimizer"), tuple(model.trained(init, trainable)), trainer)
     recording = Recording(
         sweep.measure.regions,
@@ -272,10 +286,13 @@ def _program(
         value("gap"),
         recipe.loss,
     )
-    law = Law(init, padded_width(value("width")), shape.ambient_dim, shape.span_dim)
-    reduced, why_reduced = reduction(settings, recipe.optimizer, value("weight_decay"))
+    span = input_span(settings, model.fields)
+    law = Law(init, design.width, span.fan_in, span.dimension, design.parametrization)
+    reduced, why_reduced = False, f"nothing is known to be frozen in networks of {design.architecture}"
+    if model.has_frozen_part:
+        reduced, why_reduced = reduction(span, recipe.optimizer, value("weight_decay"))
     program = Program(law, recipe, recording, shape, reduced, shared_data=True)
-    _check_model(architecture, program)
+    _check_model(design.architecture, program)
     return program, settings, (why_reduced, why_trainer)
 
 
@@ -287,7 +304,7 @@ def _check_model(architecture: str, program: Program) -> None:
     """
     model, parameters = program.recipe.model, named(program.parameters)
     told = f"architecture {architecture!r}: "
-    wrong = _wrong_shapes(model, program.law._replace(span_dim=program.inputs))
+    wrong = _wrong_shapes(model, program.law._replace(span_dim=program.inputs), (3, *program.input_shape[1:]))
     if wrong:
         raise ValueError(told + wrong)
     for name in program.recipe.trained:
@@ -305,8 +322,8 @@ def _check_model(architecture: str, program: Program) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _wrong_shapes(model: Model, law: Law) -> str | None:
-    """What of a model's parameters and outputs is not as its contract says."""
+def _wrong_shapes(model: Model, law: Law, points: Any) -> str | None:
+    """What of a model's parameters and outputs is not as its contract says, at points of a shape."""
     m, r, parameters = law.padded_width, law.span_dim, parameter_shapes(model, law)
     if len(named(parameters)) < len(jax.tree.leaves(parameters)):
         return "two of its parameters have one name"
@@ -314,11 +331,12 @@ def _wrong_shapes(model: Model, law: Law) -> str | None:
     for what, found, expected in (("weight", weight.shape, (m, r)), ("bias", bias.shape, (m,))):
         if found != expected:
             return f"its first {what} is of shape {found}; must be {expected}, of {m} neurons on {r} inputs"
-    for points in ((), (3,)):
-        z = jax.ShapeDtypeStruct((*points, m), weight.dtype)
+    seen: Any = jax.ShapeDtypeStruct(points, weight.dtype)
+    many = jax.eval_shape(lambda *of: model.fields.flat(affine(*of)), weight, bias, seen)
+    for z in (jax.ShapeDtypeStruct(many.shape[1:], many.dtype), many):
         found = jax.eval_shape(model.rest, parameters, z).shape
-        if found != points:
-            return f"its rest makes {found} of preactivations {z.shape}; must make {points}"
+        if found != z.shape[:-1]:
+            return f"its rest makes {found} of preactivations {z.shape}; must make {z.shape[:-1]}"
     return None
 
 

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 
 from subspace_adv import theory
-from subspace_adv.data import DataSettings
-from subspace_adv.initialization import GAUSSIAN
+from subspace_adv.data import DataSettings, Shape
+from subspace_adv.datasets import input_span
+from subspace_adv.initialization import GAUSSIAN, gain
 from subspace_adv.measures import Dimension, Variable
+from subspace_adv.models import MODELS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
+from subspace_adv.parametrizations import PARAMETRIZATIONS
+from subspace_adv.receptive_fields import DENSE
 from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
@@ -90,8 +94,14 @@ def predict(
         return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
 
     shapes = [settings.shape for settings in datasets]
-    rho = np.where(_off_untrained(setting, of_data, datasets), _decay(sweep, setting, recorded), np.nan)
-    beta = np.where(np.isin(setting("init", None), GAUSSIAN), setting("init_scale"), np.nan) / np.sqrt(
+    rho = np.where(
+        _off_untrained(setting, of_data, datasets), _decay(sweep, setting, of_data, shapes, recorded), np.nan
+    )
+    inits = setting("init", None)
+    gains = np.vectorize(gain, otypes=[np.float32])(inits)
+    lawful = [name for name, row in MODELS.items() if row.has_dense_law]
+    known = np.isin(inits, GAUSSIAN) & np.isin(setting("architecture", None), lawful)
+    beta = np.where(known, gains * setting("init_scale"), np.nan) / np.sqrt(
         of_data([shape.ambient_dim for shape in shapes])
     )
     scale = np.abs(rho) * beta
@@ -125,19 +135,26 @@ def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSet
     there = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
     untrained = np.zeros((), bool)
     for name in np.unique(optimizers):
-        by_decay_alone = of_data([reduction(settings, name, 0)[0] for settings in datasets])
+        by_decay_alone = of_data([reduction(input_span(one, DENSE), name, 0)[0] for one in datasets])
         if OPTIMIZERS[name].off is not OffPart.SCALED:
             by_decay_alone = by_decay_alone & (setting("weight_decay") == 0)
         untrained = untrained | ((optimizers == name) & by_decay_alone)
     return there & untrained
 
 
-def _decay(sweep: Sweep, setting: Setting, recorded: dict[str, np.ndarray]) -> np.ndarray:
+def _decay(
+    sweep: Sweep, setting: Setting, of_data: OfData, shapes: list[Shape], recorded: dict[str, np.ndarray]
+) -> np.ndarray:
     trained = np.isin(recorded["status"], (CONVERGED, STEP_LIMIT))
     momentum = np.where(np.isin(setting("optimizer", None), readers("momentum")), setting("momentum"), 0)
+    names, width = setting("parametrization", None), setting("width", np.float64)
+    fan_in = of_data([shape.ambient_dim for shape in shapes]).astype(np.float64)
+    rate: np.ndarray | float = 1.0
+    for name in set(sweep.values("parametrization")):
+        rate = np.where(names == name, PARAMETRIZATIONS[name].first(fan_in, width).weight, rate)
     return theory.decay(
         np.where(trained, recorded["steps"], np.nan).reshape(sweep.shape),
-        setting("learning_rate"),
+        setting("learning_rate") * rate,
         setting("weight_decay"),
         momentum,
     )

@@ -16,6 +16,7 @@ from subspace_adv.geometry import Region, region_dim
 from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording
 from subspace_adv.norms import NORMS
+from subspace_adv.receptive_fields import Dense
 from subspace_adv.training import Recipe
 
 _MEASURED_POINTS = 32  # whose search a core's cache holds
@@ -33,8 +34,14 @@ class Program(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """Coordinates of the points that networks train on."""
-        return self.shape.span_dim if self.reduced else self.shape.ambient_dim
+        """Coordinates of what a neuron of the first layer sees, as networks train on them."""
+        return self.law.span_dim if self.reduced else self.law.ambient_dim
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what the first layer sees of all training points, (n, inputs) or (n, places, inputs)."""
+        point: Any = jax.ShapeDtypeStruct((self.shape.samples, self.shape.ambient_dim), jnp.float32)
+        return (*jax.eval_shape(self.recipe.model.fields.patches, point).shape[:-1], self.inputs)
 
     @property
     def parameters(self) -> Any:
@@ -48,13 +55,15 @@ class Program(NamedTuple):
 
     @property
     def canonical(self) -> bool:
-        """Whether networks are measured in canonical coordinates: only L2 is the same in them."""
-        return all(NORMS[norm].is_euclidean for norm in self.recording.norms)
+        """Whether networks are measured in canonical coordinates: only L2 is the same in them, of perceptrons."""
+        model = self.recipe.model
+        of_points = isinstance(model.fields, Dense) and model.has_frozen_part
+        return of_points and all(NORMS[norm].is_euclidean for norm in self.recording.norms)
 
     @property
     def measured_coordinates(self) -> int:
         """Coordinates that networks are measured in."""
-        return self.law.span_dim + self.law.off_dim if self.canonical else self.law.ambient_dim
+        return self.law.span_dim + self.law.off_dim if self.canonical else self.shape.ambient_dim
 
     @property
     def searches(self) -> list[Search]:
@@ -83,7 +92,7 @@ class Program(NamedTuple):
 
     @property
     def reads_basis(self) -> bool:
-        """Whether it matters where the span lies in R^d."""
+        """Whether it matters where the span of what the first layer sees lies."""
         return not (self.reduced and self.canonical and (self.law.is_gaussian or not self.law.off_dim))
 
 

@@ -1,5 +1,6 @@
 """A results folder as labelled arrays, and its trained networks."""
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -10,21 +11,22 @@ import numpy as np
 
 from subspace_adv import devices, engine
 from subspace_adv.brackets import exactness
-from subspace_adv.contracts import named, renamed
+from subspace_adv.contracts import Model, named, renamed
 from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
 from subspace_adv.geometry import region_dim
 from subspace_adv.initialization import Law
 from subspace_adv.measures import distance_parts, variables
-from subspace_adv.models import MODELS
+from subspace_adv.models import architecture_of
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.program import parameter_shapes
+from subspace_adv.receptive_fields import Dense
 from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import DamagedChunk, Store
-from subspace_adv.sweep import Sweep
+from subspace_adv.sweep import DESIGNED, Sweep
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 if TYPE_CHECKING:
@@ -117,9 +119,21 @@ def dataset_of(store: Store) -> "xr.Dataset":
     return dataset
 
 
+def _models(sweep: Sweep) -> dict[str, Model]:
+    """The models of a sweep by the words that tell them apart."""
+    found = {}
+    leaves = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
+    for values in itertools.product(*(sweep.axes[leaf] for leaf in leaves)):
+        at = dict(zip(leaves, values, strict=True))
+        for dataset in sweep.datasets_but_for_replicates():
+            design = sweep.design(at, dataset.shape)
+            found[design.architecture] = architecture_of(design.architecture).model(design)
+    return found
+
+
 def _how_exact(sweep: Sweep, name: str) -> str:
     """What there is to say of distances that are exact, or of those of models that certify nothing."""
-    models = {kind: MODELS[kind] for kind in sweep.values("architecture")}
+    models = _models(sweep)
     parts = distance_parts(name)
     none = [kind for kind, model in models.items() if model.certificate is None]
     if none:
@@ -337,10 +351,15 @@ def _position(axis: str, values: tuple, wanted: Any) -> int:
 
 def _largest(sweep: Sweep, cells: np.ndarray) -> Any:
     """Shapes of the parameters of a network as wide, and of a space as large, as some of the cells have."""
-    architectures = sorted(set(sweep.column("architecture", cells).tolist()))
-    if len(architectures) > 1:
-        told = f"networks of {' and '.join(architectures)} are selected, whose parameters differ"
-        raise UserError(f"architecture: {told}; select one, such as architecture={architectures[0]!r}")
-    width = int(sweep.column("width", cells).max())
-    d = max(settings.shape.ambient_dim for settings in cell_data(sweep, cells)[0])
-    return parameter_shapes(MODELS[architectures[0]], Law(sweep.column("init", cells)[0], width, d, d))
+    at: dict[str, Any] = {}
+    for leaf in ("architecture", "depth", "kernel", "stride", "mixing", "padding", "layout"):
+        values = sorted(set(sweep.column(leaf, cells).tolist()))
+        if len(values) > 1:
+            told = f"networks of {leaf} {' and '.join(map(str, values))} are selected, whose parameters differ"
+            raise UserError(f"{leaf}: {told}; select one, such as {leaf}={values[0]!r}")
+        at[leaf] = values[0]
+    shape = max((settings.shape for settings in cell_data(sweep, cells)[0]), key=lambda shape: shape.ambient_dim)
+    at["width"] = int(sweep.column("width", cells).max())
+    model = architecture_of(at["architecture"]).model(sweep.design(at, shape))
+    fan_in = shape.ambient_dim if isinstance(model.fields, Dense) else model.fields.fan_in
+    return parameter_shapes(model, Law(sweep.column("init", cells)[0], at["width"], fan_in, fan_in))

@@ -30,6 +30,8 @@ from subspace_adv.geometry import Region
 from subspace_adv.models import MODELS
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, readers
+from subspace_adv.parametrizations import PARAMETRIZATIONS
+from subspace_adv.receptive_fields import Layout, Padding
 
 _Regions = Annotated[tuple[Region, ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)]
 _Norms = Annotated[
@@ -43,7 +45,14 @@ class NetworkSettings(Table, frozen=True):
     architecture: Annotated[str, PlainValidator(MODELS.name), STATIC] = "mlp"
     init: Annotated[initialization.Init, STATIC] = "paper-code"
     trainable: Annotated[training.Trainable | None, STATIC] = None
+    parametrization: Annotated[str, PlainValidator(PARAMETRIZATIONS.name), STATIC] = "standard"
     width: Annotated[Count, run_time(np.int32, shapes=True)] = 100
+    depth: Annotated[int, Field(ge=1, le=64), STATIC] = 1  # hidden layers
+    kernel: Annotated[Count, STATIC] = 3  # of the first convolution, along each dimension
+    stride: Annotated[Count, STATIC] = 1  # of the first convolution
+    mixing: Annotated[Count, STATIC] = 3  # kernel of the further convolutions, of stride 1
+    padding: Annotated[Padding, STATIC] = "circular"
+    layout: Annotated[Layout, STATIC] = "signal"  # of a point's coordinates
     init_scale: Annotated[Positive, run_time(np.float32)] = 1.0
     seed: Annotated[Seed, run_time(np.uint32, replicate=True)] = 0
 
@@ -102,6 +111,9 @@ def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
     if leaves()[leaf] == "data" and leaf != "kind":
         some = tuple(kind for kind, row in KINDS.items() if leaf in row.model_fields)
         return ("kind", some) if len(some) < len(KINDS) else None
+    if leaves()[leaf] == "network":
+        some = tuple(name for name, row in MODELS.items() if leaf in row.reads)
+        return ("architecture", some) if 0 < len(some) < len(MODELS) else None
     some = readers(leaf)
     return ("optimizer", some) if some else None
 

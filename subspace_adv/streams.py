@@ -18,6 +18,7 @@ KEY_IMPLEMENTATION = "threefry2x32"
 
 # Of a key that draws a network, beside its neurons, which are numbered from 0.
 HEAD_BIAS, OFF_FRAME = 2**31 - 1, 2**31 - 2
+HIDDEN_LAYER = 2**31 - 2  # less the number of a layer between the first and the head, from 1 on: keys of its neurons
 # Of a neuron: what it learns from; its weights off the span of the data; the blocks of a uniform law's coordinates,
 # which take all numbers from this one on.
 PARAMETERS, OFF_WEIGHTS, COORDINATE_BLOCKS = range(3)

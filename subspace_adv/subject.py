@@ -58,20 +58,21 @@ class Subject:
 
     @cached_property
     def sensitivities(self) -> jax.Array:
-        """a(x) at the training points, (n, m): of two layers, the output weights of active neurons and 0 of others."""
+        """a(x) at the training points, (n, k): of two layers, the output weights of active neurons and 0 of others."""
         return self.model.sensitivity(self.network, self.x)
 
     @cached_property
     def universal_weights(self) -> jax.Array:
-        """ā, (m,): what the first layer's neurons weigh in the universal direction."""
-        return self.model.universal_weights(self.network)
+        """ā, (k,): what the first layer's preactivations weigh in the universal direction."""
+        return self.model.universal_weights(self.network, self.sensitivities)
 
     @cached_property
     def universal(self) -> tuple[AttackResult, AttackResult]:
         """Flips along the universal direction, of the training points and of those held out."""
 
         def attack(point: jax.Array) -> AttackResult:
-            return universal_attack(self.network, point, self.subspace.complement, model=self.model)
+            weights = self.universal_weights
+            return universal_attack(self.network, point, self.subspace.complement, model=self.model, weights=weights)
 
         flips = jax.vmap(attack)(self._all_points)
         n = len(self.x)

@@ -13,12 +13,15 @@ import numpy as np
 import tomli_w
 
 from subspace_adv import sweepfile
-from subspace_adv.data import KINDS, DataSettings
+from subspace_adv.contracts import Design
+from subspace_adv.data import KINDS, DataSettings, Shape
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked, distinct
 from subspace_adv.geometry import region_dim
+from subspace_adv.models import architecture_of
+from subspace_adv.network import padded_width
 from subspace_adv.norms import NORMS
-from subspace_adv.optimizers import OPTIMIZERS
+from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.rows import nearest
 from subspace_adv.settings import (
     MeasureSettings,
@@ -159,6 +162,13 @@ class Sweep:
         row = KINDS[value("kind")]
         return row(**{leaf: value(leaf) for leaf in row.model_fields})
 
+    def design(self, at: Mapping[str, Any], shape: Shape) -> Design:
+        """What shapes the model of cells with given values, on data of a shape; fields left out have their first."""
+        fields = {leaf: at[leaf] if leaf in at else self.values(leaf)[0] for leaf in DESIGNED}
+        width = fields["width"]
+        padded = padded_width(width) if architecture_of(fields["architecture"]).pads else width
+        return Design(ambient_dim=shape.ambient_dim, **fields | {"width": padded})
+
     def datasets_but_for_replicates(self) -> Iterator[DataSettings]:
         """The datasets of the grid, of those that differ in their seed alone the first."""
         for kind in self.values("kind"):
@@ -171,6 +181,7 @@ class Sweep:
         return {leaf for leaf in tables()[table].model_fields if self.reads(leaf) and leaf not in self.axes}
 
 
+DESIGNED = tuple(leaf for leaf in Design._fields if leaf != "ambient_dim")
 _NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -281,7 +292,37 @@ def _check_combinations(sweep: Sweep, source: Source) -> None:
         batch = max(sweep.values("batch_size"))
         if batch > n:
             raise UserError(f"{named('batch_size', batch)}: over the {n} points of the data; at most {n} is possible")
+    _check_parametrizations(sweep, named)
+    _check_designs(sweep, named)
     _check_norms(sweep, source)
+
+
+def _check_parametrizations(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
+    """Their rates are of optimizers that are linear in the gradient."""
+    others = [one for one in sweep.values("parametrization") if one != "standard"]
+    linear = [name for name, row in OPTIMIZERS.items() if row.off is OffPart.SCALED]
+    for optimizer in sweep.values("optimizer"):
+        if others and optimizer not in linear:
+            told = f"has rates for {', '.join(linear)}, and none for {optimizer}; leave the parametrization out"
+            raise UserError(f"{named('parametrization', others[0])}: {told}")
+
+
+def _check_designs(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
+    """Of each architecture, on each kind and shape of data."""
+    datasets = {(dataset.is_signal, dataset.shape): dataset for dataset in sweep.datasets_but_for_replicates()}
+    varying = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
+    for values in itertools.product(*(sweep.axes[leaf] for leaf in varying)):
+        at = dict(zip(varying, values, strict=True))
+        for dataset in datasets.values():
+            design = sweep.design(at, dataset.shape)
+            row = architecture_of(design.architecture)
+            if row.needs_signals and not dataset.is_signal:
+                kind = next(name for name, kind in KINDS.items() if isinstance(dataset, kind))
+                told = f"sees signals or images, and points of kind {kind!r} are none; choose another kind"
+                raise UserError(f"{named('architecture', design.architecture)}: {told}")
+            if wrong := row.impossible(design):
+                leaf, why = wrong
+                raise UserError(f"{named(leaf, getattr(design, leaf))}: {why}")
 
 
 def _check_norms(sweep: Sweep, source: Source) -> None:

@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     """A network under training."""
 
     params: Any  # pytree of the model's parameters, as its form holds them in training
-    change: dict[str, jax.Array]  # of the trained ones by name, to be added to `params`
+    change: dict[str, jax.Array]  # of the trained ones by name, to be added to `params`; none if not compensated
     opt_state: optax.OptState  # of the trained ones
     step: jax.Array  # int32, gradient steps done
     status: jax.Array  # int8: PENDING while training goes on
@@ -89,12 +89,12 @@ def train(
 
 def start(network: Any, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> TrainState:
     """Training state of a fresh network."""
-    params = recipe.model.form.to_training(network)
+    form = recipe.model.form
+    params = form.to_training(network)
     trained = _trained(params, recipe)
     opt_state = transformation(hyper, recipe.optimizer).init(trained)
-    return TrainState(
-        params, jax.tree.map(jnp.zeros_like, trained), opt_state, jnp.int32(0), jnp.int8(PENDING), random.key_data(key)
-    )
+    change = jax.tree.map(jnp.zeros_like, trained) if form.compensated else {}
+    return TrainState(params, change, opt_state, jnp.int32(0), jnp.int8(PENDING), random.key_data(key))
 
 
 def finish(state: TrainState, model: Model) -> Any:
@@ -111,7 +111,7 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
 
     @jax.custom_batching.custom_vmap
     def run(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
-        return _loop(lambda state: step(state, x, y, hyper, recipe=recipe), state, steps)
+        return _loop(lambda state: step(state, x, y, hyper, recipe=recipe), state, steps, recipe)
 
     @run.def_vmap  # pyright: ignore[reportFunctionMemberAccess]
     def run_batch(size: int, in_batched: list, *arguments: Any) -> tuple[TrainState, Any]:
@@ -126,7 +126,7 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
         else:
             own = [0 if batched else None for batched in in_batched[1:3]]
             one = jax.vmap(functools.partial(step, recipe=recipe), in_axes=(0, *own, 0))
-            state = _loop(lambda state: one(state, x, y, hyper), state, steps)
+            state = _loop(lambda state: one(state, x, y, hyper), state, steps, recipe)
         return state, jax.tree.map(lambda _: True, state)
 
     state = run(state, x, y, hyper)
@@ -135,8 +135,13 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
     return state._replace(status=jnp.where((state.status == PENDING) | finite, state.status, jnp.int8(DIVERGED)))
 
 
-def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int) -> TrainState:
-    """Steps of one network or of several, until all have stopped."""
+def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int, recipe: Recipe) -> TrainState:
+    """Steps of one network or of several, until all have stopped.
+
+    Parameters that are not compensated change in every step. XLA copies them in every round of a loop, so two steps
+    are taken in one.
+    """
+    together = 1 if recipe.model.form.compensated or steps % 2 else 2
 
     def busy(carry: tuple) -> jax.Array:
         count, state = carry
@@ -144,7 +149,9 @@ def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: in
 
     def body(carry: tuple) -> tuple:
         count, state = carry
-        return count + 1, take(state)
+        for _ in range(together):
+            state = take(state)
+        return count + together, state
 
     return _settle(jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1])
 
@@ -189,13 +196,20 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     updates, opt_state = transformation(hyper, recipe.optimizer).update(
         gradient, state.opt_state, _trained(params, recipe)
     )
+    if recipe.model.rates is not None:
+        rates = recipe.model.rates(hyper.width)
+        updates = {name: rates[name] * update for name, update in updates.items()}  # pyright: ignore
+    moving = state.change if recipe.model.form.compensated else _trained(params, recipe)
     going_on = status == PENDING
-    change, opt_state, taken = jax.tree.map(
+    moved, opt_state, taken = jax.tree.map(
         lambda new, old: jnp.where(going_on, new, old),
-        (optax.apply_updates(state.change, updates), opt_state, state.step + 1),
-        (state.change, state.opt_state, state.step),
+        (optax.apply_updates(moving, updates), opt_state, state.step + 1),
+        (moving, state.opt_state, state.step),
     )
-    return state._replace(change=change, opt_state=opt_state, step=taken, status=status)  # pyright: ignore
+    state = state._replace(opt_state=opt_state, step=taken, status=status)  # pyright: ignore
+    if recipe.model.form.compensated:
+        return state._replace(change=moved)
+    return state._replace(params=renamed(params, named(params) | moved))
 
 
 def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:

@@ -170,15 +170,17 @@ def universal_attack(
     restarts: int = 1,
     key: jax.Array | None = None,
     model: Model = TWO_LAYER,
+    weights: jax.Array | None = None,
 ) -> AttackResult:
     """Move x along ± the model's universal direction, whichever lowers |N(x)|, to the exact crossing.
 
     Nothing is searched: `steps`, `restarts` and `key` are there because every attack has them. Arguments as in
-    `minimal_norm_attack`; the basis is of the orthogonal complement of the subspace.
+    `minimal_norm_attack`; the basis is of the orthogonal complement of the subspace. The weights ā of the direction
+    are those that the model makes of several points, or by default of x alone: of two layers they are the same.
     """
     del steps, restarts, key
     network, x, basis = prepared(network, x, basis, norm)
-    direction = universal_descent(model, network, x, basis)
+    direction = universal_descent(model, network, x, basis, weights)
     _, result = shortest(model.local(network, x, basis), basis, direction[None], norm)
     return result
 

@@ -13,7 +13,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.norms import unit
 
 
-def universal_direction(model: Model, network: Any, basis: jax.Array) -> jax.Array:
+def universal_direction(model: Model, network: Any, weights: jax.Array, basis: jax.Array) -> jax.Array:
     """The one vector of a region, of L2 length 1, meant to lower the output at all points (F4 in docs/theory.md).
 
     It does so to first order with high probability in a large codimension, and not at every point always; a ray
@@ -22,19 +22,26 @@ def universal_direction(model: Model, network: Any, basis: jax.Array) -> jax.Arr
     Args:
         model: kind of the network.
         network: parameters of the model's.
+        weights: ā (k,), of the first layer's preactivations.
         basis: orthonormal (d, r), of the orthogonal complement of the subspace.
 
     Returns:
         (d,), the direction of −P Wᵀā, with two layers that of P(Σ_{uᵢ<0} wᵢ − Σ_{uᵢ>0} wᵢ); zeros if that vanishes.
     """
-    weight, _ = model.first(network)
-    return basis @ unit((-model.universal_weights(network) @ weight) @ basis, "l2")
+    return basis @ unit(model.pulled_back(network, -weights) @ basis, "l2")
 
 
-def universal_descent(model: Model, network: Any, x: jax.Array, basis: jax.Array) -> jax.Array:
-    """Coordinates (r,), within a basis (d, r), of ± the universal direction, whichever lowers |N| at x (d,)."""
+def universal_descent(
+    model: Model, network: Any, x: jax.Array, basis: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Coordinates (r,), within a basis (d, r), of ± the universal direction, whichever lowers |N| at x (d,).
+
+    The weights ā are those of some points; without them, those of x alone.
+    """
     sign = jnp.where(model.output(network, x) < 0, -1, 1).astype(x.dtype)
-    return sign * universal_direction(model, network, basis) @ basis
+    if weights is None:
+        weights = model.universal_weights(network, model.sensitivity(network, x[None]))
+    return sign * universal_direction(model, network, weights, basis) @ basis
 
 
 def random_direction(key: jax.Array, basis: jax.Array, unseen: int = 0) -> jax.Array:

@@ -47,6 +47,7 @@ class DataSettings(Table, ABC, frozen=True):
     """
 
     has_origin: ClassVar[bool] = False  # whether one of the training points is 0
+    is_signal: ClassVar[bool] = False  # whether coordinates have an order, as those of signals and images do
     told_in_span: ClassVar[bool] = False  # whether results tell points in coordinates of the span, or of R^d
     to_align: ClassVar[str] = ""  # what a user can do for the subspace to be one of coordinate axes, if anything
 

@@ -20,6 +20,7 @@ class SubspaceData(DataSettings, frozen=True):
     Points and labels are the first n of any number of them. Held out: fresh draws of the same law.
     """
 
+    is_signal: ClassVar[bool] = True
     told_in_span: ClassVar[bool] = True
     to_align: ClassVar[str] = "set basis = 'axis-aligned'"
 

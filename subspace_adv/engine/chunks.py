@@ -12,13 +12,13 @@ import numpy as np
 from subspace_adv import theory, training
 from subspace_adv.contracts import Model, named, renamed
 from subspace_adv.datasets import cell_data, load_data
-from subspace_adv.engine.inputs import arguments, points_of, span_of
-from subspace_adv.engine.networks import Lane, hyper_of
+from subspace_adv.engine.inputs import arguments, points_of, spans_of
+from subspace_adv.engine.networks import Lane, Spans, hyper_of
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
-from subspace_adv.geometry import Subspace
 from subspace_adv.measures import Rounding
 from subspace_adv.optimizers import OPTIMIZERS
+from subspace_adv.parametrizations import PARAMETRIZATIONS
 from subspace_adv.planning import Chunk, Group
 from subspace_adv.program import Program
 from subspace_adv.settings import entries
@@ -99,7 +99,7 @@ class _Inputs(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    span: Subspace
+    spans: Spans
 
 
 class _Lanes:
@@ -138,7 +138,7 @@ class _Lanes:
             replace[filled], self.counted[filled] = True, 0
             with pinned(x64=True):
                 fill = compiled("fill", self.program, self.count)
-                self.state = fill(self.state, self.settings, self.inputs.span, replace)
+                self.state = fill(self.state, self.settings, self.inputs.spans, replace)
 
     def _move_in(self, lanes: np.ndarray, job: _Job, rows: np.ndarray) -> None:
         jax.tree.map(lambda to, given: to.__setitem__(lanes, given[rows]), self.settings, job.cells)
@@ -149,7 +149,7 @@ class _Lanes:
             return
         for lane, dataset in zip(lanes, job.which[rows], strict=True):
             settings = job.datasets[dataset]
-            own = _Inputs(*points_of(self.program, settings), span_of("fill", self.program, settings))
+            own = _Inputs(*points_of(self.program, settings), spans_of("fill", self.program, settings))
             if self.program.shared_data:
                 self.inputs = own
                 return
@@ -310,17 +310,19 @@ def _in_batches(
     datasets, which = cell_data(sweep, cells)
     held = _networks(program, trained)
     momentum = settings["momentum"] if "momentum" in OPTIMIZERS[program.recipe.optimizer].reads else 0.0
-    decay = theory.decay(trained["steps"], settings["learning_rate"], settings["weight_decay"], momentum)
+    law = program.law
+    rate = PARAMETRIZATIONS[law.parametrization].first(law.ambient_dim, settings["width"].astype(np.float64)).weight
+    decay = theory.decay(trained["steps"], settings["learning_rate"] * rate, settings["weight_decay"], momentum)
 
     def arguments_of(rows: np.ndarray) -> tuple:
         networks = _take(held, rows)
         for values in jax.tree.leaves(networks):
             values[1:][rows[1:] == rows[:-1]] = np.nan
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
-        inputs = [(load_data(dataset), span_of(name, program, dataset)) for dataset in here]
-        data, span = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
+        inputs = [(load_data(dataset), spans_of(name, program, dataset)) for dataset in here]
+        data, spans = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
         own = (networks, _take(settings, rows), decay[rows])
-        return (*own, data, span) if name == "measure" else (*own, span)
+        return (*own, data, spans) if name == "measure" else (*own, spans)
 
     begins = range(0, len(cells), batch)
     return [np.minimum(np.arange(begin, begin + batch), len(cells) - 1) for begin in begins], arguments_of

@@ -1,6 +1,6 @@
 """One cell's network, from its settings alone: drawn, in ambient or canonical coordinates, and measured."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,14 @@ from subspace_adv.geometry import Subspace, beside_span, canonical_coordinates, 
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
 from subspace_adv.training import TrainState
+
+
+class Spans(NamedTuple):
+    """Where what networks see lies, as far as a compiled program reads it; of size 0 else."""
+
+    inputs: jax.Array  # (fan-in, r): basis of the span of what the first layer sees, whose coordinates weights are in
+    data: Subspace  # (d, r) and (d, d − r): of the span of the data, whose coordinates points are in
+
 
 Lane = dict[str, Any]
 """Settings of the cell that a lane trains, by name: those of a run-time role; leading axis: lanes."""
@@ -28,56 +36,55 @@ def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
     return draw, order_key
 
 
-def fresh(program: Program, lane: Lane, span: Subspace) -> TrainState:
+def fresh(program: Program, lane: Lane, spans: Spans) -> TrainState:
     """Training state of a cell's network, not yet trained."""
     draw, order_key = _draw(program, lane)
-    basis = span.basis if program.reads_basis else None
     model = program.recipe.model
-    drawn = model.init(**draw, basis=basis)
-    if not program.reduced:
+    drawn = model.init(**draw, basis=spans.inputs if program.reads_basis else None)
+    if not program.reduced and model.has_frozen_part:
         weight, _ = model.first(drawn)
-        off = initialization.ambient_off_weights(**draw, basis=span.basis)
-        drawn = model.with_first_weight(drawn, weight.astype(jnp.float64) @ span.basis.T + off)
+        off = initialization.ambient_off_weights(**draw, basis=spans.inputs)
+        drawn = model.with_first_weight(drawn, weight.astype(jnp.float64) @ spans.inputs.T + off)
     drawn = jax.tree.map(lambda a: a.astype(jnp.float32), drawn)
     return training.start(drawn, hyper_of(lane), order_key, recipe=program.recipe)
 
 
-def ambient(program: Program, trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
+def ambient(program: Program, trained: Any, lane: Lane, decay: jax.Array, spans: Spans) -> Any:
     """A trained network in ambient coordinates: what training left alone is drawn again, times its decay."""
     if not program.reduced:
         return trained
     draw, _ = _draw(program, lane)
-    off = decay * initialization.ambient_off_weights(**draw, basis=span.basis)
+    off = decay * initialization.ambient_off_weights(**draw, basis=spans.inputs)
     weight, _ = program.recipe.model.first(trained)
-    return program.recipe.model.with_first_weight(trained, weight.astype(jnp.float64) @ span.basis.T + off)
+    return program.recipe.model.with_first_weight(trained, weight.astype(jnp.float64) @ spans.inputs.T + off)
 
 
-def _in_canonical(program: Program, trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
+def _in_canonical(program: Program, trained: Any, lane: Lane, decay: jax.Array, spans: Spans) -> Any:
     """A trained network in canonical coordinates (F6 in docs/theory.md)."""
     model = program.recipe.model
     weight, _ = model.first(trained)
     if not program.reduced:
-        return model.with_first_weight(trained, canonical_coordinates(weight, span.basis))
+        return model.with_first_weight(trained, canonical_coordinates(weight, spans.inputs))
     draw, _ = _draw(program, lane)
-    off = initialization.off_weights(**draw, basis=span.basis if program.reads_basis else None)
+    off = initialization.off_weights(**draw, basis=spans.inputs if program.reads_basis else None)
     off = decay * off.astype(jnp.float64)
     return model.with_first_weight(trained, jnp.concatenate([weight, off], axis=1))
 
 
 def measured(
-    program: Program, trained: Any, lane: Lane, decay: jax.Array, data: Data, span: Subspace
+    program: Program, trained: Any, lane: Lane, decay: jax.Array, data: Data, spans: Spans
 ) -> dict[str, jax.Array]:
     """All that is recorded of a trained network, in float64."""
     key = streams.measuring_key(lane["seed"])
     trained, (x, y, subspace, heldout) = jax.tree.map(lambda a: a.astype(jnp.float64), (trained, data))
     law = program.law
     if program.canonical:
-        net = _in_canonical(program, trained, lane, decay, span)
+        net = _in_canonical(program, trained, lane, decay, spans)
         x, heldout = (jnp.pad(points, ((0, 0), (0, law.off_dim))) for points in (x, heldout))
         subspace, unseen = beside_span(subspace, law.off_dim), law.ambient_dim - law.span_dim - law.off_dim
     else:
-        net = ambient(program, trained, lane, decay, span)
-        x, heldout = x @ span.basis.T, heldout @ span.basis.T
-        subspace, unseen = in_ambient(subspace, span), 0
+        net = ambient(program, trained, lane, decay, spans)
+        x, heldout = x @ spans.data.basis.T, heldout @ spans.data.basis.T
+        subspace, unseen = in_ambient(subspace, spans.data), 0
     what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen, "beside": False}
     return measures.measure(net, x, y, subspace, heldout, key, **what)

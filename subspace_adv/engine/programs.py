@@ -16,9 +16,8 @@ from subspace_adv.data import Data
 from subspace_adv.engine import networks
 from subspace_adv.engine.inputs import arguments
 from subspace_adv.engine.kept import compiled_or_kept, keep_compiled
-from subspace_adv.engine.networks import Lane
+from subspace_adv.engine.networks import Lane, Spans
 from subspace_adv.engine.pinned import compiler_options, pinned
-from subspace_adv.geometry import Subspace
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
 from subspace_adv.training import TrainState
@@ -34,10 +33,10 @@ _LOADED_PROGRAMS = {"fill": 20, "advance": 20, "measure": 8, "ambient": 20}
 def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     """One of a group's compiled programs for so many lanes, over all local devices; traced once a run.
 
-    - "fill": (state, lane, span, replace) → state, with fresh networks where `replace`;
+    - "fill": (state, lane, spans, replace) → state, with fresh networks where `replace`;
     - "advance": (state, x, y, hyper) → state, `steps` steps later at most;
-    - "measure": (trained, lane, decay, data, span) → named arrays;
-    - "ambient": (trained, lane, decay, span) → networks in ambient coordinates.
+    - "measure": (trained, lane, decay, data, spans) → named arrays;
+    - "ambient": (trained, lane, decay, spans) → networks in ambient coordinates.
 
     All arrays have a leading axis of lanes, but for data and spans that are shared.
     """
@@ -45,29 +44,29 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     on_cpu = jax.default_backend() == "cpu"
     share = lanes // jax.local_device_count()
 
-    def fill(state: TrainState, lane: Lane, span: Subspace, replace: jax.Array) -> TrainState:
+    def fill(state: TrainState, lane: Lane, spans: Spans, replace: jax.Array) -> TrainState:
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(replace.reshape(replace.shape + (1,) * (new.ndim - 1)), new, old)
 
-        fresh = jax.vmap(functools.partial(networks.fresh, program), in_axes=(0, own))(lane, span)
+        fresh = jax.vmap(functools.partial(networks.fresh, program), in_axes=(0, own))(lane, spans)
         return jax.tree.map(choose, fresh, state)
 
     def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
         one = functools.partial(training.advance, recipe=program.recipe, steps=steps)
         return jax.vmap(one, in_axes=(0, own, own, 0))(state, x, y, hyper)
 
-    def measure(trained: Any, lane: Lane, decay: jax.Array, data: Data, span: Subspace) -> dict[str, jax.Array]:
+    def measure(trained: Any, lane: Lane, decay: jax.Array, data: Data, spans: Spans) -> dict[str, jax.Array]:
         block = min(program.measured_at_once, share) if on_cpu else share
         one = functools.partial(networks.measured, program)
         if program.shared_data:
-            return jax.lax.map(lambda a: one(*a, data=data, span=span), (trained, lane, decay), batch_size=block)
-        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, data, span), batch_size=block)
+            return jax.lax.map(lambda a: one(*a, data=data, spans=spans), (trained, lane, decay), batch_size=block)
+        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, data, spans), batch_size=block)
 
-    def ambient(trained: Any, lane: Lane, decay: jax.Array, span: Subspace) -> Any:
+    def ambient(trained: Any, lane: Lane, decay: jax.Array, spans: Spans) -> Any:
         one = functools.partial(networks.ambient, program)
         if program.shared_data:
-            return jax.lax.map(lambda a: one(*a, span=span), (trained, lane, decay))
-        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, span))
+            return jax.lax.map(lambda a: one(*a, spans=spans), (trained, lane, decay))
+        return jax.lax.map(lambda a: one(*a), (trained, lane, decay, spans))
 
     each, data = PartitionSpec("networks"), PartitionSpec() if program.shared_data else PartitionSpec("networks")
     function, specs = {

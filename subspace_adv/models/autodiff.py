@@ -1,6 +1,5 @@
 """A model from its initial law, its first layer and the rest; all else by automatic differentiation and search."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.contracts import Blurred, Crossing, Form, Model, affine, power_of_two, prepared
-from subspace_adv.norms import dual_length
+from subspace_adv.norms import dual_length, unit
+from subspace_adv.receptive_fields import DENSE, ReceptiveFields
 
 _FAR = 1e3  # where an output is as it is far away, in reaches of the first layer's kinks
 _SCAN = 1_024  # points of a ray at which a flip is looked for, between the first layer's kinks, and as many beyond them
@@ -24,37 +24,53 @@ def model(
     with_first_weight: Callable[[Any, jax.Array], Any],
     rest: Callable[[Any, jax.Array], jax.Array],
     trained: Callable[[str, str], tuple[str, ...]],
+    fields: ReceptiveFields = DENSE,
+    **further: Any,
 ) -> Model:
     """A model without a kernel or a certificate; arguments as the fields of `contracts.Model`.
 
-    The universal direction weighs the first layer's neurons by the signs of the output's gradient where all of their
-    preactivations are 1: of two layers, by the signs of the output weights.
+    The universal direction weighs the first layer's preactivations by the mean of the output's gradients in them.
     """
 
-    def output(params: Any, x: jax.Array) -> jax.Array:
-        return rest(params, affine(*first(params), x))
+    def outputs_and_pullback(params: Any, inputs: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+        def outputs_of(params: Any) -> jax.Array:
+            return rest(params, fields.flat(affine(*first(params), inputs)))
 
-    def universal_weights(params: Any) -> jax.Array:
-        _, bias = first(params)
-        gradient = jax.grad(lambda z: rest(params, z))(jnp.ones_like(bias))
-        return jnp.where(gradient < 0, -1, 1).astype(bias.dtype)
-
-    def outputs_and_pullback(params: Any, x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-        outputs, pullback = jax.vjp(lambda params: output(params, x), params)
+        outputs, pullback = jax.vjp(outputs_of, params)
         return outputs, lambda output_gradient: pullback(output_gradient)[0]
 
-    return Model(
-        init=init,
-        first=first,
-        with_first_weight=with_first_weight,
-        rest=rest,
-        trained=trained,
-        universal_weights=universal_weights,
-        input_gradient=lambda params, x: jax.vmap(jax.grad(lambda point: output(params, point)))(x),
-        local=functools.partial(_local, first, rest),
-        form=Form(lambda params: params, lambda params: params, outputs_and_pullback),
-        step_flops=_step_flops,
+    def universal_weights(params: Any, sensitivities: jax.Array) -> jax.Array:
+        weight, _ = first(params)
+        neurons = jnp.sum(jnp.any(weight != 0, axis=1)).astype(sensitivities.dtype)  # but for padding
+        return jnp.sqrt(neurons) * unit(jnp.mean(sensitivities, axis=0), "l2")
+
+    def input_gradient(params: Any, x: jax.Array) -> jax.Array:
+        return jax.vmap(jax.grad(lambda point: made.output(params, point)))(x)
+
+    def local(params: Any, x: jax.Array, basis: jax.Array) -> AutodiffLocal:
+        params, x, basis = prepared(params, x, basis)
+        z, rates = made.preactivations(params, x), made.preactivations_along(params, basis)
+        sign = jnp.where(rest(params, z) < 0, -1, 1).astype(x.dtype)
+        held = jax.tree_util.Partial(_signed, jax.tree_util.Partial(rest), params, sign)
+        return AutodiffLocal(held, z, rates, jnp.ones_like(sign), jnp.ones_like(sign))
+
+    made = Model(
+        **{
+            "init": init,
+            "first": first,
+            "with_first_weight": with_first_weight,
+            "rest": rest,
+            "trained": trained,
+            "universal_weights": universal_weights,
+            "input_gradient": input_gradient,
+            "local": local,
+            "form": Form(lambda params: params, lambda params: params, outputs_and_pullback),
+            "step_flops": _step_flops,
+            "fields": fields,
+        }
+        | further
     )
+    return made
 
 
 class AutodiffLocal(NamedTuple):
@@ -159,22 +175,6 @@ class AutodiffLocal(NamedTuple):
         """Outputs and gradients as they are: what the rest jumps by is not known."""
         del norm
         return lambda c, radius: self.value_and_gradient(c)
-
-
-def _local(
-    first: Callable[[Any], tuple[jax.Array, jax.Array]],
-    rest: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    x: jax.Array,
-    basis: jax.Array,
-) -> AutodiffLocal:
-    """The signed output around x (d,) over coordinates of the columns of `basis` (d, r)."""
-    params, x, basis = prepared(params, x, basis)
-    weight, bias = first(params)
-    z = weight @ x + bias
-    sign = jnp.where(rest(params, z) < 0, -1, 1).astype(x.dtype)
-    held = jax.tree_util.Partial(_signed, jax.tree_util.Partial(rest), params, sign)
-    return AutodiffLocal(held, z, weight @ basis, jnp.ones_like(sign), jnp.ones_like(sign))
 
 
 def _signed(rest: Callable[[Any, jax.Array], jax.Array], params: Any, sign: jax.Array, z: jax.Array) -> jax.Array:

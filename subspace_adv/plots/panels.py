@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as MatplotlibPath
 
-from subspace_adv.contracts import Model
+from subspace_adv.contracts import Design, Model
 from subspace_adv.measures import distance_name
-from subspace_adv.models import MODELS
+from subspace_adv.models import architecture_of
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
@@ -68,7 +68,9 @@ def is_trained(status: xr.DataArray) -> np.ndarray:
 
 def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
     """The kind of an arm's networks."""
-    return MODELS[arm["architecture"] if "architecture" in arm else dataset.attrs["architecture"]]
+    told = {leaf: arm[leaf] if leaf in arm else dataset.attrs.get(leaf) for leaf in Design._fields}
+    told["ambient_dim"] = dataset.sizes["feature"]  # of kinds whose input space is drawn
+    return architecture_of(told["architecture"]).model(Design(**told))
 
 
 def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> list[Any]:

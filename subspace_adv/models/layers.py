@@ -1,0 +1,182 @@
+"""Networks of flax layers: perceptrons of any depth, and convolutions written as products with patches."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from subspace_adv.contracts import Form, Model
+from subspace_adv.initialization import Law, init_hidden, init_network
+from subspace_adv.models import autodiff
+from subspace_adv.parametrizations import PARAMETRIZATIONS, Parametrization, Rates
+from subspace_adv.receptive_fields import Convolution, ReceptiveFields
+
+# XLA on CPU runs sums written out over a few inputs or points as fused vector code, faster than the small products
+# that they replace.
+_MAX_INPUTS_WRITTEN_OUT = 8
+_MAX_POINTS_WRITTEN_OUT = 16
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+class Layers(linen.Module):
+    """N(x): affine layers with ReLUs between, each neuron of which sees its receptive field; a linear head.
+
+    `apply(variables, x)` takes points x (..., d) to outputs (...); `variables` is {"params": …}.
+    """
+
+    width: int
+    depth: int  # layers before the head
+    fields: ReceptiveFields
+    product: Callable[..., jax.Array] | None = None  # in place of jax.lax.dot_general
+
+    def setup(self) -> None:
+        """The layers hidden_0, hidden_1, … and head."""
+        dense = functools.partial(linen.Dense, dot_general=self.product)
+        self.hidden = [dense(self.width) for _ in range(self.depth)]
+        self.head = dense(1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs (...) at points (..., d)."""
+        return self.behind(self.fields.patches(x))
+
+    def behind(self, patches: jax.Array) -> jax.Array:
+        """Outputs (...) where the first layer sees these."""
+        return self.rest(self.fields.flat(self.hidden[0](patches)))
+
+    def rest(self, z: jax.Array) -> jax.Array:
+        """Outputs (...) where the first layer's preactivations are z (..., k)."""
+        for layer in range(1, self.depth + 1):
+            z = self.affine(layer, linen.relu(z))
+        return z
+
+    def affine(self, layer: int, h: jax.Array) -> jax.Array:
+        """Preactivations (..., k') of a layer, or outputs (...), where the activations before are h (..., k)."""
+        if layer == self.depth:
+            return self.head(self.fields.pooled(layer - 1, h))[..., 0]
+        return self.fields.flat(self.hidden[layer](self.fields.seen(layer, h)))
+
+
+def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str) -> Model:
+    """Networks of so many layers before the head.
+
+    Args:
+        depth: number of hidden layers.
+        fields: what their neurons see.
+        fan_in: inputs of a neuron of the first layer.
+        parametrization: a row of `PARAMETRIZATIONS`.
+    """
+
+    def module(params: Params, product: Callable[..., jax.Array] | None = None) -> Layers:
+        return Layers(params["head"]["kernel"].shape[0], depth, fields, product)
+
+    def rest(params: Params, z: jax.Array) -> jax.Array:
+        return module(params).apply({"params": params}, z, method="rest")
+
+    def outputs_and_pullback(params: Params, patches: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+        trained = module(params, product)
+        outputs, pullback = jax.vjp(lambda held: trained.apply({"params": held}, patches, method="behind"), params)
+        return outputs, lambda output_gradient: pullback(output_gradient)[0]
+
+    def init(key: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law, basis: Any = None) -> Params:
+        first = init_network(key, width, init_scale, law=law, basis=basis)
+        hidden = {
+            f"hidden_{layer}": init_hidden(key, layer, width, init_scale, law=law, taps=fields.taps)._asdict()
+            for layer in range(1, depth)
+        }
+        begin = {"kernel": first.weight.T, "bias": first.bias}
+        return {"hidden_0": begin, **hidden, "head": {"kernel": first.head[:, None], "bias": first.head_bias[None]}}
+
+    def step_flops(shapes: Params, samples: int, trained: tuple[str, ...]) -> int:
+        del trained
+        return sum(_layer_flops(name, layer, samples, fields) for name, layer in shapes.items())
+
+    rates = functools.partial(_rates, PARAMETRIZATIONS[parametrization], depth, fan_in, fields.taps)
+    return autodiff.model(
+        init=init,
+        first=lambda params: (params["hidden_0"]["kernel"].T, params["hidden_0"]["bias"]),
+        with_first_weight=_with_first_weight,
+        rest=rest,
+        trained=functools.partial(_trained, depth),
+        fields=fields,
+        form=Form(lambda params: params, lambda params: params, outputs_and_pullback, compensated=False),
+        step_flops=step_flops,
+        rates=None if parametrization == "standard" else rates,
+    )
+
+
+def _with_first_weight(params: Params, weight: jax.Array) -> Params:
+    # Tests of the contract put a marker in the weight's place.
+    kernel = weight.T if hasattr(weight, "T") else weight
+    return params | {"hidden_0": params["hidden_0"] | {"kernel": kernel}}
+
+
+def _trained(depth: int, init: str, trainable: str) -> tuple[str, ...]:
+    """Names of the parameters trained: all, or all but the head; init "theory" has no biases."""
+    layers = [f"hidden_{layer}" for layer in range(depth)] + (["head"] if trainable == "all" else [])
+    parts = ("kernel",) if init == "theory" else ("kernel", "bias")
+    return tuple(f"{layer}.{part}" for layer in layers for part in parts)
+
+
+def _rates(
+    parametrization: Parametrization, depth: int, fan_in: int, taps: int, width: jax.Array
+) -> dict[str, jax.Array]:
+    """Factors on the learning rate of every parameter by name."""
+    m = width.astype(jnp.float32)
+    of_layers = {"hidden_0": parametrization.first(fan_in, m), "head": parametrization.head(m, m)}
+    of_layers |= {f"hidden_{layer}": parametrization.hidden(taps * m, m) for layer in range(1, depth)}
+    return {f"{layer}.{part}": _rate(rates, part) for layer, rates in of_layers.items() for part in ("kernel", "bias")}
+
+
+def _rate(rates: Rates, part: str) -> jax.Array:
+    return jnp.asarray(rates.weight if part == "kernel" else rates.bias, jnp.float32)
+
+
+def _layer_flops(name: str, layer: dict[str, Any], samples: int, fields: ReceptiveFields) -> int:
+    """Operations of a gradient step: forward, both products backward, and the update."""
+    size = layer["kernel"].shape[-2] * layer["kernel"].shape[-1]
+    places = 1
+    if isinstance(fields, Convolution) and name != "head":
+        places = fields.places(int(name.removeprefix("hidden_"))) ** fields.dimensions
+    products = 2 if name == "hidden_0" else 3
+    return 2 * products * samples * places * size + 4 * size
+
+
+# Products ---------------------------------------------------------------------------------------------------------
+
+
+def product(left: jax.Array, right: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
+    """What a flax layer takes for `jax.lax.dot_general`: rows (..., i) times a matrix (i, j), written out where small.
+
+    A matrix's gradient is a sum of outer products, one a row. Written out, XLA adds it to the matrix in one pass, and
+    never stores it.
+    """
+    del how
+    assert dimensions == (((left.ndim - 1,), (0,)), ((), ()))
+    return _product(left.reshape(-1, left.shape[-1]), right).reshape(*left.shape[:-1], right.shape[1])
+
+
+@jax.custom_vjp
+def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    if rows.shape[1] > _MAX_INPUTS_WRITTEN_OUT:
+        return rows @ matrix
+    return functools.reduce(jnp.add, (rows[:, i, None] * matrix[i][None] for i in range(len(matrix))))
+
+
+def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(rows, matrix), (rows, matrix)
+
+
+def _product_backward(held: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, matrix = held
+    if len(rows) > _MAX_POINTS_WRITTEN_OUT:
+        of_matrix = rows.T @ gradient
+    else:
+        of_matrix = functools.reduce(jnp.add, (rows[i][:, None] * gradient[i][None] for i in range(len(rows))))
+    return gradient @ matrix.T, of_matrix
+
+
+_product.defvjp(_product_forward, _product_backward)
