@@ -9,8 +9,9 @@ from subspace_adv.errors import UserError
 _UNKNOWN_MEMORY = 2**33  # bytes, of a device that does not say
 _MEMORY_SHARE = 1 / 4  # for networks in training, or measured: programs need as much again, and JAX keeps some back
 
-# A step's activations (points × neurons × networks) should stay in a core's L2 cache.
-_CACHE_BYTES = 2**18
+# A step's activations (points × neurons × networks) should stay in a core's L2 cache, and so should the parameters of
+# networks that have more of them, before and after the step.
+_ACTIVATION_BYTES, _PARAMETER_BYTES = 2**18, 2**21
 # An accelerator runs some 10⁵ threads at once, and pays for every operation's launch: each should be worth it.
 _FILLING = 2**24
 _MOST_LANES = 2**14
@@ -52,11 +53,18 @@ def _no_device(reason: str) -> str:
     )
 
 
-def lanes_in_cache(activations: int) -> int:
-    """Networks whose step runs in a core's cache, given the bytes of one's activations; a power of two, 4 to 64."""
+def lanes_in_cache(activations: int, parameters: int) -> int:
+    """Networks whose step runs in a core's cache; a power of two, 2 to 64.
+
+    Args:
+        activations: bytes of one network's, in one layer.
+        parameters: bytes of those that a step reads and writes anew; 0 where they are few.
+    """
     lanes = 4
-    while lanes < 64 and 2 * lanes * activations <= _CACHE_BYTES:
+    while lanes < 64 and 2 * lanes * activations <= _ACTIVATION_BYTES:
         lanes *= 2
+    while lanes > 2 and 2 * lanes * parameters > _PARAMETER_BYTES:
+        lanes //= 2
     return lanes
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -348,7 +349,8 @@ def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
         lanes = -(-lanes // count) * count
         return lanes, lanes
     if device.is_cpu:
-        lanes = devices.lanes_in_cache(4 * n * m)
+        parameters = 0 if program.recipe.model.form.compensated else 4 * program.size
+        lanes = devices.lanes_in_cache(4 * math.prod(program.input_shape[:-1]) * m, parameters)
         tail = max(lanes // 4, 2)
     else:
         size = costs.training_bytes(n, m, program.inputs, program.size, OPTIMIZERS[program.recipe.optimizer].moments)

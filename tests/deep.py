@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import random
 
 from subspace_adv import streams
+from subspace_adv.contracts import Architecture
 from subspace_adv.initialization import Law, init_network
 from subspace_adv.models import autodiff
 
@@ -42,3 +43,4 @@ DEEP = autodiff.model(
     rest=rest,
     trained=lambda init, trainable: ("weight", "bias", "hidden"),
 )
+ROW = Architecture(lambda design: DEEP)

@@ -1,5 +1,6 @@
 """Small sweeps, what they train, the command line as a process, and what a test of the kernel is marked with."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from subspace_adv import Network, Sweep, engine, load_networks, open_results, plan
+from subspace_adv.contracts import Architecture
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, in_ambient, region_basis
-from subspace_adv.models import fused
+from subspace_adv.models import MODELS, TWO_LAYER, fused
 from subspace_adv.planning import Chunk
 
 needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fused.unavailable()))
@@ -55,6 +57,12 @@ def write(folder: Path, text: str, name: str = "sweep.toml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def in_its_stead(**changes: Any) -> Architecture:
+    """A row of perceptrons whose two-layer networks differ from `TWO_LAYER`."""
+    changed = dataclasses.replace(TWO_LAYER, **changes)
+    return MODELS["mlp"]._replace(model=lambda design: changed)
 
 
 def read(text: str, *overrides: str) -> Sweep:

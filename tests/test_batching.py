@@ -1,6 +1,5 @@
 """A cell of a grid equals the same cell run alone, whatever its neighbours; and how often programs are compiled."""
 
-import dataclasses
 import functools
 import itertools
 import platform
@@ -15,8 +14,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from deep import DEEP
+from deep import ROW
 from jax.experimental.compilation_cache import compilation_cache
+from shell import in_its_stead
 
 from subspace_adv import engine, measures, training
 from subspace_adv.data import LineData
@@ -25,7 +25,7 @@ from subspace_adv.engine import kept as kept_programs
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.initialization import init_network
 from subspace_adv.measures import Rounding
-from subspace_adv.models import MODELS, TWO_LAYER, compiled, fused
+from subspace_adv.models import MODELS, compiled, fused
 from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import plan
@@ -157,7 +157,7 @@ QUICK = ("init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "
 )
 def test_cells_that_differ_in_one_field_each_equal_themselves_alone(leaf, monkeypatch):
     """To the bit by one program; up to the order of summation by the one that gives each network its own points."""
-    monkeypatch.setitem(MODELS, "deep", DEEP)
+    monkeypatch.setitem(MODELS, "deep", ROW)
     settings, values = FIELDS[leaf]
     axes = {leaf: values} if leaf == "seed" else {"seed": (0, 1), leaf: values}
     whole = sweep({name: value for name, value in settings.items() if name not in axes}, axes)
@@ -332,7 +332,7 @@ def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(cou
 @pytest.mark.skipif(not MAPPINGS.exists(), reason="a limit of Linux")
 def test_the_programs_loaded_at_once_leave_a_process_mappings_to_spare(monkeypatch):
     """All as large as those that measure three norms in three regions without a kernel, which take the most."""
-    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(TWO_LAYER, kernel=None))
+    monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(kernel=None))
     monkeypatch.setattr(compiled, "crosses", lambda z: False)
     everywhere = {"kind": "subspace", "basis": "axis-aligned", "samples": 3, "data_seed": 1}
     measured = {"regions": ("off", "on", "full"), "norms": ("l2", "linf", "l1")}

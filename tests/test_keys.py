@@ -1,17 +1,15 @@
 """Every network, and every attack on a point of it, draws from a key of its own."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from shell import read
+from shell import in_its_stead, read
 
 from subspace_adv import brackets, engine
 from subspace_adv.attacks import AttackResult
-from subspace_adv.models import MODELS, TWO_LAYER
+from subspace_adv.models import MODELS
 from subspace_adv.planning import plan
 
 DRAWN = """
@@ -57,7 +55,7 @@ def test_attacks_on_different_points_and_networks_start_from_keys_of_their_own(m
         return AttackResult(jnp.zeros_like(point), jax.random.uniform(key, (), jnp.float64), jnp.bool_(True))
 
     monkeypatch.setattr(brackets, "minimal_norm_attack", draw)
-    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(TWO_LAYER, kernel=None))  # which attacks in its stead
+    monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(kernel=None))  # which attacks in its stead
     sweep = read(DRAWN, "learning_rate=0.1,0.2", "seed=0:128")
     [chunk] = plan(sweep, "xla").chunks
     found = engine.train_and_measure(sweep, chunk)["distance_on_l2_upper"].reshape((*sweep.shape, 4))

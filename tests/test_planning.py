@@ -1,6 +1,5 @@
 """Plans: every cell is in exactly one chunk, equal programs are shared, and the estimates hold."""
 
-import dataclasses
 import itertools
 import random
 import time
@@ -9,17 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from shell import TINY, read
+from shell import TINY, in_its_stead, read
 
 from subspace_adv import Sweep, UserError, engine, plan
 from subspace_adv.data import HELDOUT, KINDS, SubspaceData
-from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
+from subspace_adv.datasets import cell_data, data_axes, grid_data, input_span, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.models import MODELS, fused
 from subspace_adv.network import padded_width
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
+from subspace_adv.receptive_fields import DENSE
 from subspace_adv.reduction import reduction
 from subspace_adv.training import SETTLING_STEPS, Trainer, transformation
 
@@ -281,7 +281,7 @@ def test_regions_that_are_no_line_are_planes_or_searched(monkeypatch):
     assert searched == {"chessboard": [3], "line": [], "subspace": [4]}
     planes = {kind: program.planes for kind, program in programs.items()}
     assert planes == {"chessboard": [1], "line": [1], "subspace": [9, 1]}
-    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(MODELS["mlp"], plane=None))
+    monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(plane=None))
     program = plan(read(tables["chessboard"])).groups[0].program
     assert ([search.dimension for search in program.searches], program.planes) == ([2, 3], [])
 
@@ -459,7 +459,9 @@ def test_training_is_reduced_exactly_where_that_is_exact(span, optimizer, weight
         everywhere = trained(begin, [gradient @ basis.T for gradient in gradients])
     off_begin, off = (weights - weights @ basis @ basis.T for weights in (begin, everywhere))
     shrinks = np.allclose(off, off_begin * np.vdot(off, off_begin) / max(np.vdot(off_begin, off_begin), 1e-9))
-    assert reduction(settings, optimizer, weight_decay)[0] == (np.allclose(everywhere @ basis, within) and shrinks)
+    assert reduction(input_span(settings, DENSE), optimizer, weight_decay)[0] == (
+        np.allclose(everywhere @ basis, within) and shrinks
+    )
 
 
 def test_every_cell_has_its_own_data():

@@ -1,6 +1,5 @@
 """Figures: the geometry they show is right, and they draw whatever axes a sweep has."""
 
-import dataclasses
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import AxLine
 from matplotlib.patches import PathPatch
 from matplotlib.text import Text
+from shell import in_its_stead
 
 from subspace_adv import plots
 from subspace_adv.errors import UserError
@@ -154,7 +154,7 @@ def test_a_model_without_an_exact_boundary_has_contours_near_it(monkeypatch: pyt
     dataset, load = synthetic(SEEDS, kind="line")
     exact = plots.boundaries(dataset, load).axes[0]
     assert len([c for c in exact.collections if isinstance(c, ContourSet)]) == 1  # the shares
-    monkeypatch.setitem(MODELS._rows, "mlp", dataclasses.replace(TWO_LAYER, boundary=None))
+    monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(boundary=None))
     ax = plots.boundaries(dataset, load).axes[0]
     assert not ax.patches
     _, contour, *others = [c for c in ax.collections if isinstance(c, ContourSet)]

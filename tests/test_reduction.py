@@ -17,11 +17,12 @@ from shell import read
 from subspace_adv import engine, load_networks, measures, run
 from subspace_adv.chi import chi_of_normal
 from subspace_adv.data import KINDS, SubspaceData
-from subspace_adv.datasets import load_data, load_span
+from subspace_adv.datasets import input_span, load_data, load_span
 from subspace_adv.geometry import Subspace, in_ambient
 from subspace_adv.initialization import Law, ambient_off_weights, init_network, off_weights
 from subspace_adv.network import Network
 from subspace_adv.planning import plan
+from subspace_adv.receptive_fields import DENSE
 from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep
 
@@ -133,7 +134,7 @@ def test_adam_with_decay_or_without_is_adam_in_all_coordinates(decay, coordinate
 
 def test_where_the_reduction_is_exact_and_why():
     def decided(optimizer: str, weight_decay: float = 0.0, *, kind: str, **fields: object) -> tuple[bool, str]:
-        return reduction(KINDS[kind](**fields), optimizer, weight_decay)
+        return reduction(input_span(KINDS[kind](**fields), DENSE), optimizer, weight_decay)
 
     flat = {"kind": "subspace", "ambient_dim": 5, "subspace_dim": 2, "basis": "axis-aligned"}
     tilted = flat | {"basis": "random"}

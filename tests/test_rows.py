@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from deep import DEEP, Deep
+from deep import DEEP, ROW, Deep
 from shell import TINY, read, write
 
 from subspace_adv import Sweep, UserError, load_networks, load_points, open_results, plan, run, tables
 from subspace_adv.attacks import ATTACKS, minimal_norm_attack
-from subspace_adv.contracts import Model
+from subspace_adv.contracts import Architecture, Model
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
 from subspace_adv.geometry import Subspace
@@ -333,7 +333,7 @@ def deep(*overrides: str, architecture: str = "deep", steps: int = 60) -> Sweep:
 @pytest.mark.slow
 def test_a_model_that_is_added_trains_and_is_measured(tmp_path, monkeypatch):
     """Its steps, distances and files against NumPy in float64, in all coordinates."""
-    monkeypatch.setitem(MODELS, "deep", DEEP)
+    monkeypatch.setitem(MODELS, "deep", ROW)
     sweep = deep("weight_decay=0.1")
     [group] = plan(sweep).groups
     assert group.program.reduced and group.program.recipe.trainer == "xla"
@@ -387,7 +387,7 @@ def descended(network: Deep, x: np.ndarray, y: np.ndarray, *, steps: int, rate: 
 
 @pytest.mark.slow
 def test_networks_of_several_architectures_are_loaded_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "deep", DEEP)
+    monkeypatch.setitem(MODELS, "deep", ROW)
     run(deep(architecture="mlp,deep"), tmp_path)
     with pytest.raises(UserError, match="architecture: networks of deep and mlp are selected"):
         load_networks(tmp_path)
@@ -411,10 +411,16 @@ def test_a_model_that_leaves_something_out_is_refused(change, told):
         Model(**{field.name: getattr(DEEP, field.name) for field in dataclasses.fields(DEEP) if field.name != "rest"})
 
 
-def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
-    with pytest.raises(TypeError, match="architecture 'none': must be a Model, not function"):
+def row(**changes) -> Architecture:
+    """Of networks that differ from `DEEP`."""
+    changed = dataclasses.replace(DEEP, **changes)
+    return Architecture(lambda design: changed)
+
+
+def test_a_row_that_is_no_architecture_and_names_that_clash_are_refused(monkeypatch):
+    with pytest.raises(TypeError, match="architecture 'none': must be an Architecture, not function"):
         MODELS["none"] = lambda params, x: x
-    monkeypatch.setitem(MODELS, "deep", dataclasses.replace(DEEP, trained=lambda init, trainable: ("weights",)))
+    monkeypatch.setitem(MODELS, "deep", row(trained=lambda init, trainable: ("weights",)))
     with pytest.raises(ValueError, match="architecture 'deep': trains 'weights'; did you mean 'weight'"):
         plan(deep())
     for change, told in (
@@ -422,11 +428,10 @@ def test_a_row_that_is_no_model_and_names_that_clash_are_refused(monkeypatch):
         ({"rest": lambda params, z: z}, r"its rest makes \(3,\) of preactivations \(3,\); must make \(\)"),
         ({"first": lambda params: (params.weight.T, params.bias)}, r"its first weight is of shape \(2, 3\)"),
     ):
-        monkeypatch.setitem(MODELS._rows, "deep", dataclasses.replace(DEEP, **change))  # pyright: ignore
+        monkeypatch.setitem(MODELS._rows, "deep", row(**change))  # pyright: ignore
         with pytest.raises(ValueError, match=f"architecture 'deep': {told}"):
             plan(deep())
-    takes_a_name = dataclasses.replace(
-        DEEP,
+    takes_a_name = row(
         init=lambda *told, **more: {"weight": (old := DEEP.init(*told, **more)).weight, "steps": old.bias},
         first=lambda params: (params["weight"], params["steps"]),
         with_first_weight=lambda params, weight: params | {"weight": weight},

@@ -1,6 +1,5 @@
 """One network, three ways to train it: the kernel, XLA's program and float64; on one core, two, or several devices."""
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shell import needs_kernel
+from shell import in_its_stead, needs_kernel
 
 from subspace_adv import engine, planning, training
 from subspace_adv.data import LineData
@@ -122,7 +121,7 @@ def test_a_trainer_that_cannot_serve_is_refused_with_the_reason(monkeypatch):
     with pytest.raises(UserError, match=r"trainer 'fused' cannot serve: .*; leave the trainer out, or request 'xla'"):
         planning.plan(sweep, "fused")
     kernel = TWO_LAYER.kernel._replace(unavailable=lambda platform: "there is no compiler")
-    monkeypatch.setattr(MODELS, "_rows", {"mlp": dataclasses.replace(TWO_LAYER, kernel=kernel)})
+    monkeypatch.setattr(MODELS, "_rows", {"mlp": in_its_stead(kernel=kernel)})
     with pytest.raises(UserError, match="trainer 'fused' cannot serve: there is no compiler"):
         planning.plan(line_sweep(1), "fused")
     [group] = planning.plan(line_sweep(1)).groups
