@@ -252,6 +252,8 @@ class Architecture(NamedTuple):
     has_dense_law: bool = True  # whether weights off the data are those of the first layer's law, row by row (F14)
     needs_signals: bool = False  # whether the order of a point's coordinates matters
     pads: bool = True  # whether networks of several widths share arrays, the narrower padded with inert neurons
+    # The flax linen module whose parameters networks have; None where they have others.
+    module: Callable[[Design], Any] = lambda design: None
 
 
 def affine(weight: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:

@@ -14,11 +14,12 @@ from subspace_adv.attacks import ATTACKS
 from subspace_adv.contracts import named
 from subspace_adv.errors import brief
 from subspace_adv.measures import MEASURES
+from subspace_adv.models import module
 from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
 
-FORMAT = 6
+FORMAT = 7
 """Of results folders; another one is refused."""
 _ORIGIN = ("versions", "machine", "rows")
 """Parts of a manifest that tell with what the arrays were made."""
@@ -42,6 +43,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "attacks": ", ".join(ATTACKS),
             "measures": ", ".join(MEASURES),
             "parameters": "; ".join(sorted({_parameters(group) for group in plan.groups})),
+            "classes": ", ".join(_classes(plan.sweep)),
         },
         "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
@@ -62,6 +64,12 @@ def _measurer(group: Group) -> str:
 def _parameters(group: Group) -> str:
     """Names of the parameters that a group's networks have."""
     return ", ".join(named(group.program.parameters))
+
+
+def _classes(sweep: Sweep) -> list[str]:
+    """The user's own classes of networks, with digests of the files they are written in."""
+    names = [name for name in sweep.values("architecture") if module.is_name(name)]
+    return [f"{name} of a file with SHA-256 {module.source_digest(name)}" for name in names]
 
 
 def git_commit() -> str | None:

@@ -15,16 +15,16 @@ from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.datasets import input_span
 from subspace_adv.devices import Device
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, Recording, variables
-from subspace_adv.models import architecture_of
+from subspace_adv.models import architecture_of, module
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.program import Program, parameter_shapes
 from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
-from subspace_adv.settings import resolved_trainable, role
+from subspace_adv.settings import NetworkSettings, resolved_trainable, role
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer
 
@@ -216,8 +216,21 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
     """
     if not isinstance(sweep, Sweep):
         raise UserError(f"{sweep!r} is no Sweep; Sweep.from_toml reads one from a file")
+    _check_classes(sweep)
     warn_of_pitfalls(sweep)
     return cut(sweep, trainer, device)
+
+
+def _check_classes(sweep: Sweep) -> None:
+    """Refuse settings that none of the user's own classes is told."""
+    names = [name for name in sweep.values("architecture") if module.is_name(name)]
+    if len(names) < len(sweep.values("architecture")):
+        return  # others read them
+    for leaf in module.ASKED:
+        default = NetworkSettings.model_fields[leaf].default
+        if sweep.values(leaf) != (default,) and all(leaf in module.unread(name) for name in names):
+            told = f"changes nothing, as {' and '.join(names)} has no field of this name; leave it out"
+            raise UserError(f"network.{leaf} = {brief(sweep.values(leaf))}: {told}")
 
 
 def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
@@ -305,6 +318,11 @@ def _check_model(architecture: str, program: Program) -> None:
     """
     model, parameters = program.recipe.model, named(program.parameters)
     told = f"architecture {architecture!r}: "
+    taken = {*TRAINED, *program.recording.variables} & parameters.keys()
+    if taken:
+        raise ValueError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is")
+    if not model.has_frozen_part:
+        return
     wrong = _wrong_shapes(model, program.law._replace(span_dim=program.inputs), (3, *program.input_shape[1:]))
     if wrong:
         raise ValueError(told + wrong)
@@ -317,9 +335,6 @@ def _check_model(architecture: str, program: Program) -> None:
     ]
     if not set(first) & set(program.recipe.trained):
         raise ValueError(f"{told}does not train its first weight, whose part off the span would yet decay")
-    taken = {*TRAINED, *program.recording.variables} & parameters.keys()
-    if taken:
-        raise ValueError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is")
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ Layout = Literal["signal", "image"]
 class Dense:
     """Of multilayer perceptrons; and the contract of the others."""
 
-    taps: int = 1  # places that a neuron behind the first layer sees
+    taps: tuple[int, ...] = ()  # places that a neuron behind the first layer sees, along each dimension
 
     def patches(self, x: jax.Array) -> jax.Array:
         """What the first layer's neurons see of points (..., d): (..., d), or (..., places, fan-in)."""
@@ -64,9 +64,9 @@ class Convolution:
         return math.isqrt(self.ambient_dim) if self.dimensions == 2 else self.ambient_dim
 
     @property
-    def taps(self) -> int:
-        """Places that a neuron behind the first layer sees."""
-        return self.mixing**self.dimensions
+    def taps(self) -> tuple[int, ...]:
+        """Places that a neuron behind the first layer sees, along each dimension."""
+        return (self.mixing,) * self.dimensions
 
     @property
     def fan_in(self) -> int:

@@ -1,31 +1,24 @@
 """A results folder as labelled arrays, and its trained networks."""
 
 import itertools
-import math
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from subspace_adv import devices, engine
 from subspace_adv.brackets import exactness
-from subspace_adv.contracts import Model, named, renamed
+from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT, DataSettings, Shape
-from subspace_adv.datasets import cell_data, data_axes, grid_data, load_data, load_span
-from subspace_adv.errors import UserError, brief
+from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
+from subspace_adv.errors import UserError
 from subspace_adv.geometry import region_dim
-from subspace_adv.initialization import Law
+from subspace_adv.loading import committed
 from subspace_adv.measures import distance_parts, variables
 from subspace_adv.models import architecture_of
-from subspace_adv.planning import Chunk, cut
+from subspace_adv.models.module import is_name
 from subspace_adv.predictions import PREDICTIONS, predict
-from subspace_adv.program import parameter_shapes
-from subspace_adv.receptive_fields import Dense
-from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, resolved_trainable, role
-from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.store import Store
 from subspace_adv.sweep import DESIGNED, Sweep
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
@@ -68,7 +61,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     for name, variable in table.items():
         shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
-    for _, cells, chunk in _committed(store):
+    for _, cells, chunk in committed(store):
         if missing := arrays.keys() - chunk:
             without = ", ".join(sorted(missing))
             raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
@@ -119,23 +112,26 @@ def dataset_of(store: Store) -> "xr.Dataset":
     return dataset
 
 
-def _models(sweep: Sweep) -> dict[str, Model]:
-    """The models of a sweep by the words that tell them apart."""
-    found = {}
+def _models(sweep: Sweep) -> list[tuple[str, Model | None]]:
+    """The models of a sweep, each with its architecture; None of a user's own class, which is not imported here."""
     leaves = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
-    for values in itertools.product(*(sweep.axes[leaf] for leaf in leaves)):
-        at = dict(zip(leaves, values, strict=True))
-        for dataset in sweep.datasets_but_for_replicates():
-            design = sweep.design(at, dataset.shape)
-            found[design.architecture] = architecture_of(design.architecture).model(design)
-    return found
+    designs = [
+        sweep.design(dict(zip(leaves, values, strict=True)), dataset.shape)
+        for values in itertools.product(*(sweep.axes[leaf] for leaf in leaves))
+        for dataset in sweep.datasets_but_for_replicates()
+    ]
+    kinds = [design.architecture for design in designs]
+    return [
+        (kind, None if is_name(kind) else architecture_of(kind).model(design))
+        for kind, design in zip(kinds, designs, strict=True)
+    ]
 
 
 def _how_exact(sweep: Sweep, name: str) -> str:
     """What there is to say of distances that are exact, or of those of models that certify nothing."""
     models = _models(sweep)
     parts = distance_parts(name)
-    none = [kind for kind, model in models.items() if model.certificate is None]
+    none = sorted({kind for kind, model in models if model is None or model.certificate is None})
     if none:
         told = (
             "no certificate, and so 0," if parts and parts[-1] == "lower" else "by a search along rays, and not exact,"
@@ -145,7 +141,7 @@ def _how_exact(sweep: Sweep, name: str) -> str:
         return ""
     shapes = [settings.shape for settings in sweep.datasets_but_for_replicates()]
     dimensions = {region_dim(parts[0], shape.ambient_dim, shape.subspace_dim) for shape in shapes}
-    return exactness(dimensions, models.values())
+    return exactness(dimensions, [model for _, model in models if model])
 
 
 _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"
@@ -154,102 +150,6 @@ _COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that
 def _shown(name: str, axes: list[str]) -> str:
     """Name of a variable in the Dataset: an axis of the same name keeps it."""
     return f"{name}_value" if name in axes else name
-
-
-def load_networks(folder: str | Path, **coordinates: Any) -> Any:
-    """Trained networks of a results folder.
-
-    Args:
-        folder: a results folder.
-        **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
-            kept). Axes not named are kept whole.
-
-    Returns:
-        The parameters of the architecture, of "mlp" a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias
-        (…): float32 host arrays with leading axes as in the Dataset. Widths and dimensions are those of the largest
-        network selected; smaller ones are padded with zeros, which changes no output. Networks not yet trained are NaN.
-
-    Raises:
-        UserError: for an unknown axis or value, networks of several architectures, or a folder that cannot be read.
-    """
-    store = Store.open(folder)
-    _start_jax()
-    sweep = store.sweep
-    selected, shape = _select(sweep, coordinates)
-    chosen, back = np.unique(selected, return_inverse=True)
-    like = _largest(sweep, chosen)
-    found = {name: np.full((len(chosen), *leaf.shape), np.nan, np.float32) for name, leaf in named(like).items()}
-    groups = cut(sweep).groups
-    any_trained = False
-    for number, cells, arrays in _committed(store, chosen):
-        any_trained = True
-        mine = np.isin(cells, chosen)
-        place = np.searchsorted(chosen, cells[mine])
-        trained = {name: values[mine] for name, values in arrays.items()}
-        group = next(group for group in groups if cells[0] in group.cells)
-        networks = engine.ambient_networks(sweep, Chunk(number, group, cells[mine]), trained)
-        for name, held in named(networks).items():
-            found[name][place] = 0
-            sizes = tuple(map(min, held.shape[1:], found[name].shape[1:]))  # neurons beyond are padding
-            within = tuple(map(slice, sizes))
-            found[name][(place, *within)] = held[(slice(None), *within)]
-    if not any_trained:
-        raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
-    selection = {name: values[back].reshape((*shape, *values.shape[1:])) for name, values in found.items()}
-    return renamed(like, selection)
-
-
-class Points(NamedTuple):
-    """Data in ambient coordinates; leading axes batch datasets."""
-
-    x: np.ndarray  # (n, d) float64, training points
-    y: np.ndarray  # (n,) int8, labels −1 or +1; 0 where a smaller dataset has no such point
-    heldout: np.ndarray  # (h, d) float64
-    basis: np.ndarray  # (d, k) float64, orthonormal columns: directions of the subspace
-
-
-def load_points(folder: str | Path, **coordinates: Any) -> Points:
-    """What the networks of a results folder were trained on, in their own coordinates.
-
-    `Subspace.from_directions(points.basis)` is the subspace of one dataset.
-
-    Args:
-        folder: a results folder.
-        **coordinates: as of `load_networks`.
-
-    Returns:
-        Host arrays with leading axes as in the Dataset. Sizes are those of the largest dataset selected: points that a
-        smaller one does not have are NaN, further coordinates and directions zero.
-
-    Raises:
-        UserError: for an unknown axis or value, or a folder that cannot be read.
-    """
-    sweep = Store.open(folder).sweep
-    selected, shape = _select(sweep, coordinates)
-    datasets, which = cell_data(sweep, selected)
-    n, d, k = (max(getattr(s.shape, size) for s in datasets) for size in ("samples", "ambient_dim", "subspace_dim"))
-    number = len(datasets)
-    x, y = np.full((number, n, d), np.nan), np.zeros((number, n), np.int8)
-    heldout, bases = np.zeros((number, HELDOUT, d)), np.zeros((number, d, k))
-    for i, settings in enumerate(datasets):
-        data, span = load_data(settings), np.asarray(load_span(settings).basis)
-        points, of_one = len(data.x), len(span)
-        x[i, :points] = 0
-        x[i, :points, :of_one], y[i, :points] = data.x.astype(np.float64) @ span.T, data.y
-        heldout[i, :, :of_one] = data.heldout.astype(np.float64) @ span.T
-        bases[i, :of_one, : settings.shape.subspace_dim] = span @ np.asarray(data.subspace.basis)
-    return Points(*(part[which].reshape((*shape, *part.shape[1:])) for part in (x, y, heldout, bases)))
-
-
-def _committed(store: Store, only: np.ndarray | None = None) -> Any:
-    """(number, cells, arrays) of every committed chunk with some of the cells `only`; damaged ones are warned of."""
-    for entry in store.entries:
-        if not store.has(entry.number) or (only is not None and not np.isin(entry.cells, only).any()):
-            continue
-        try:
-            yield entry.number, entry.cells, store.load(entry.number)
-        except DamagedChunk as damage:
-            warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
 
 
 def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]:
@@ -289,15 +189,6 @@ def _origin(store: Store) -> dict[str, str]:
     return versions | store.manifest["machine"] | ({"commit": commit} if commit else {})
 
 
-def _start_jax() -> None:
-    """Start JAX, on the CPU where what it is told to start on is not there: to rebuild networks takes no more."""
-    try:
-        devices.local()
-    except UserError as error:
-        warnings.warn(f"{error}; networks are rebuilt on the CPU", stacklevel=3)
-        jax.config.update("jax_platforms", "cpu")
-
-
 def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (datasets, n), inputs (datasets, n, d), padded with 0 and NaN, and held-out inputs (datasets, h, d)."""
     datasets = [load_data(settings) for settings in tables]
@@ -313,53 +204,3 @@ def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndar
         inputs[i, : len(data.x), : frame.shape[1]] = data.x @ frame
         heldout[i, :, : frame.shape[1]] = data.heldout @ frame
     return labels, inputs, heldout
-
-
-def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Flat indices of the selected cells and the shape they keep."""
-    for name in coordinates:
-        if name not in sweep.axes:
-            raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
-    index: list[Any] = []
-    for axis, values in sweep.axes.items():
-        if axis not in coordinates:
-            index.append(np.arange(len(values)))
-            continue
-        wanted = np.asarray(coordinates[axis])
-        if wanted.ndim > 1 or not wanted.size:
-            raise UserError(f"{axis} = {brief(coordinates[axis])}: must be one value of this axis, or a list of some")
-        found = [_position(axis, values, value) for value in np.atleast_1d(wanted).tolist()]
-        index.append(np.array(found) if wanted.ndim else found[0])
-    grid = np.arange(sweep.cells).reshape(sweep.shape)
-    lists = [np.atleast_1d(i) for i in index]
-    chosen = grid[np.ix_(*lists)] if lists else grid
-    return chosen.ravel(), tuple(len(i) for i in index if isinstance(i, np.ndarray))
-
-
-def _position(axis: str, values: tuple, wanted: Any) -> int:
-    numeric = isinstance(wanted, (int, float)) and not isinstance(values[0], str)
-    if wanted in values:
-        return values.index(wanted)
-    if not numeric:
-        names = [] if not isinstance(values[0], str) else values
-        raise UserError(f"{axis} = {brief(wanted)}: not a value of this axis{nearest(str(wanted), names)}")
-    near = min(range(len(values)), key=lambda i: abs(values[i] - wanted))
-    if isinstance(values[near], float) and math.isclose(values[near], wanted, rel_tol=1e-6):  # given in float32
-        return near
-    raise UserError(f"{axis} = {wanted}: not a value of this axis; the nearest is {values[near]}")
-
-
-def _largest(sweep: Sweep, cells: np.ndarray) -> Any:
-    """Shapes of the parameters of a network as wide, and of a space as large, as some of the cells have."""
-    at: dict[str, Any] = {}
-    for leaf in ("architecture", "depth", "kernel", "stride", "mixing", "padding", "layout"):
-        values = sorted(set(sweep.column(leaf, cells).tolist()))
-        if len(values) > 1:
-            told = f"networks of {leaf} {' and '.join(map(str, values))} are selected, whose parameters differ"
-            raise UserError(f"{leaf}: {told}; select one, such as {leaf}={values[0]!r}")
-        at[leaf] = values[0]
-    shape = max((settings.shape for settings in cell_data(sweep, cells)[0]), key=lambda shape: shape.ambient_dim)
-    at["width"] = int(sweep.column("width", cells).max())
-    model = architecture_of(at["architecture"]).model(sweep.design(at, shape))
-    fan_in = shape.ambient_dim if isinstance(model.fields, Dense) else model.fields.fan_in
-    return parameter_shapes(model, Law(sweep.column("init", cells)[0], at["width"], fan_in, fan_in))

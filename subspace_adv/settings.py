@@ -27,7 +27,7 @@ from subspace_adv.fields import (
     run_time,
 )
 from subspace_adv.geometry import Region
-from subspace_adv.models import MODELS
+from subspace_adv.models import MODELS, architecture_name
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, readers
 from subspace_adv.parametrizations import PARAMETRIZATIONS
@@ -40,9 +40,12 @@ _Norms = Annotated[
 
 
 class NetworkSettings(Table, frozen=True):
-    """`[network]`: a row of `MODELS`, its initial law, what is trained ("hidden" for init "theory", else "all")."""
+    """`[network]`: a row of `MODELS`, or a class; what shapes it, its initial law, and what of it is trained.
 
-    architecture: Annotated[str, PlainValidator(MODELS.name), STATIC] = "mlp"
+    That is by default "hidden" for init "theory", else "all".
+    """
+
+    architecture: Annotated[str, PlainValidator(architecture_name), STATIC] = "mlp"
     init: Annotated[initialization.Init, STATIC] = "paper-code"
     trainable: Annotated[training.Trainable | None, STATIC] = None
     parametrization: Annotated[str, PlainValidator(PARAMETRIZATIONS.name), STATIC] = "standard"

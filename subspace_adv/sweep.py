@@ -18,7 +18,7 @@ from subspace_adv.data import KINDS, DataSettings, Shape
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked, distinct
 from subspace_adv.geometry import region_dim
-from subspace_adv.models import architecture_of
+from subspace_adv.models import architecture_of, row_name
 from subspace_adv.network import padded_width
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart
@@ -144,7 +144,7 @@ class Sweep:
     def reads(self, leaf: str) -> bool:
         """Whether some cell reads a field."""
         some = read_where(leaf)
-        return some is None or not set(some[1]).isdisjoint(self.values(some[0]))
+        return some is None or not set(some[1]).isdisjoint(map(row_name, self.values(some[0])))
 
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
         """Value of a field in the given cells (flat indices into the grid, last axis fastest)."""

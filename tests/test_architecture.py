@@ -11,11 +11,11 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "fields", "streams", "norms", "geometry", "contracts"],
-    ["data", "network", "chi", "initialization", "optimizers", "models", "reduction", "training"],
+    ["errors", "rows", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
+    ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
     ["attacks", "brackets", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
-    ["engine", "arguments", "single", "manifest", "store", "predictions", "results", "runner"],
+    ["engine", "arguments", "single", "manifest", "store", "predictions", "loading", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
@@ -32,6 +32,10 @@ PARTS = {
         "planes",
         "boundary",
         "autodiff",
+        "layers",
+        "mlp",
+        "cnn",
+        "module",
     ],
     "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],

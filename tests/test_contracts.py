@@ -25,6 +25,7 @@ PACKAGE = Path(subspace_adv.__file__).parent
 def test_names_of_the_package():
     assert set(subspace_adv.__all__) == {
         "Network",
+        "Networks",
         "Plan",
         "Points",
         "Subspace",
@@ -54,7 +55,8 @@ def test_signatures():
     assert parameters(subspace_adv.plan)[:2] == ["sweep", "trainer"]
     assert parameters(subspace_adv.run)[:2] == ["sweep", "out"]
     assert parameters(subspace_adv.open_results) == ["folder"]
-    assert parameters(subspace_adv.load_networks) == parameters(subspace_adv.load_points) == ["folder", "coordinates"]
+    assert parameters(subspace_adv.load_networks) == ["folder", "module", "coordinates"]
+    assert parameters(subspace_adv.load_points) == ["folder", "coordinates"]
     assert parameters(subspace_adv.Sweep) == ["name", "data", "network", "training", "measure", "axes"]
     assert parameters(subspace_adv.train) == ["x", "y", "network", "settings"]
     where = ["subspace", "basis", "region", "norm", "effort"]
@@ -79,7 +81,10 @@ def test_tables_and_fields_of_the_sweep_file():
             "labels",
             "data_seed",
         },
-        "network": {"architecture", "init", "trainable", "width", "init_scale", "seed"},
+        "network": {
+            *("architecture", "init", "trainable", "parametrization", "width", "depth"),
+            *("kernel", "stride", "mixing", "padding", "layout", "init_scale", "seed"),
+        },
         "training": {
             "loss",
             "optimizer",
@@ -101,7 +106,8 @@ def test_tables_and_fields_of_the_sweep_file():
     [
         ("kind", ["line", "chessboard", "subspace"]),
         ("architecture", ["mlp"]),
-        ("init", ["theory", "paper-code", "torch"]),
+        ("init", ["theory", "paper-code", "torch", "he", "lecun"]),
+        ("parametrization", ["standard", "ntk", "mean-field"]),
         ("trainable", ["all", "hidden"]),
         ("loss", ["logistic", "exponential"]),
         ("optimizer", ["gd", "momentum", "sgd", "adam"]),

@@ -104,7 +104,7 @@ def test_groups_are_the_cells_of_one_program(planned):
             data = load_data(settings)
             assert (*data.x.shape, *data.heldout.shape) == (n, r, 16, r)
             assert data.subspace.basis.shape == (r, k)
-            assert load_span(settings).basis.shape == (d, r) == program.law[2:]
+            assert load_span(settings).basis.shape == (d, r) == program.law[2:4]
 
 
 def test_the_order_of_axes_only_renames_cells():

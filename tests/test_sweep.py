@@ -31,7 +31,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "unknown field": (
         "[network]\nqqq = 5\n",
         (),
-        ("FILE: network.qqq: no such field", "known: architecture, init, init_scale"),
+        ("FILE: network.qqq: no such field", "known: architecture, depth, init, init_scale"),
     ),
     "misspelt field": ("[network]\nwidht = 5\n", (), ("FILE: network.widht: no such field", "did you mean 'width'?")),
     "unknown axis": ("[axes]\nqqq = [1]\n", (), ("FILE: axes.qqq: no such axis", "known: ambient_dim, architecture")),
@@ -47,7 +47,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "unknown enum value": (
         "[network]\ninit = 'qqq'\n",
         (),
-        ("FILE: network.init = 'qqq': must be 'theory', 'paper-code' or 'torch'",),
+        ("FILE: network.init = 'qqq': must be 'theory', 'paper-code', 'torch', 'he' or 'lecun'",),
     ),
     "misspelt enum value": (
         "[network]\ninit = 'papercode'\n",
@@ -477,7 +477,9 @@ def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
 
 def test_what_all_cells_read_is_always_written():
     told = read("", "trainable=all").to_toml()
-    for leaf in set(leaves()) - {"momentum", "batch_size"} - set(tables()["data"].model_fields) | {"kind"}:
+    of_convolutions = {"kernel", "stride", "mixing", "padding", "layout"}
+    others = {"momentum", "batch_size"} | of_convolutions | set(tables()["data"].model_fields)
+    for leaf in set(leaves()) - others | {"kind"}:
         assert f"\n{leaf} = " in told
 
 
@@ -495,6 +497,7 @@ F32 = np.finfo(np.float32)
 LIMITS = {  # leaf: numbers just inside, and the next ones outside
     **dict.fromkeys(("ambient_dim", "samples", "width"), ((1, 2**24), (0, 2**24 + 1))),
     "subspace_dim": ((1, 20), (0, 21)),
+    "depth": ((1, 64), (0, 65)),
     "batch_size": ((1, 20), (0, 21)),
     **dict.fromkeys(("seed", "data_seed"), ((0, 2**32 - 1), (-1, 2**32))),
     "max_steps": ((0, 2**31 - 2), (-1, 2**31 - 1)),
@@ -528,7 +531,7 @@ def test_limits_hold_on_both_sides_of_each(leaf):
 
 def test_every_number_has_limits():
     numbers = {leaf for leaf in leaves() if isinstance(read("", "kind=subspace").values(leaf)[0], int | float)}
-    assert numbers == set(LIMITS)
+    assert numbers == set(LIMITS) | {"kernel", "stride", "mixing"}  # whose limits are those of the data
 
 
 @pytest.mark.parametrize("leaf", [leaf for leaf, (inside, _) in LIMITS.items() if isinstance(inside[0], float | str)])

@@ -1,7 +1,7 @@
 """Architectures, a row each of `MODELS`: what each tells training, attacks and measures of its networks."""
 
 from subspace_adv.contracts import Architecture
-from subspace_adv.models import autodiff, fused
+from subspace_adv.models import autodiff, fused, module
 from subspace_adv.models.certificates import crown_certificate, kink_certificate
 from subspace_adv.models.cnn import CNN
 from subspace_adv.models.mlp import MLP, TWO_LAYER
@@ -15,19 +15,34 @@ def _check(name: str, row: object) -> None:
         raise TypeError(f"architecture {name!r}: must be an Architecture, not {type(row).__name__}")
 
 
-MODELS: Rows[Architecture] = Rows("architecture", {"mlp": MLP, "cnn": CNN}, _check)
-"""What `[network] architecture` may be."""
+MODELS: Rows[Architecture] = Rows("architecture", {"mlp": MLP, "cnn": CNN, module.ANY_CLASS: module.MODULE}, _check)
+"""What `[network] architecture` may be; the last row is that of every class of the user's own."""
 
 
-def architecture_of(name: str) -> Architecture:
-    """The row of an architecture."""
-    return MODELS[name]
+def row_name(architecture: str) -> str:
+    """Name of an architecture's row."""
+    return module.ANY_CLASS if module.is_name(architecture) else architecture
+
+
+def architecture_of(architecture: str) -> Architecture:
+    """Row of an architecture."""
+    return MODELS[row_name(architecture)]
+
+
+def architecture_name(value: object) -> str:
+    """A value of the setting, which must be the name of a row, or of a class.
+
+    Raises:
+        ValueError: telling what it must be.
+    """
+    return str(value) if module.is_name(value) else MODELS.name(value)
 
 
 __all__ = [
     "MODELS",
     "TWO_LAYER",
     "TwoLayerLocal",
+    "architecture_name",
     "architecture_of",
     "autodiff",
     "crown_certificate",
@@ -35,6 +50,8 @@ __all__ = [
     "fused",
     "kink_certificate",
     "local",
+    "module",
     "rounding_allowance",
+    "row_name",
     "trained_fields",
 ]

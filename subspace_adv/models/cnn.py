@@ -21,4 +21,5 @@ CNN = Architecture(
     has_dense_law=False,
     needs_signals=True,
     impossible=lambda design: design.convolution.impossible(design.depth),
+    module=lambda design: layers.Layers(design.width, design.depth, design.convolution),
 )

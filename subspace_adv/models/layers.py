@@ -1,6 +1,7 @@
 """Networks of flax layers: perceptrons of any depth, and convolutions written as products with patches."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,31 @@ _MAX_POINTS_WRITTEN_OUT = 16
 Params = dict[str, dict[str, jax.Array]]
 
 
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+"""Of rows (n, i) and a matrix (i, j)."""
+
+
+class Affine(linen.Module):
+    """Neurons that see inputs (..., i): `kernel` of shape (i, features), or (*taps, i/taps, features), and `bias`.
+
+    Kernels of convolutions so have the shape that flax's `Conv` gives them.
+    """
+
+    features: int
+    taps: tuple[int, ...] = ()  # along each dimension, of places that a neuron sees
+    product: Product = jnp.matmul
+
+    @linen.compact
+    def __call__(self, seen: jax.Array) -> jax.Array:
+        """Preactivations (..., features)."""
+        inputs = seen.shape[-1]
+        shape = (*self.taps, inputs // math.prod(self.taps), self.features)
+        kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
+        bias = self.param("bias", linen.initializers.zeros, (self.features,))
+        rows = self.product(seen.reshape(-1, inputs), kernel.reshape(inputs, self.features))
+        return rows.reshape(*seen.shape[:-1], self.features) + bias
+
+
 class Layers(linen.Module):
     """N(x): affine layers with ReLUs between, each neuron of which sees its receptive field; a linear head.
 
@@ -31,13 +57,13 @@ class Layers(linen.Module):
     width: int
     depth: int  # layers before the head
     fields: ReceptiveFields
-    product: Callable[..., jax.Array] | None = None  # in place of jax.lax.dot_general
+    product: Product = jnp.matmul
 
     def setup(self) -> None:
         """The layers hidden_0, hidden_1, … and head."""
-        dense = functools.partial(linen.Dense, dot_general=self.product)
-        self.hidden = [dense(self.width) for _ in range(self.depth)]
-        self.head = dense(1)
+        taps = [(), *[self.fields.taps] * (self.depth - 1)]
+        self.hidden = [Affine(self.width, of_layer, self.product) for of_layer in taps]
+        self.head = Affine(1, product=self.product)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs (...) at points (..., d)."""
@@ -70,23 +96,25 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
         parametrization: a row of `PARAMETRIZATIONS`.
     """
 
-    def module(params: Params, product: Callable[..., jax.Array] | None = None) -> Layers:
-        return Layers(params["head"]["kernel"].shape[0], depth, fields, product)
+    def module(params: Params) -> Layers:
+        return Layers(params["head"]["kernel"].shape[0], depth, fields)
 
     def rest(params: Params, z: jax.Array) -> jax.Array:
-        return module(params).apply({"params": params}, z, method="rest")
+        return module(params).apply({"params": params}, z, method="rest")  # pyright: ignore[reportReturnType]
 
     def outputs_and_pullback(params: Params, patches: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-        trained = module(params, product)
+        trained = module(params).clone(product=product)
         outputs, pullback = jax.vjp(lambda held: trained.apply({"params": held}, patches, method="behind"), params)
         return outputs, lambda output_gradient: pullback(output_gradient)[0]
 
     def init(key: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law, basis: Any = None) -> Params:
         first = init_network(key, width, init_scale, law=law, basis=basis)
-        hidden = {
-            f"hidden_{layer}": init_hidden(key, layer, width, init_scale, law=law, taps=fields.taps)._asdict()
-            for layer in range(1, depth)
-        }
+        taps = math.prod(fields.taps)
+        hidden = {}
+        for layer in range(1, depth):
+            drawn = init_hidden(key, layer, width, init_scale, law=law, taps=taps)
+            kernel = drawn.kernel.reshape(*fields.taps, law.padded_width, law.padded_width)
+            hidden[f"hidden_{layer}"] = {"kernel": kernel, "bias": drawn.bias}
         begin = {"kernel": first.weight.T, "bias": first.bias}
         return {"hidden_0": begin, **hidden, "head": {"kernel": first.head[:, None], "bias": first.head_bias[None]}}
 
@@ -94,7 +122,7 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
         del trained
         return sum(_layer_flops(name, layer, samples, fields) for name, layer in shapes.items())
 
-    rates = functools.partial(_rates, PARAMETRIZATIONS[parametrization], depth, fan_in, fields.taps)
+    rates = functools.partial(_rates, PARAMETRIZATIONS[parametrization], depth, fan_in, math.prod(fields.taps))
     return autodiff.model(
         init=init,
         first=lambda params: (params["hidden_0"]["kernel"].T, params["hidden_0"]["bias"]),
@@ -137,7 +165,7 @@ def _rate(rates: Rates, part: str) -> jax.Array:
 
 def _layer_flops(name: str, layer: dict[str, Any], samples: int, fields: ReceptiveFields) -> int:
     """Operations of a gradient step: forward, both products backward, and the update."""
-    size = layer["kernel"].shape[-2] * layer["kernel"].shape[-1]
+    size = math.prod(layer["kernel"].shape)
     places = 1
     if isinstance(fields, Convolution) and name != "head":
         places = fields.places(int(name.removeprefix("hidden_"))) ** fields.dimensions
@@ -148,26 +176,20 @@ def _layer_flops(name: str, layer: dict[str, Any], samples: int, fields: Recepti
 # Products ---------------------------------------------------------------------------------------------------------
 
 
-def product(left: jax.Array, right: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
-    """What a flax layer takes for `jax.lax.dot_general`: rows (..., i) times a matrix (i, j), written out where small.
+@jax.custom_vjp
+def product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Rows (n, i) times a matrix (i, j), written out where small.
 
     A matrix's gradient is a sum of outer products, one a row. Written out, XLA adds it to the matrix in one pass, and
     never stores it.
     """
-    del how
-    assert dimensions == (((left.ndim - 1,), (0,)), ((), ()))
-    return _product(left.reshape(-1, left.shape[-1]), right).reshape(*left.shape[:-1], right.shape[1])
-
-
-@jax.custom_vjp
-def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     if rows.shape[1] > _MAX_INPUTS_WRITTEN_OUT:
         return rows @ matrix
     return functools.reduce(jnp.add, (rows[:, i, None] * matrix[i][None] for i in range(len(matrix))))
 
 
 def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(rows, matrix), (rows, matrix)
+    return product(rows, matrix), (rows, matrix)
 
 
 def _product_backward(held: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -179,4 +201,4 @@ def _product_backward(held: tuple[jax.Array, jax.Array], gradient: jax.Array) ->
     return gradient @ matrix.T, of_matrix
 
 
-_product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward)

@@ -56,4 +56,8 @@ def _two_layer_rates(parametrization: Parametrization, fan_in: int, width: jax.A
     return {name: jnp.asarray(rate, jnp.float32) for name, rate in rates._asdict().items()}
 
 
-MLP = Architecture(model, reads=("init", "trainable", "parametrization", "width", "depth"))
+def _module(design: Design) -> layers.Layers | None:
+    return layers.Layers(design.width, design.depth, DENSE) if design.depth > 1 else None
+
+
+MLP = Architecture(model, reads=("init", "trainable", "parametrization", "width", "depth"), module=_module)

@@ -15,13 +15,14 @@ from xarray import Dataset
 
 from subspace_adv.data import KINDS
 from subspace_adv.errors import UserError
+from subspace_adv.loading import load_networks
 from subspace_adv.plots.chessboard import surfaces
 from subspace_adv.plots.line import boundaries
 from subspace_adv.plots.medians import codimension, drawn_against, remedies
-from subspace_adv.plots.panels import Load, first_values, is_trained, panels, varies
+from subspace_adv.plots.panels import Load, are_known, first_values, is_trained, panels, varies
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.plots.tightness import is_open, tightnesses
-from subspace_adv.results import load_networks, open_results
+from subspace_adv.results import open_results
 from subspace_adv.tables import regions_and_norms
 from subspace_adv.training import PENDING
 
@@ -62,8 +63,9 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
     load = partial(load_networks, directory)
     kind: Any = first_values(dataset).get("kind", dataset.attrs.get("kind"))
     some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
+    seen = some and are_known(dataset)
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {  # name → whether it fits, how to draw it
-        name: (some and kind == shown, partial(draw, dataset, load)) for shown, (name, draw) in _OF_A_KIND.items()
+        name: (seen and kind == shown, partial(draw, dataset, load)) for shown, (name, draw) in _OF_A_KIND.items()
     }
     figures |= {
         "codimension": (

@@ -13,8 +13,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as MatplotlibPath
 
 from subspace_adv.contracts import Design, Model
+from subspace_adv.loading import Networks
 from subspace_adv.measures import distance_name
-from subspace_adv.models import architecture_of
+from subspace_adv.models import architecture_of, module
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
@@ -66,6 +67,12 @@ def is_trained(status: xr.DataArray) -> np.ndarray:
     return ~np.isin(status.values, (PENDING, DIVERGED))
 
 
+def are_known(dataset: xr.Dataset) -> bool:
+    """Whether figures can evaluate networks: those of a user's own class if it was imported, or handed over."""
+    kinds = dataset["architecture"].values.tolist() if "architecture" in dataset.coords else None
+    return all(module.is_known(kind) for kind in kinds or [dataset.attrs["architecture"]] if module.is_name(kind))
+
+
 def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
     """The kind of an arm's networks."""
     told = {leaf: arm[leaf] if leaf in arm else dataset.attrs.get(leaf) for leaf in Design._fields}
@@ -81,7 +88,9 @@ def trained_networks(dataset: xr.Dataset, load: Load, arm: Arm, count: int) -> l
         axis = str(status.dims[0])
         some = is_trained(status).any(axis=tuple(range(1, status.ndim)))
         chosen[axis] = dataset[axis].values[some][:count].tolist()
-    flat = jax.tree.map(lambda a: np.reshape(a, (-1, *a.shape[status.ndim :])), load(**chosen))
+    loaded = load(**chosen)
+    params = loaded.params if isinstance(loaded, Networks) else loaded
+    flat = jax.tree.map(lambda a: np.reshape(a, (-1, *a.shape[status.ndim :])), params)
     trained = [i for i, one in enumerate(jax.tree.leaves(flat)[0]) if np.isfinite(one).all()]
     return [jax.tree.map(lambda a, i=i: a[i], flat) for i in trained[:count]]
 

@@ -1,0 +1,244 @@
+"""Trained networks of a results folder, and what they were trained on, as arrays."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, struct
+from flax.traverse_util import unflatten_dict
+
+from subspace_adv import devices, engine
+from subspace_adv.contracts import Design, named, renamed
+from subspace_adv.data import HELDOUT
+from subspace_adv.datasets import cell_data, load_data, load_span
+from subspace_adv.errors import UserError, brief
+from subspace_adv.initialization import Law
+from subspace_adv.measures import TRAINED, variables
+from subspace_adv.models import architecture_of
+from subspace_adv.models.module import hand_over, is_name
+from subspace_adv.planning import Chunk, cut
+from subspace_adv.program import parameter_shapes
+from subspace_adv.receptive_fields import Dense
+from subspace_adv.rows import nearest
+from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.sweep import DESIGNED, Sweep
+
+
+@struct.dataclass
+class Networks:
+    """Networks of flax layers; a pytree, leading axes batch networks."""
+
+    params: Any  # as flax has them: arrays by layer and name
+    module: linen.Module | None = struct.field(pytree_node=False)  # None of a class that was not handed over
+
+    def apply(self, x: Any) -> jax.Array:
+        """Outputs (...) of one network at points (..., d).
+
+        Raises:
+            UserError: if their class is not known.
+        """
+        if self.module is None:
+            raise UserError("apply: of which class these networks are is not known; load_networks(…, module=) takes it")
+        flax_module = self.module
+        points = jnp.asarray(x)
+        outputs = jax.vmap(lambda point: flax_module.apply({"params": self.params}, point).reshape(()))(
+            points.reshape(-1, points.shape[-1])
+        )
+        return outputs.reshape(points.shape[:-1])
+
+
+def load_networks(folder: str | Path, *, module: type[linen.Module] | None = None, **coordinates: Any) -> Any:
+    """Trained networks of a results folder.
+
+    Args:
+        folder: a results folder.
+        module: of networks of your own class, that class: nothing that a folder names is imported.
+        **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
+            kept). Axes not named are kept whole.
+
+    Returns:
+        Of architecture "mlp" with depth 1 a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias (…); of
+        others `Networks`, their `params` as flax has them, and `apply`. Float32 host arrays with leading axes as in the
+        Dataset. Widths and dimensions are those of the largest network selected; smaller ones are padded with zeros,
+        which changes no output. Networks not yet trained are NaN.
+
+    Raises:
+        UserError: for an unknown axis or value, networks of several architectures, or a folder that cannot be read.
+    """
+    store = Store.open(folder)
+    _start_jax()
+    selected, shape = _select(store.sweep, coordinates)
+    chosen, back = np.unique(selected, return_inverse=True)
+    design = _one_design(store.sweep, chosen)
+    if module is not None and is_name(design.architecture):
+        hand_over(design.architecture, module)
+    elif module is not None:
+        raise UserError(
+            f"module: is of networks of your own class, and these are of {design.architecture}; leave it out"
+        )
+    found = (_as_saved if is_name(design.architecture) else _in_ambient)(store, chosen, design)
+    if found is None:
+        raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
+    params = jax.tree.map(lambda values: values[back].reshape((*shape, *values.shape[1:])), found)
+    row = architecture_of(design.architecture)
+    made_of = row.module(design)
+    return params if made_of is None and not is_name(design.architecture) else Networks(params, made_of)
+
+
+def _one_design(sweep: Sweep, cells: np.ndarray) -> Design:
+    """Of networks that have parameters of one structure; as wide, and for as large a space, as any of them.
+
+    Raises:
+        UserError: if they have not.
+    """
+    at: dict[str, Any] = {}
+    for leaf in DESIGNED:
+        values = sorted(set(sweep.column(leaf, cells).tolist()))
+        pads = leaf == "width" and architecture_of(at["architecture"]).pads
+        if len(values) > 1 and not pads and leaf != "parametrization":
+            told = f"networks of {leaf} {' and '.join(map(str, values))} are selected, whose parameters differ"
+            raise UserError(f"{leaf}: {told}; select one, such as {leaf}={values[0]!r}")
+        at[leaf] = values[-1]
+    shape = max((settings.shape for settings in cell_data(sweep, cells)[0]), key=lambda shape: shape.ambient_dim)
+    return sweep.design(at, shape)._replace(width=at["width"])
+
+
+def _in_ambient(store: Store, cells: np.ndarray, design: Design) -> Any:
+    """Parameters of cells (ascending), in ambient coordinates; None if none is trained."""
+    sweep, model = store.sweep, architecture_of(design.architecture).model(design)
+    fan_in = design.ambient_dim if isinstance(model.fields, Dense) else model.fields.fan_in
+    like = parameter_shapes(model, Law(sweep.column("init", cells)[0], design.width, fan_in, fan_in))
+    found = {name: np.full((len(cells), *leaf.shape), np.nan, np.float32) for name, leaf in named(like).items()}
+    groups, any_trained = cut(sweep).groups, False
+    for number, of_chunk, arrays in committed(store, cells):
+        any_trained = True
+        mine = np.isin(of_chunk, cells)
+        place = np.searchsorted(cells, of_chunk[mine])
+        trained = {name: values[mine] for name, values in arrays.items()}
+        group = next(group for group in groups if of_chunk[0] in group.cells)
+        networks = engine.ambient_networks(sweep, Chunk(number, group, of_chunk[mine]), trained)
+        for name, held in named(networks).items():
+            found[name][place] = 0
+            sizes = tuple(map(min, held.shape[1:], found[name].shape[1:]))  # neurons beyond are padding
+            within = tuple(map(slice, sizes))
+            found[name][(place, *within)] = held[(slice(None), *within)]
+    return renamed(like, found) if any_trained else None
+
+
+def _as_saved(store: Store, cells: np.ndarray, design: Design) -> Any:
+    """Parameters of cells (ascending) of the user's own class, without it; None if none is trained."""
+    found: dict[str, np.ndarray] = {}
+    recorded = {*TRAINED, *variables(store.sweep.measure.regions, store.sweep.measure.norms)}
+    for _, of_chunk, arrays in committed(store, cells):
+        mine = np.isin(of_chunk, cells)
+        for name in arrays.keys() - recorded:
+            values = arrays[name]
+            all_of_them = found.setdefault(name, np.full((len(cells), *values.shape[1:]), np.nan, np.float32))
+            if all_of_them.shape[1:] != values.shape[1:]:
+                raise UserError(f"{design.architecture}: parameters {name} of several shapes are selected; select one")
+            all_of_them[np.searchsorted(cells, of_chunk[mine])] = values[mine]
+    return unflatten_dict(found, sep=".") if found else None
+
+
+class Points(NamedTuple):
+    """Data in ambient coordinates; leading axes batch datasets."""
+
+    x: np.ndarray  # (n, d) float64, training points
+    y: np.ndarray  # (n,) int8, labels −1 or +1; 0 where a smaller dataset has no such point
+    heldout: np.ndarray  # (h, d) float64
+    basis: np.ndarray  # (d, k) float64, orthonormal columns: directions of the subspace
+
+
+def load_points(folder: str | Path, **coordinates: Any) -> Points:
+    """What the networks of a results folder were trained on, in their own coordinates.
+
+    `Subspace.from_directions(points.basis)` is the subspace of one dataset.
+
+    Args:
+        folder: a results folder.
+        **coordinates: as of `load_networks`.
+
+    Returns:
+        Host arrays with leading axes as in the Dataset. Sizes are those of the largest dataset selected: points that a
+        smaller one does not have are NaN, further coordinates and directions zero.
+
+    Raises:
+        UserError: for an unknown axis or value, or a folder that cannot be read.
+    """
+    sweep = Store.open(folder).sweep
+    selected, shape = _select(sweep, coordinates)
+    datasets, which = cell_data(sweep, selected)
+    n, d, k = (max(getattr(s.shape, size) for s in datasets) for size in ("samples", "ambient_dim", "subspace_dim"))
+    number = len(datasets)
+    x, y = np.full((number, n, d), np.nan), np.zeros((number, n), np.int8)
+    heldout, bases = np.zeros((number, HELDOUT, d)), np.zeros((number, d, k))
+    for i, settings in enumerate(datasets):
+        data, span = load_data(settings), np.asarray(load_span(settings).basis)
+        points, of_one = len(data.x), len(span)
+        x[i, :points] = 0
+        x[i, :points, :of_one], y[i, :points] = data.x.astype(np.float64) @ span.T, data.y
+        heldout[i, :, :of_one] = data.heldout.astype(np.float64) @ span.T
+        bases[i, :of_one, : settings.shape.subspace_dim] = span @ np.asarray(data.subspace.basis)
+    return Points(*(part[which].reshape((*shape, *part.shape[1:])) for part in (x, y, heldout, bases)))
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def committed(store: Store, only: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray, Arrays]]:
+    """(number, cells, arrays) of every committed chunk with some of the cells `only`; damaged ones are warned of."""
+    for entry in store.entries:
+        if not store.has(entry.number) or (only is not None and not np.isin(entry.cells, only).any()):
+            continue
+        try:
+            yield entry.number, entry.cells, store.load(entry.number)
+        except DamagedChunk as damage:
+            warnings.warn(f"{damage}; run the sweep again to recompute it", stacklevel=3)
+
+
+def _start_jax() -> None:
+    """Start JAX, on the CPU where what it is told to start on is not there: to rebuild networks takes no more."""
+    try:
+        devices.local()
+    except UserError as error:
+        warnings.warn(f"{error}; networks are rebuilt on the CPU", stacklevel=3)
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Flat indices of the selected cells and the shape they keep."""
+    for name in coordinates:
+        if name not in sweep.axes:
+            raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
+    index: list[Any] = []
+    for axis, values in sweep.axes.items():
+        if axis not in coordinates:
+            index.append(np.arange(len(values)))
+            continue
+        wanted = np.asarray(coordinates[axis])
+        if wanted.ndim > 1 or not wanted.size:
+            raise UserError(f"{axis} = {brief(coordinates[axis])}: must be one value of this axis, or a list of some")
+        found = [_position(axis, values, value) for value in np.atleast_1d(wanted).tolist()]
+        index.append(np.array(found) if wanted.ndim else found[0])
+    grid = np.arange(sweep.cells).reshape(sweep.shape)
+    lists = [np.atleast_1d(i) for i in index]
+    chosen = grid[np.ix_(*lists)] if lists else grid
+    return chosen.ravel(), tuple(len(i) for i in index if isinstance(i, np.ndarray))
+
+
+def _position(axis: str, values: tuple, wanted: Any) -> int:
+    numeric = isinstance(wanted, (int, float)) and not isinstance(values[0], str)
+    if wanted in values:
+        return values.index(wanted)
+    if not numeric:
+        names = [] if not isinstance(values[0], str) else values
+        raise UserError(f"{axis} = {brief(wanted)}: not a value of this axis{nearest(str(wanted), names)}")
+    near = min(range(len(values)), key=lambda i: abs(values[i] - wanted))
+    if isinstance(values[near], float) and math.isclose(values[near], wanted, rel_tol=1e-6):  # given in float32
+        return near
+    raise UserError(f"{axis} = {wanted}: not a value of this axis; the nearest is {values[near]}")

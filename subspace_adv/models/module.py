@@ -1,0 +1,183 @@
+"""Architecture "package.module:Class": a flax linen module of the user's own, R^d → R."""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from subspace_adv.contracts import Architecture, Design, Model, named
+from subspace_adv.errors import UserError
+from subspace_adv.models import autodiff
+
+ANY_CLASS = "package.module:Class"
+"""Name of the row, and the form of the names of its architectures."""
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+ASKED = ("width", "depth")  # what a class is told of a cell's settings, if it has a field of the name
+
+_classes: dict[str, type[linen.Module]] = {}
+
+
+def is_name(value: object) -> bool:
+    """Whether a value has the form of the name of a class."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def imported(name: str) -> type[linen.Module]:
+    """The class of a name, imported from the working directory or from what is installed.
+
+    Raises:
+        UserError: if it cannot be, or is no linen module, with the reason.
+    """
+    if name in _classes:
+        return _classes[name]
+    module, _, attribute = name.partition(":")
+    try:
+        with _working_directory():
+            found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's file does as it is imported
+        reason = str(error) or type(error).__name__
+        where = f"; {Path.cwd()} and what is installed are looked through" if isinstance(error, ImportError) else ""
+        raise UserError(f"architecture {name!r}: cannot be imported: {reason}{where}") from None
+    return hand_over(name, found)
+
+
+def hand_over(name: str, given: Any) -> type[linen.Module]:
+    """Take a class for that of a name.
+
+    Raises:
+        UserError: if it is none of linen modules.
+    """
+    if not (isinstance(given, type) and issubclass(given, linen.Module)):
+        told = f"must be a class of flax.linen.Module, not {getattr(given, '__name__', repr(given))}"
+        raise UserError(f"architecture {name!r}: {told}")
+    return _classes.setdefault(name, given)
+
+
+def is_known(name: str) -> bool:
+    """Whether the class of a name was imported, or handed over, in this process."""
+    return name in _classes
+
+
+def source_digest(name: str) -> str:
+    """Of the file that a class is written in, in hexadecimal: other code may make other networks."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(imported(name))).read_bytes()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise UserError(f"architecture {name!r}: its source cannot be read: {error}") from None
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """With the working directory among the places that modules are imported from."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+@functools.lru_cache(maxsize=256)
+def model(design: Design) -> Model:
+    """Networks of a class, made with the width and the depth where it has fields of these names.
+
+    They are drawn as the class draws them, with the weights, arrays of two dimensions or more, times init_scale. What
+    of them is off the data is not known, so they train and are measured in R^d.
+
+    Raises:
+        UserError: if there is no such class, or it is not R^d → R.
+    """
+    module = instance(design)
+    point = jax.ShapeDtypeStruct((design.ambient_dim,), jnp.float32)
+    shapes = _shapes_of(design, module, point)
+    names = tuple(named(shapes))
+
+    def init(key: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Any, basis: Any = None) -> Any:
+        del width, law, basis
+        params = module.init(key, jnp.zeros(point.shape, point.dtype))["params"]
+        return jax.tree.map(lambda a: init_scale * a if a.ndim > 1 else a, params)
+
+    def rest(params: Any, x: jax.Array) -> jax.Array:
+        rows = x.reshape(-1, x.shape[-1])
+        outputs = jax.vmap(lambda row: module.apply({"params": params}, row).reshape(()))(rows)
+        return outputs.reshape(x.shape[:-1])
+
+    def first(params: Any) -> tuple[jax.Array, jax.Array]:
+        dtype = jax.tree.leaves(params)[0].dtype
+        return jnp.eye(design.ambient_dim, dtype=dtype), jnp.zeros(design.ambient_dim, dtype)
+
+    return autodiff.model(
+        init=init,
+        first=first,
+        with_first_weight=lambda params, weight: params,
+        rest=rest,
+        trained=lambda init, trainable: names,
+        has_frozen_part=False,
+    )
+
+
+def instance(design: Design) -> linen.Module:
+    """The module of a design.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    found = imported(design.architecture)
+    told = {leaf: getattr(design, leaf) for leaf in ASKED if leaf in _fields_of(found)}
+    try:
+        return found(**told)
+    except TypeError as error:
+        raise UserError(
+            f"architecture {design.architecture!r}: cannot be made of {told or 'nothing'}: {error}; "
+            f"fields but {' and '.join(ASKED)} need defaults"
+        ) from None
+
+
+def unread(name: str) -> tuple[str, ...]:
+    """Settings that a class is not told, as it has no field of the name."""
+    return tuple(leaf for leaf in ASKED if leaf not in _fields_of(imported(name)))
+
+
+def _fields_of(found: type[linen.Module]) -> Any:
+    return getattr(found, "__dataclass_fields__", {})
+
+
+def _shapes_of(design: Design, module: linen.Module, point: Any) -> Any:
+    """Shapes of its parameters, once it is sure that it takes a point to a number.
+
+    Raises:
+        UserError: if it does not.
+    """
+    refused = f"architecture {design.architecture!r}: "
+    try:
+        variables: Any = jax.eval_shape(module.init, jax.random.key(0), point)
+        output: Any = jax.eval_shape(module.apply, variables, point)
+    except Exception as error:  # whatever the user's code does
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{refused}cannot take a point of shape {point.shape}: {reason}") from None
+    others = sorted(set(variables) - {"params"})
+    if others or "params" not in variables:
+        held = " and ".join(others) or "no parameters"
+        raise UserError(f"{refused}holds {held}; must hold parameters alone, as a function R^d → R does")
+    shape = getattr(output, "shape", None)
+    if shape not in ((), (1,)):
+        told = f"takes a point of shape {point.shape} to {shape}"
+        raise UserError(f"{refused}{told}; must take it to one number, of shape () or (1,), as R^d → R")
+    return variables["params"]
+
+
+def _known(design: Design) -> linen.Module | None:
+    return instance(design) if is_known(design.architecture) else None
+
+
+MODULE = Architecture(model, reads=ASKED, has_dense_law=False, pads=False, module=_known)
