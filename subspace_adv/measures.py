@@ -193,6 +193,21 @@ MEASURES: Rows[Measure] = Rows(
             rounding=Rounding.NEAREST,
             compute=lambda of: jnp.sum(of.sensitivities * of.universal_weights[None], axis=1),
         ),
+        "gradient_off_squares": Measure(
+            dimensions=(),
+            unit="1",
+            meaning="sum of squares of the off gradients at all training points, whitened: of as many independent numbers "
+            "as gradient_off_freedom says, each of the variance of the first layer's weights that never learn",
+            rounding=Rounding.NEAREST,
+            compute=lambda of: of.whitened.squares,
+        ),
+        "gradient_off_freedom": Measure(
+            dimensions=(),
+            unit="1",
+            meaning="number of the independent numbers that the off gradients at all training points are made of",
+            rounding=Rounding.NEAREST,
+            compute=lambda of: of.whitened.rank,
+        ),
         "distance_universal": Measure(
             dimensions=("point",),
             unit="input length",
@@ -289,6 +304,7 @@ def measure(
     recording: Recording,
     model: Model,
     unseen: int = 0,
+    frozen: jax.Array | None = None,
     beside: bool = True,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
@@ -303,7 +319,9 @@ def measure(
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what, beside=beside)
+    subject = Subject(
+        network, x, y, subspace, heldout, key, unseen, model, **what, frozen=frozen, beside=beside
+    )
     record = {}
     for name, row in recording.variables.items():
         record[name] = row.compute(subject)

@@ -13,6 +13,7 @@ from subspace_adv.brackets import Bracket, Effort, brackets
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import Region, Subspace
 from subspace_adv.training import Loss
+from subspace_adv.whitening import Whitened, whitened_gradients
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Subject:
     norms: tuple[str, ...]
     effort: Effort  # of the attacks
     loss: Loss
+    frozen: jax.Array | None  # projection on what no patch of the data spans, (fan-in, fan-in); read of convolutions
     beside: bool  # whether points may lie beside a translate of the subspace that holds another one
 
     def where_right(self, distances: jax.Array) -> jax.Array:
@@ -60,6 +62,12 @@ class Subject:
     def sensitivities(self) -> jax.Array:
         """a(x) at the training points, (n, k): of two layers, the output weights of active neurons and 0 of others."""
         return self.model.sensitivity(self.network, self.x)
+
+    @cached_property
+    def whitened(self) -> Whitened:
+        """The gradients off the subspace at all training points, as independent numbers."""
+        space = self.subspace.complement
+        return whitened_gradients(self.model, self.network, self.sensitivities, space, self.frozen, self.unseen)
 
     @cached_property
     def universal_weights(self) -> jax.Array:

@@ -10,6 +10,7 @@ from subspace_adv.data import Data
 from subspace_adv.geometry import Subspace, beside_span, canonical_coordinates, in_ambient
 from subspace_adv.optimizers import Hyper
 from subspace_adv.program import Program
+from subspace_adv.receptive_fields import Dense
 from subspace_adv.training import TrainState
 
 
@@ -87,4 +88,6 @@ def measured(
         x, heldout = x @ spans.data.basis.T, heldout @ spans.data.basis.T
         subspace, unseen = in_ambient(subspace, spans.data), 0
     what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen, "beside": False}
+    if not isinstance(program.recipe.model.fields, Dense):
+        what["frozen"] = jnp.eye(law.ambient_dim) - spans.inputs @ spans.inputs.T
     return measures.measure(net, x, y, subspace, heldout, key, **what)
