@@ -1,7 +1,8 @@
-"""The predicted law of the off gradient (F3 in docs/theory.md) against what a sweep measured."""
+"""The predicted laws of the off gradient (F3, F14, F19 in docs/theory.md) against what a sweep measured."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import xarray as xr
 
 from subspace_adv.data import KINDS, Shape
 from subspace_adv.errors import UserError
-from subspace_adv.theory import bound_probability, chi_cdf, length_bounds
+from subspace_adv.initialization import gain
+from subspace_adv.parametrizations import PARAMETRIZATIONS
+from subspace_adv.theory import chi_cdf, length_bounds
 from subspace_adv.training import DIVERGED, PENDING
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -45,24 +48,46 @@ class Exponent(NamedTuple):
     predicted: float
 
 
+class Fit(NamedTuple):
+    """How a sample of independent numbers fits its law."""
+
+    of: str  # which networks, as "depth 2"; "" of all
+    sample: int  # one number of each seed
+    p_value: float  # Kolmogorov–Smirnov, of the sample's probability integral transform
+    scale: Interval  # measured over predicted
+
+
+class Ranks(NamedTuple):
+    """How the ranks of a variable among redrawn off parts fit the uniform law (F16)."""
+
+    variable: str
+    sample: int  # one point of each seed
+    p_value: float  # χ², of the counts of all ranks
+
+
 class Check(NamedTuple):
-    """Outcome of comparing law and measurement."""
+    """Outcome of comparing laws and measurement."""
 
     networks: int  # compared
     left_out: dict[str, int]  # networks, by reason
     points: int  # of the networks compared
     idle_points: int  # of them, left out as no neuron is active there
-    sample: int  # independent points
-    p_value: float  # Kolmogorov–Smirnov, of the sample's probability integral transform
-    scale: Interval  # of the sample, measured over predicted
+    at_points: Fit | None  # of the gradient at single points; None where no law is known of it
+    whitened: tuple[Fit, ...]  # of the gradients at all points of a network, by architecture and depth
     bounds: tuple[Bound, ...]
     exponents: tuple[Exponent, ...]
+    ranks: tuple[Ranks, ...]
 
 
 class _Measured(NamedTuple):
     """Float32 arrays (seeds, other axes together, points), and settings that broadcast to them."""
 
     ratio: np.ndarray  # of the gradient norm to |ρ|·β·√A, hence χ_l; NaN where there is nothing to compare
+    bounded: tuple[np.ndarray, np.ndarray]  # of the gradient norm to its lower bound, and to its upper one; NaN alike
+    promised: np.ndarray  # (seeds, other axes, 1), least probability of each bound
+    squares: np.ndarray  # (seeds, other axes, 1), float64, of all gradients whitened, hence χ²
+    freedom: np.ndarray  # (seeds, other axes, 1), its degrees of freedom; NaN where there is nothing to compare
+    kinds: np.ndarray  # (1, other axes, 1), architecture and depth, in words
     per_decay: np.ndarray  # the gradient norm over |ρ|·√l; NaN alike
     head_norm: np.ndarray  # √A
     head_sum: np.ndarray  # Σ|uᵢ|
@@ -70,7 +95,10 @@ class _Measured(NamedTuple):
     ambient_dim: np.ndarray
     width: np.ndarray
     init_scale: np.ndarray
-    fixed_head: np.ndarray  # whether all |uᵢ| = 1/√m
+    gain: np.ndarray
+    depth: np.ndarray
+    parametrization: np.ndarray
+    fixed_head: np.ndarray  # whether all |uᵢ| are equal, of two layers
 
 
 def check(dataset: xr.Dataset) -> Check:
@@ -85,30 +113,67 @@ def check(dataset: xr.Dataset) -> Check:
     Raises:
         UserError: if there is nothing to compare.
     """
-    predicted = ~np.isnan(dataset["predicted_bound_probability"].values)
+    predicted = ~np.isnan(dataset["predicted_off_deviation"].values)
     status = dataset["status"].values
     left_out = {"pending": int((status == PENDING).sum()), "diverged": int((status == DIVERGED).sum())}
     left_out["without prediction"] = int((~predicted).sum()) - sum(left_out.values())
     measured = _measured(dataset)
-    valid = ~np.isnan(measured.ratio)
-    if not valid.any():
+    compared = ~np.isnan(measured.bounded[0]) | (measured.freedom > 0)
+    if not compared.any():
         reason = _why_nothing(status.size, int(predicted.sum()), left_out)
         raise UserError(f"{dataset.attrs['name']}: nothing to check: {reason}")
-    points = int((~np.isnan(dataset["predicted_gradient_norm_off"].values)).sum())
-    at = _independent(valid)
-    ratio = measured.ratio[at].astype(np.float64)
-    codimension = np.broadcast_to(measured.codimension, valid.shape)
+    points = int((~np.isnan(dataset["predicted_gradient_norm_off_upper_bound"].values)).sum())
     return Check(
         networks=int(predicted.sum()),
         left_out=left_out,
         points=points,
-        idle_points=points - int(valid.sum()),
-        sample=len(ratio),
-        p_value=_p_value(chi_cdf(codimension[at], ratio)),
-        scale=_scale(ratio, codimension[at]),
-        bounds=_bounds(measured.ratio, codimension, at),
+        idle_points=points - int((~np.isnan(measured.bounded[0])).sum()),
+        at_points=_fit_at_points(measured),
+        whitened=tuple(_fits_of_networks(measured)),
+        bounds=_bounds(measured),
         exponents=_exponents(measured),
+        ranks=_ranks(dataset),
     )
+
+
+def _fit_at_points(measured: _Measured) -> Fit | None:
+    """Of the gradient at one point of each seed (F3, F14)."""
+    valid = ~np.isnan(measured.ratio)
+    if not valid.any():
+        return None
+    at = _independent(valid)
+    ratio, codimension = measured.ratio[at].astype(np.float64), np.broadcast_to(measured.codimension, valid.shape)[at]
+    return Fit("", len(ratio), _p_value(chi_cdf(codimension, ratio)), _scale(ratio**2, codimension))
+
+
+def _fits_of_networks(measured: _Measured) -> Iterator[Fit]:
+    """Of all gradients of one network of each seed, whitened (F14, F19), by architecture and depth."""
+    kinds = np.broadcast_to(measured.kinds, measured.freedom.shape)
+    for kind in dict.fromkeys(measured.kinds.ravel().tolist()):
+        valid = (measured.freedom > 0) & (kinds == kind)
+        if valid.any():
+            at = _independent(valid)
+            squares, freedom = measured.squares[at], measured.freedom[at]
+            yield Fit(kind, len(squares), _p_value(chi_cdf(freedom, np.sqrt(squares))), _scale(squares, freedom))
+
+
+def _ranks(dataset: xr.Dataset) -> tuple[Ranks, ...]:
+    """Of every variable that was measured with redrawn off parts too."""
+    from scipy.stats import chisquare
+
+    found, redraws = [], int(dataset.attrs.get("redraws", 0))
+    if "seed" not in dataset.dims:
+        dataset = dataset.expand_dims("seed")
+    for name in dataset.data_vars if redraws else ():
+        if str(name).startswith("rank_"):
+            values = dataset[name].transpose("seed", ...).values
+            values = values.reshape(len(values), 1, -1)
+            valid = ~np.isnan(values)
+            if valid.any():
+                ranks = values[_independent(valid)]
+                counts = np.bincount(ranks.astype(np.int64), minlength=redraws + 1)
+                found.append(Ranks(str(name).removeprefix("rank_"), len(ranks), float(chisquare(counts).pvalue)))
+    return tuple(found)
 
 
 def _why_nothing(cells: int, predicted: int, left_out: dict[str, int]) -> str:
@@ -146,13 +211,26 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     d, k = (np.array([getattr(s, size) for s in shapes]).reshape(1, -1, 1) for size in ("ambient_dim", "subspace_dim"))
     codimension = d - k
     gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
-    scale = recorded("predicted_gradient_norm_off_upper_bound") / length_bounds(np.maximum(codimension, 1))[1]
-    scale[scale == 0] = np.nan
+    name = "predicted_gradient_norm_off"
+    lower, upper, median = (recorded(f"{name}{side}") for side in ("_lower_bound", "_upper_bound", ""))
+    scale = np.where(np.isnan(median), np.float32(np.nan), upper / length_bounds(np.maximum(codimension, 1))[1])
+    for values in (scale, lower, upper):
+        values[values == 0] = np.nan
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # where the scale is NaN, 0 or tiny
         ratio = (gradient / scale).astype(np.float32)
+        bounded = gradient / lower, gradient / upper
         per_decay = np.where(np.isnan(ratio), np.float32(np.nan), gradient / decay / np.sqrt(codimension))
+        squares = recorded("gradient_off_whitened") / recorded("predicted_off_deviation").astype(np.float64) ** 2
+    freedom = np.where(np.isfinite(squares), recorded("gradient_off_freedom"), np.nan)
+    kinds = setting("architecture").values.ravel(), setting("depth").values.ravel()
+    two_layers = (setting("architecture") == "mlp") & (setting("depth") == 1)
     return _Measured(
         ratio,
+        bounded,
+        recorded("predicted_bound_probability"),
+        squares,
+        freedom,
+        np.array([_kind(*pair) for pair in zip(*kinds, strict=True)]).reshape(1, -1, 1),
         per_decay,
         recorded("head_norm_active"),
         recorded("head_sum_active"),
@@ -160,8 +238,15 @@ def _measured(dataset: xr.Dataset) -> _Measured:
         d,
         column(setting("width")),
         column(setting("init_scale")),
-        column((setting("init") == "theory") & (setting("trainable") != "all")),
+        np.array([gain(init) for init in setting("init").values.ravel()]).reshape(1, -1, 1),
+        column(setting("depth")),
+        column(setting("parametrization")),
+        column((setting("init") == "theory") & (setting("trainable") != "all") & two_layers),
     )
+
+
+def _kind(architecture: str, depth: int) -> str:
+    return f"{'' if architecture == 'mlp' else architecture + ', '}depth {depth}"
 
 
 def _shapes(kinds: np.ndarray, column: Callable[[str], np.ndarray]) -> list[Shape]:
@@ -196,41 +281,58 @@ def _p_value(transformed: np.ndarray) -> float:
     return float(kstest(transformed, "uniform").pvalue)
 
 
-def _scale(ratio: np.ndarray, codimension: np.ndarray) -> Interval:
-    """Measured over predicted scale: the sum of squares is χ² of Σl degrees of freedom, so the interval is exact."""
+def _scale(squares: np.ndarray, freedom: np.ndarray) -> Interval:
+    """Measured over predicted scale: the sum of squares is χ² of all degrees of freedom, so the interval is exact."""
     from scipy.stats import chi2
 
-    squares, dof = np.sum(ratio**2), np.sum(codimension)
-    low, high = (float(np.sqrt(squares / chi2.isf(tail, dof))) for tail in (0.025, 0.975))
-    return Interval(float(np.sqrt(squares / dof)), low, high)
+    total, dof = np.sum(squares), np.sum(freedom)
+    low, high = (float(np.sqrt(total / chi2.isf(tail, dof))) for tail in (0.025, 0.975))
+    return Interval(float(np.sqrt(total / dof)), low, high)
 
 
-def _bounds(ratio: np.ndarray, codimension: np.ndarray, at: tuple[np.ndarray, ...]) -> tuple[Bound, ...]:
+def _bounds(measured: _Measured) -> tuple[Bound, ...]:
     from scipy.stats import binomtest
 
-    promised = float(bound_probability(codimension[at]).mean())
-    lower, upper = length_bounds(codimension)
+    over_lower, over_upper = measured.bounded
+    valid = ~np.isnan(over_lower)
+    if not valid.any():
+        return ()
+    at = _independent(valid)
+    promised = float(np.broadcast_to(measured.promised, valid.shape)[at].mean())
     found = []
-    for side, held in (("lower", ratio >= lower), ("upper", ratio <= upper)):
+    for side, held in (("lower", over_lower >= 1), ("upper", over_upper <= 1)):
         successes, trials = int(held[at].sum()), len(at[0])
         interval = binomtest(successes, trials).proportion_ci(0.95, method="exact")
         sample = Interval(successes / trials, float(interval.low), float(interval.high))
-        found.append(Bound(side, float(held.sum() / (~np.isnan(ratio)).sum()), sample, promised))
+        found.append(Bound(side, float(held.sum() / valid.sum()), sample, promised))
     return tuple(found)
 
 
 def _exponents(measured: _Measured) -> tuple[Exponent, ...]:
     """Powers along every axis that varies; the law's other factors are divided out as measured (docs/theory.md)."""
-    codimension, d, s = measured.codimension, measured.ambient_dim, measured.init_scale
+    codimension, d, s = measured.codimension, measured.ambient_dim, measured.init_scale * measured.gain
     per_active, per_head = measured.per_decay / measured.head_norm, np.sqrt(d) / s
     with np.errstate(invalid="ignore"):  # where no neuron is active
-        root_k = np.where(measured.fixed_head, measured.head_sum / measured.head_norm, np.nan)
-    laws = (
+        share = np.where(measured.fixed_head, measured.head_sum / measured.head_norm / np.sqrt(measured.width), np.nan)
+    laws = [
         ("codimension", "g/(ρβ√A)", codimension, lambda: per_active * np.sqrt(codimension) * per_head, 0.5),
         ("ambient_dim", "g/(ρs√(Al))", d, lambda: per_active / s, -0.5),
-        ("width", "g/(ρβ√(kl))", measured.width, lambda: measured.per_decay * per_head / root_k, -0.5),
-        ("init_scale", "g√d/(ρ√(Al))", s, lambda: per_active * np.sqrt(d), 1.0),
-    )
+        ("init_scale", "g√d/(ρ√(Al))", measured.init_scale, lambda: per_active * np.sqrt(d) / measured.gain, 1.0),
+        ("depth", "g/(ρβ√(Al))", measured.depth, lambda: per_active * per_head, 0.0),
+    ]
+    for name, row in PARAMETRIZATIONS.items():
+        only = np.where(measured.parametrization == name, 1, np.nan)
+        told = "width" if name == "standard" else f"width, {name}"
+        power = float(np.log(row.head_deviation(math.e)))  # of a width e
+        laws.append(
+            (
+                told,
+                "g/(ρβ√(kl/m))",
+                measured.width,
+                lambda only=only: measured.per_decay * per_head / share * only,
+                power,
+            )
+        )
     found = []
     for axis, quantity, along, values, predicted in laws:
         if len(np.unique(along)) > 1 and (fitted := _power(values(), along.ravel())):

@@ -133,7 +133,8 @@ def _in_ambient(store: Store, cells: np.ndarray, design: Design) -> Any:
 def _as_saved(store: Store, cells: np.ndarray, design: Design) -> Any:
     """Parameters of cells (ascending) of the user's own class, without it; None if none is trained."""
     found: dict[str, np.ndarray] = {}
-    recorded = {*TRAINED, *variables(store.sweep.measure.regions, store.sweep.measure.norms)}
+    measure, redraws = store.sweep.measure, max(store.sweep.values("redraws"))
+    recorded = {*TRAINED, *variables(measure.regions, measure.norms, redraws)}
     for _, of_chunk, arrays in committed(store, cells):
         mine = np.isin(of_chunk, cells)
         for name in arrays.keys() - recorded:

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -70,6 +70,7 @@ class Measure(Variable):
     """
 
     rounding: Rounding
+    off: bool  # whether it depends on weights off the subspace: if so, it is ranked among redraws of them
     compute: Callable[..., jax.Array]  # of a `Subject`, an array shaped by the dimensions
 
     def __post_init__(self) -> None:
@@ -79,6 +80,8 @@ class Measure(Variable):
             ValueError: naming the field.
         """
         super().__post_init__()
+        if not isinstance(self.off, bool):
+            raise ValueError(f"off {self.off!r}: must be True or False")
         if not isinstance(self.rounding, Rounding):
             raise ValueError(f"rounding {self.rounding!r}: must be a Rounding")
         if not callable(self.compute):
@@ -95,6 +98,7 @@ class Recording:
     restarts: int
     gap: float
     loss: Loss
+    redraws: int = 0
     attacks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(ATTACKS))
     measures: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(MEASURES))
 
@@ -104,9 +108,14 @@ class Recording:
         return Effort(self.attack_steps, self.restarts, self.attacks, self.gap)
 
     @property
-    def variables(self) -> dict[str, Measure]:
-        """What is recorded, by name."""
+    def measured(self) -> dict[str, Measure]:
+        """What is measured of a network, by name."""
         return _named(self.measures, self.regions, self.norms)
+
+    @property
+    def variables(self) -> dict[str, Variable]:
+        """What is recorded, by name: ranks among redraws too."""
+        return self.measured | (_ranks(self.measured, self.redraws) if self.redraws else {})
 
 
 # Names of the distances ------------------------------------------------------------------------------------------
@@ -147,6 +156,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="nat",
             meaning="training loss, averaged over the points, without the weight penalty",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: jnp.mean(loss_value(of.margins, of.loss)),
         ),
         "margin": Measure(
@@ -154,6 +164,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="output",
             meaning="least signed output y·N(x) over the training points",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: jnp.min(of.margins),
         ),
         "output": Measure(
@@ -161,6 +172,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="output",
             meaning="network output N(x)",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: of.outputs,
         ),
         "gradient_norm_off": Measure(
@@ -168,6 +180,7 @@ MEASURES: Rows[Measure] = Rows(
             unit=_GRADIENT_UNIT,
             meaning="L2 norm of the input gradient's part orthogonal to the subspace",
             rounding=Rounding.NEAREST,
+            off=True,
             compute=lambda of: jnp.linalg.norm(of.gradients @ of.subspace.complement, axis=1),
         ),
         "gradient_norm_on": Measure(
@@ -175,6 +188,7 @@ MEASURES: Rows[Measure] = Rows(
             unit=_GRADIENT_UNIT,
             meaning="L2 norm of the input gradient's part within the subspace",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: jnp.linalg.norm(of.gradients @ of.subspace.basis, axis=1),
         ),
         "head_norm_active": Measure(
@@ -183,6 +197,7 @@ MEASURES: Rows[Measure] = Rows(
             meaning="L2 norm of the output's gradient in the first layer's preactivations: of two layers, that of "
             "the output weights of the neurons active at the point",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: jnp.linalg.norm(of.sensitivities, axis=1),
         ),
         "head_sum_active": Measure(
@@ -191,14 +206,16 @@ MEASURES: Rows[Measure] = Rows(
             meaning="product of that gradient with the signs of the universal direction: of two layers, the sum of the "
             "sizes of the output weights of the neurons active at the point",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: jnp.sum(of.sensitivities * of.universal_weights[None], axis=1),
         ),
-        "gradient_off_squares": Measure(
+        "gradient_off_whitened": Measure(
             dimensions=(),
             unit="1",
-            meaning="sum of squares of the off gradients at all training points, whitened: of as many independent numbers "
-            "as gradient_off_freedom says, each of the variance of the first layer's weights that never learn",
+            meaning="sum of squares of the off gradients at all training points, whitened: of as many independent "
+            "numbers as gradient_off_freedom tells, of the variance of the first layer's weights that never learn",
             rounding=Rounding.NEAREST,
+            off=True,
             compute=lambda of: of.whitened.squares,
         ),
         "gradient_off_freedom": Measure(
@@ -206,6 +223,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="1",
             meaning="number of the independent numbers that the off gradients at all training points are made of",
             rounding=Rounding.NEAREST,
+            off=False,
             compute=lambda of: of.whitened.rank,
         ),
         "distance_universal": Measure(
@@ -214,6 +232,7 @@ MEASURES: Rows[Measure] = Rows(
             meaning="L2 distance to a flip along the one direction off the subspace that serves every point, exact; "
             f"{_MISSES}, inf where that direction never flips the point",
             rounding=Rounding.UP,
+            off=True,
             compute=lambda of: of.where_right(of.universal[0].distance),
         ),
         "distance_random": Measure(
@@ -222,6 +241,7 @@ MEASURES: Rows[Measure] = Rows(
             meaning="L2 distance to a flip along one random direction off the subspace, or against it, whichever "
             f"lowers |N| to first order, exact; {_MISSES}, inf where it never flips the point",
             rounding=Rounding.UP,
+            off=True,
             compute=lambda of: of.where_right(of.along_random[0]),
         ),
         "distance_universal_heldout": Measure(
@@ -229,6 +249,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="input length",
             meaning="as distance_universal, of the network's own prediction at held-out points",
             rounding=Rounding.UP,
+            off=True,
             compute=lambda of: of.universal[1].distance,
         ),
         "distance_random_heldout": Measure(
@@ -236,6 +257,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="input length",
             meaning="as distance_random, of the network's own prediction at held-out points",
             rounding=Rounding.UP,
+            off=True,
             compute=lambda of: of.along_random[1],
         ),
         distance_name("{region}", "{norm}", "upper"): Measure(
@@ -243,6 +265,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="input length",
             meaning=f"{_FLIP}: least found by an attack; {_MISSES}, inf where none was found",
             rounding=Rounding.UP,
+            off=True,
             compute=lambda of, region, norm: of.where_right(of.brackets[region, norm].upper),
         ),
         distance_name("{region}", "{norm}", "lower"): Measure(
@@ -250,6 +273,7 @@ MEASURES: Rows[Measure] = Rows(
             unit="input length",
             meaning=f"{_FLIP}: certified, none is smaller; {_MISSES}",
             rounding=Rounding.DOWN,
+            off=True,
             compute=lambda of, region, norm: of.where_right(of.brackets[region, norm].lower),
         ),
     },
@@ -259,9 +283,25 @@ TRAINED = ("status", "steps")
 """Saved beside what is recorded, as are the network's parameters."""
 
 
-def variables(regions: tuple[Region, ...], norms: tuple[str, ...]) -> dict[str, Measure]:
-    """What `measure` returns of all rows, by name."""
-    return _named(MEASURES, regions, norms)
+def variables(regions: tuple[Region, ...], norms: tuple[str, ...], redraws: int = 0) -> dict[str, Variable]:
+    """What is recorded of all rows, by name."""
+    measured = _named(MEASURES, regions, norms)
+    return measured | (_ranks(measured, redraws) if redraws else {})
+
+
+def rank_name(name: str) -> str:
+    """Name of the rank of a variable."""
+    return f"rank_{name}"
+
+
+def _ranks(measured: Mapping[str, Measure], redraws: int) -> dict[str, Variable]:
+    """The ranks of all variables that depend on weights off the subspace (F16 in docs/theory.md)."""
+    told = f"among it and {redraws} redraws of the weights off the subspace, from 0 on, ties broken at random"
+    return {
+        rank_name(name): Variable(row.dimensions, "1", f"rank of {name} {told}; NaN where these are not redrawn")
+        for name, row in measured.items()
+        if row.off
+    }
 
 
 def _named(names: Iterable[str], regions: tuple[Region, ...], norms: tuple[str, ...]) -> dict[str, Measure]:
@@ -286,7 +326,9 @@ def _each(names: Iterable[str], regions: tuple[Region, ...], norms: tuple[str, .
         for name in families:
             row = MEASURES[name]
             meaning, of_one = row.meaning.format(**words), _of_one(row, region, norm)
-            yield name.format(region=region, norm=norm), dataclasses.replace(row, meaning=meaning, compute=of_one)
+            off = row.off and region != "on"
+            told = dataclasses.replace(row, meaning=meaning, compute=of_one, off=off)
+            yield name.format(region=region, norm=norm), told
 
 
 def _of_one(row: Measure, region: Region, norm: str) -> Callable[[Subject], jax.Array]:
@@ -313,17 +355,15 @@ def measure(
     of `Subject`; those behind the star are static.
 
     Returns:
-        The arrays named by `recording.variables`: () per cell, (n,) per point and (h,) per held-out point.
+        The arrays named by `recording.measured`: () per cell, (n,) per point and (h,) per held-out point.
 
     Raises:
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    subject = Subject(
-        network, x, y, subspace, heldout, key, unseen, model, **what, frozen=frozen, beside=beside
-    )
+    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what, frozen=frozen, beside=beside)
     record = {}
-    for name, row in recording.variables.items():
+    for name, row in recording.measured.items():
         record[name] = row.compute(subject)
         _check(name, row, record[name], {"point": len(x), "heldout": len(heldout)})
     return record

@@ -17,7 +17,7 @@ from subspace_adv.datasets import input_span
 from subspace_adv.devices import Device
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
-from subspace_adv.measures import TRAINED, Recording, variables
+from subspace_adv.measures import TRAINED, Recording
 from subspace_adv.models import architecture_of, module
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
@@ -111,7 +111,7 @@ class Group(NamedTuple):
     def cell_bytes(self) -> int:
         """Bytes a cell takes in the results folder, uncompressed."""
         p = self.program
-        recorded = variables(p.recording.regions, p.recording.norms).values()
+        recorded = p.recording.variables.values()
         return 4 * p.size + 5 + sum(4 * v.values(p.shape.samples) for v in recorded)
 
 
@@ -299,6 +299,7 @@ def _program(
         value("restarts"),
         value("gap"),
         recipe.loss,
+        value("redraws"),
     )
     span = input_span(settings, model.fields)
     law = Law(init, design.width, span.fan_in, span.dimension, design.parametrization)

@@ -6,23 +6,28 @@ from typing import Any
 import numpy as np
 
 from subspace_adv import theory
-from subspace_adv.data import DataSettings, Shape
-from subspace_adv.datasets import input_span
+from subspace_adv.data import DataSettings
+from subspace_adv.frozen import Frozen, over_grid
 from subspace_adv.initialization import GAUSSIAN, gain
 from subspace_adv.measures import Dimension, Variable
-from subspace_adv.models import MODELS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.parametrizations import PARAMETRIZATIONS
-from subspace_adv.receptive_fields import DENSE
 from subspace_adv.reduction import reduction
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, STEP_LIMIT
 
 _DECAY_HOLDS = (
     "NaN where training moves the part in ways of its own: adam, but for points and region on coordinate axes apart "
-    "and without weight decay, and points that do not span a subspace of the region's complement (chessboard)"
+    "and without weight decay, and points that do not span a subspace of the region's complement (chessboard); in "
+    "convolutions whose patches of the data span all that a filter sees; in networks of a user's own class"
 )
-_HOLDS = "NaN where there is no predicted_decay, where the initial weights are not Gaussian (torch), in codimension 0"
+_LAW_HOLDS = (
+    "NaN where there is no predicted_decay, where the initial weights are not Gaussian (torch), in codimension 0"
+)
+_BOUND_HOLDS = (
+    f"{_LAW_HOLDS}, and in convolutions but for patches that tile the points, each of them anywhere in one subspace"
+)
+_HOLDS = f"{_LAW_HOLDS}, and in convolutions"
 _POINT: tuple[Dimension, ...] = ("point",)
 _GRADIENT = "predicted gradient_norm_off given the training run"
 _GRADIENT_UNIT = "output per input length"
@@ -32,7 +37,13 @@ PREDICTIONS = {
         (), "1", f"factor by which training multiplies the weights orthogonal to the subspace; {_DECAY_HOLDS}"
     ),
     "predicted_bound_probability": Variable(
-        (), "1", f"least probability of predicted_gradient_norm_off_lower_bound, and of the upper one; {_HOLDS}"
+        (), "1", f"least probability of predicted_gradient_norm_off_lower_bound, and of the upper one; {_BOUND_HOLDS}"
+    ),
+    "predicted_off_deviation": Variable(
+        (),
+        "output per input length",
+        "standard deviation of the first layer's weights that never learn: gradient_off_whitened over its square is χ² "
+        f"of gradient_off_freedom degrees of freedom given the training run; {_LAW_HOLDS}",
     ),
     "predicted_gradient_norm_off": Variable(_POINT, _GRADIENT_UNIT, f"{_GRADIENT}: median of its law; {_HOLDS}"),
     "predicted_gradient_norm_off_low": Variable(
@@ -42,23 +53,23 @@ PREDICTIONS = {
         _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: 97.5 % quantile of its law; {_HOLDS}"
     ),
     "predicted_gradient_norm_off_lower_bound": Variable(
-        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: exceeded with predicted_bound_probability; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: exceeded with predicted_bound_probability; {_BOUND_HOLDS}"
     ),
     "predicted_gradient_norm_off_upper_bound": Variable(
-        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: not exceeded with predicted_bound_probability; {_HOLDS}"
+        _POINT, _GRADIENT_UNIT, f"{_GRADIENT}: not exceeded with predicted_bound_probability; {_BOUND_HOLDS}"
     ),
     "predicted_distance_universal": Variable(
         _POINT,
         "input length",
         "predicted distance_universal, to first order and at the typical slope; 0 where misclassified, inf where no "
-        f"neuron is active; {_HOLDS}",
+        f"neuron is active; {_BOUND_HOLDS}",
     ),
 }
 
 Setting = Callable[..., np.ndarray]
 """Values of a leaf, shaped to broadcast over the grid."""
-OfData = Callable[[list], np.ndarray]
-"""A fact of each dataset, shaped to broadcast over the grid."""
+OfFrozen = Callable[[Callable[[Frozen], Any], Any], np.ndarray]
+"""A fact of what never learns, and another where nothing is known of it, shaped to broadcast over the grid."""
 
 
 def predict(
@@ -84,8 +95,8 @@ def predict(
     def setting(leaf: str, dtype: Any = np.float32) -> np.ndarray:
         return np.array(sweep.values(leaf), dtype).reshape([-1 if axis == leaf else 1 for axis in sweep.axes])
 
-    def of_data(facts: list) -> np.ndarray:
-        return np.array(facts)[which]
+    def of_frozen(fact: Callable[[Frozen], Any], otherwise: Any) -> np.ndarray:
+        return over_grid(sweep, datasets, which, fact, otherwise)
 
     def per_cell(values: np.ndarray) -> np.ndarray:
         return np.broadcast_to(values, sweep.shape).astype(np.float32).reshape(-1)
@@ -93,19 +104,17 @@ def predict(
     def per_point(factor: np.ndarray) -> np.ndarray:
         return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
 
-    shapes = [settings.shape for settings in datasets]
-    rho = np.where(
-        _off_untrained(setting, of_data, datasets), _decay(sweep, setting, of_data, shapes, recorded), np.nan
-    )
     inits = setting("init", None)
     gains = np.vectorize(gain, otypes=[np.float32])(inits)
-    lawful = [name for name, row in MODELS.items() if row.has_dense_law]
-    known = np.isin(inits, GAUSSIAN) & np.isin(setting("architecture", None), lawful)
-    beta = np.where(known, gains * setting("init_scale"), np.nan) / np.sqrt(
-        of_data([shape.ambient_dim for shape in shapes])
+    fan_in = of_frozen(lambda frozen: frozen.span.fan_in, np.nan)
+    rho = np.where(_off_untrained(setting, of_frozen), _decay(sweep, setting, fan_in, recorded), np.nan)
+    deviation = (
+        np.abs(rho) * np.where(np.isin(inits, GAUSSIAN), gains * setting("init_scale"), np.nan) / np.sqrt(fan_in)
     )
-    scale = np.abs(rho) * beta
-    codimension = np.maximum(of_data([shape.ambient_dim - shape.subspace_dim for shape in shapes]), 1)
+    freedom = of_frozen(lambda frozen: frozen.freedom, 0)
+    scale = np.where(freedom > 0, deviation, np.nan)
+    dense = np.where(of_frozen(lambda frozen: frozen.is_dense, False), 1, np.nan)
+    codimension = np.maximum(freedom, 1)
     lower_bound, upper_bound = theory.length_bounds(codimension)
     universal = theory.universal_distance(
         recorded["output"],
@@ -119,36 +128,32 @@ def predict(
         "predicted_bound_probability": per_cell(
             np.where(np.isnan(scale), np.nan, theory.bound_probability(codimension))
         ),
-        gradient: per_point(theory.chi_quantile(codimension, 0.5)),
-        f"{gradient}_low": per_point(theory.chi_quantile(codimension, 0.025)),
-        f"{gradient}_high": per_point(theory.chi_quantile(codimension, 0.975)),
+        "predicted_off_deviation": per_cell(deviation),
+        gradient: per_point(dense * theory.chi_quantile(codimension, 0.5)),
+        f"{gradient}_low": per_point(dense * theory.chi_quantile(codimension, 0.025)),
+        f"{gradient}_high": per_point(dense * theory.chi_quantile(codimension, 0.975)),
         f"{gradient}_lower_bound": per_point(lower_bound),
         f"{gradient}_upper_bound": per_point(upper_bound),
         "predicted_distance_universal": np.where(wrong & ~np.isnan(universal), np.float32(0), universal),
     }
 
 
-def _off_untrained(setting: Setting, of_data: OfData, datasets: Sequence[DataSettings]) -> np.ndarray:
+def _off_untrained(setting: Setting, of_frozen: OfFrozen) -> np.ndarray:
     """Where training does to the off part what `theory.decay` says, and there is an off part."""
-    shapes = [settings.shape for settings in datasets]
     optimizers = setting("optimizer", None)
-    there = of_data([shape.subspace_dim == shape.span_dim < shape.ambient_dim for shape in shapes])
     untrained = np.zeros((), bool)
     for name in np.unique(optimizers):
-        by_decay_alone = of_data([reduction(input_span(one, DENSE), name, 0)[0] for one in datasets])
+        by_decay_alone = of_frozen(lambda frozen, name=name: reduction(frozen.span, name, 0)[0], False)
         if OPTIMIZERS[name].off is not OffPart.SCALED:
             by_decay_alone = by_decay_alone & (setting("weight_decay") == 0)
         untrained = untrained | ((optimizers == name) & by_decay_alone)
-    return there & untrained
+    return untrained & of_frozen(lambda frozen: frozen.exists, False)
 
 
-def _decay(
-    sweep: Sweep, setting: Setting, of_data: OfData, shapes: list[Shape], recorded: dict[str, np.ndarray]
-) -> np.ndarray:
+def _decay(sweep: Sweep, setting: Setting, fan_in: np.ndarray, recorded: dict[str, np.ndarray]) -> np.ndarray:
     trained = np.isin(recorded["status"], (CONVERGED, STEP_LIMIT))
     momentum = np.where(np.isin(setting("optimizer", None), readers("momentum")), setting("momentum"), 0)
     names, width = setting("parametrization", None), setting("width", np.float64)
-    fan_in = of_data([shape.ambient_dim for shape in shapes]).astype(np.float64)
     rate: np.ndarray | float = 1.0
     for name in set(sweep.values("parametrization")):
         rate = np.where(names == name, PARAMETRIZATIONS[name].first(fan_in, width).weight, rate)

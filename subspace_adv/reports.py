@@ -134,17 +134,24 @@ def _values(arm: tables.Arm, axes: Sequence[Hashable]) -> list[str]:
 def print_check(found: checks.Check) -> None:
     """What became of the comparison with the predicted law."""
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
-    print("law       gradient_norm_off g is |ρ|·β·√A·χ in law given the run, χ of l degrees of freedom (F3)")
+    print("law       gradient_norm_off g is |ρ|·β·√A·χ in law given the run, χ of l degrees of freedom (F3, F14)")
     print(f"networks  {found.networks:,} checked; left out: {left_out}")
     print(f"points    {found.points:,}, of which {found.idle_points:,} left out as no neuron is active there")
-    print(f"sample    {found.sample:,} independent points: one of each seed, from changing cells")
-    print(f"fit       p = {found.p_value:.3g} (Kolmogorov–Smirnov, exact law)")
-    print(f"scale     {_precise(found.scale)} measured over predicted, sample, 95 % interval")
+    fits = table("law of", "networks", "sample", "p", "measured over predicted scale")
+    for name, fit in [
+        ("the gradient at a point", found.at_points),
+        *(("all gradients, whitened", f) for f in found.whitened),
+    ]:
+        if fit:
+            fits.add_row(name, fit.of or "all", f"{fit.sample:,}", f"{fit.p_value:.3g}", _precise(fit.scale))
+    print_table(fits)
+    print("A sample has one number of each seed, from changing cells; p of Kolmogorov and Smirnov, intervals of 95 %.")
     bounds = table("bound", "held by", "of the sample", "promised")
     for bound in found.bounds:
         sample = " ".join((f"{bound.sample.estimate:.2%}", f"[{bound.sample.low:.2%}, {bound.sample.high:.2%}]"))
         bounds.add_row(bound.side, f"{bound.share:.2%}", sample, f"≥ {bound.promised:.2%}")
-    print_table(bounds)
+    if found.bounds:
+        print_table(bounds)
     if found.exponents:
         powers = table("exponent of", "in the root mean square of", "seeds", "fitted", "predicted")
         for power in found.exponents:
@@ -152,6 +159,12 @@ def print_check(found: checks.Check) -> None:
                 power.axis, power.quantity, f"{power.seeds:,}", _precise(power.fitted), f"{power.predicted:g}"
             )
         print_table(powers)
+    if found.ranks:
+        ranks = table("rank among redrawn off parts of", "sample", "p")
+        for one in found.ranks:
+            ranks.add_row(one.variable, f"{one.sample:,}", f"{one.p_value:.3g}")
+        print_table(ranks)
+        print("Ranks are uniform whatever the variable, attacks and certificates included (F16); p of the χ² test.")
 
 
 def _precise(found: checks.Interval) -> str:

@@ -52,7 +52,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     sweep = store.sweep
     datasets, which = grid_data(sweep)
     labels, inputs, heldout = _points(datasets)
-    table = variables(sweep.measure.regions, sweep.measure.norms)
+    table = variables(sweep.measure.regions, sweep.measure.norms, max(sweep.values("redraws")))
     arrays: dict[str, np.ndarray] = {
         "status": np.full(sweep.cells, PENDING, np.int8),
         "steps": np.full(sweep.cells, np.nan, np.float64),

@@ -82,6 +82,7 @@ class MeasureSettings(Table, frozen=True):
     attack_steps: Annotated[int, Field(ge=1, le=100_000), STATIC] = 56
     restarts: Annotated[int, Field(ge=1, le=10_000), STATIC] = 32
     gap: Annotated[NotNegative, STATIC] = 0.01
+    redraws: Annotated[int, Field(ge=0, le=999), STATIC] = 0
 
 
 def tables() -> Mapping[str, type[Table]]:

@@ -18,6 +18,7 @@ KEY_IMPLEMENTATION = "threefry2x32"
 
 # Of a key that draws a network, beside its neurons, which are numbered from 0.
 HEAD_BIAS, OFF_FRAME = 2**31 - 1, 2**31 - 2
+OFF_REDRAWN = 2**31 - 2**16  # the key of redrawn weights off the span
 HIDDEN_LAYER = 2**31 - 2  # less the number of a layer between the first and the head, from 1 on: keys of its neurons
 # Of a neuron: what it learns from; its weights off the span of the data; the blocks of a uniform law's coordinates,
 # which take all numbers from this one on.
@@ -53,6 +54,15 @@ def neuron_keys(key: jax.Array, neurons: jax.Array) -> jax.Array:
     return jax.vmap(lambda neuron: random.fold_in(key, neuron))(neurons)
 
 
+def off_keys(key: jax.Array, redraws: int) -> jax.Array:
+    """Of the key that draws a network: itself, which draws its weights off the span, and others to draw them again."""
+    others = jax.vmap(lambda number: random.fold_in(random.fold_in(key, OFF_REDRAWN), number))(
+        jnp.arange(redraws, dtype=jnp.int32)
+    )
+    data = jnp.concatenate([random.key_data(key)[None], random.key_data(others)])
+    return random.wrap_key_data(data, impl=KEY_IMPLEMENTATION)
+
+
 def measuring_key(seed: jax.Array | int) -> jax.Array:
     """Of a network's seed: the key of all that is drawn to measure it."""
     return random.fold_in(key_of(seed), _MEASURING)
@@ -85,6 +95,11 @@ def far_rays_key() -> jax.Array:
 def unseen_key(key: jax.Array) -> jax.Array:
     """Of a direction's key: that of its length in dimensions that its coordinates leave out."""
     return random.fold_in(key, 0)
+
+
+def tie_key(key: jax.Array) -> jax.Array:
+    """Of a measuring key: the key that breaks ties between a network and its redraws."""
+    return random.fold_in(direction_key(key), 1)
 
 
 def data_generator(data_seed: int, *stream: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from subspace_adv.contracts import Model
 from subspace_adv.receptive_fields import Dense
 
-_DEPENDENT = 1e-6  # of the largest variance: what is left of a value that is less is one of those before it, rounding apart
+_DEPENDENT = 1e-6  # of the largest variance: where less is left of a value, those before it tell all, rounding apart
 
 
 class Whitened(NamedTuple):

@@ -13,9 +13,9 @@ import subspace_adv
 LINES = [
     ["errors", "rows", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
     ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
-    ["attacks", "brackets", "subject", "measures", "theory"],
+    ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
-    ["engine", "arguments", "single", "manifest", "store", "predictions", "loading", "results", "runner"],
+    ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]

@@ -16,7 +16,7 @@ from subspace_adv.engine.inputs import arguments, points_of, spans_of
 from subspace_adv.engine.networks import Lane, Spans, hyper_of
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
-from subspace_adv.measures import Rounding
+from subspace_adv.measures import Measure, Rounding, Variable
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.parametrizations import PARAMETRIZATIONS
 from subspace_adv.planning import Chunk, Group
@@ -266,7 +266,7 @@ def measure(
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of, batches))
     measured = {
-        name: _rounded(np.concatenate([part[name] for part in parts])[: len(chunk.cells)], row.rounding)
+        name: _rounded(np.concatenate([part[name] for part in parts])[: len(chunk.cells)], _rounding(row))
         for name, row in program.recording.variables.items()
     }
     for values in measured.values():
@@ -326,6 +326,10 @@ def _in_batches(
 
     begins = range(0, len(cells), batch)
     return [np.minimum(np.arange(begin, begin + batch), len(cells) - 1) for begin in begins], arguments_of
+
+
+def _rounding(variable: Variable) -> Rounding:
+    return variable.rounding if isinstance(variable, Measure) else Rounding.NEAREST
 
 
 def _rounded(values: np.ndarray, rounding: Rounding) -> np.ndarray:

@@ -18,7 +18,6 @@ CNN = Architecture(
         *("init", "trainable", "parametrization", "width", "depth"),
         *("kernel", "stride", "mixing", "padding", "layout"),
     ),
-    has_dense_law=False,
     needs_signals=True,
     impossible=lambda design: design.convolution.impossible(design.depth),
     module=lambda design: layers.Layers(design.width, design.depth, design.convolution),

@@ -180,4 +180,4 @@ def _known(design: Design) -> linen.Module | None:
     return instance(design) if is_known(design.architecture) else None
 
 
-MODULE = Architecture(model, reads=ASKED, has_dense_law=False, pads=False, module=_known)
+MODULE = Architecture(model, reads=ASKED, pads=False, module=_known)
