@@ -1,9 +1,12 @@
 """The kinds of data, a file and a row each: labelled points on a low-dimensional subspace, from settings alone."""
 
+from subspace_adv.data.band_limited import BandLimitedData
 from subspace_adv.data.chessboard import ChessboardData
+from subspace_adv.data.drawn import CLUSTER_SPREAD
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
 from subspace_adv.data.line import LineData
-from subspace_adv.data.subspace import CLUSTER_SPREAD, SubspaceData
+from subspace_adv.data.patches import PatchesData
+from subspace_adv.data.subspace import SubspaceData
 from subspace_adv.rows import Rows
 
 
@@ -13,18 +16,28 @@ def _check(kind: str, row: type[DataSettings]) -> None:
 
 
 KINDS: Rows[type[DataSettings]] = Rows(
-    "kind", {"line": LineData, "chessboard": ChessboardData, "subspace": SubspaceData}, _check
+    "kind",
+    {
+        "line": LineData,
+        "chessboard": ChessboardData,
+        "subspace": SubspaceData,
+        "patches": PatchesData,
+        "band-limited": BandLimitedData,
+    },
+    _check,
 )
 
 __all__ = [
     "CLUSTER_SPREAD",
     "HELDOUT",
     "KINDS",
+    "BandLimitedData",
     "ChessboardData",
     "Data",
     "DataSettings",
     "Impossible",
     "LineData",
+    "PatchesData",
     "Shape",
     "SubspaceData",
     "as_data",

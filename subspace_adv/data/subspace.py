@@ -6,73 +6,26 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from subspace_adv import streams
-from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
-from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Seed
-from subspace_adv.geometry import Subspace, orthonormal
-
-CLUSTER_SPREAD = 0.1
-"""Standard deviation, per coordinate, of a point around its cluster's centre (centres have norm √k)."""
+from subspace_adv.data.drawn import DrawnData
+from subspace_adv.data.kind import Impossible, Shape
+from subspace_adv.fields import DATA, PLACE, Count
+from subspace_adv.geometry import orthonormal
 
 
-class SubspaceData(DataSettings, frozen=True):
-    """Points on a k-dimensional linear subspace of R^d, drawn from a data seed.
+class SubspaceData(DrawnData, frozen=True):
+    """Points on a k-dimensional linear subspace of R^d."""
 
-    Points and labels are the first n of any number of them. Held out: fresh draws of the same law.
-    """
-
-    is_signal: ClassVar[bool] = True
-    told_in_span: ClassVar[bool] = True
     to_align: ClassVar[str] = "set basis = 'axis-aligned'"
 
     ambient_dim: Annotated[Count, PLACE] = 20  # d
     subspace_dim: Annotated[Count, DATA] = 2  # k
-    samples: Annotated[Count, DATA] = 20  # n
     # Uniform among k-dimensional subspaces, or the first k axes.
     basis: Annotated[Literal["random", "axis-aligned"], PLACE] = "random"
-    # Coordinates that are standard normal, or lie on the sphere of radius √k.
-    distribution: Annotated[Literal["gaussian", "sphere"], DATA] = "sphere"
-    # Random signs; the side of a random hyperplane of the subspace through 0; or points normal around min(2k, n)
-    # centres ±√k·eⱼ in random order, with standard deviation CLUSTER_SPREAD in each coordinate, every other centre of
-    # each label.
-    labels: Annotated[Literal["random", "halfspace", "clusters"], DATA] = "random"
-    data_seed: Annotated[Seed, DATA_REPLICATE] = 0
 
     @property
     def shape(self) -> Shape:
         """As set; a linear subspace is its own span."""
         return Shape(self.samples, self.ambient_dim, self.subspace_dim, self.subspace_dim)
-
-    def draw(self) -> Data:
-        """The points, by their coordinates within the subspace."""
-        k, n = self.subspace_dim, self.samples
-        coordinates = self._stream(streams.POINTS).standard_normal((n, k))
-        heldout = self._stream(streams.HELDOUT_POINTS).standard_normal((HELDOUT, k))
-        if self.labels == "clusters":
-            centres = self._centres()
-            some = self._stream(streams.HELDOUT_CENTRES).integers(min(2 * k, n), size=HELDOUT)
-            coordinates = centres[np.arange(n) % (2 * k)] + CLUSTER_SPREAD * coordinates
-            heldout = centres[some] + CLUSTER_SPREAD * heldout
-        if self.distribution == "sphere":
-            coordinates, heldout = (
-                points * (np.sqrt(k) / np.linalg.norm(points, axis=1, keepdims=True))
-                for points in (coordinates, heldout)
-            )
-        return as_data(coordinates, self.draw_labels(), Subspace.axis_aligned(k, k), heldout)
-
-    def draw_labels(self) -> np.ndarray:
-        """The labels; they do not depend on the distribution of the points."""
-        k, n = self.subspace_dim, self.samples
-        if self.labels == "clusters":
-            return np.where(np.arange(n) % (2 * k) % 2 == 0, 1, -1)
-        if self.labels == "halfspace":
-            coordinates = self._stream(streams.POINTS).standard_normal((n, k))
-            return np.where(coordinates @ self._stream(streams.HYPERPLANE).standard_normal(k) >= 0, 1, -1)
-        return np.where(self._stream(streams.LABEL_SIGNS).random(n) < 0.5, 1, -1)
-
-    @property
-    def label_draws(self) -> int:
-        """Only a halfspace needs the points."""
-        return self.samples * (self.subspace_dim if self.labels == "halfspace" else 1)
 
     def span(self) -> np.ndarray:
         """The subspace.
@@ -98,12 +51,3 @@ class SubspaceData(DataSettings, frozen=True):
         k, d = max(values["subspace_dim"]), min(values["ambient_dim"])
         why = f"over ambient_dim = {d}; at most {d} is possible"
         return Impossible("subspace_dim", k, why) if k > d else None
-
-    def _centres(self) -> np.ndarray:
-        """The centres ±√k·eⱼ of clusters in random order, (2k, k); every other one carries the label +1."""
-        k = self.subspace_dim
-        centres = np.sqrt(k) * np.concatenate([np.eye(k), -np.eye(k)])
-        return self._stream(streams.CENTRES).permutation(centres)
-
-    def _stream(self, *stream: int) -> np.random.Generator:
-        return streams.data_generator(self.data_seed, *stream)
