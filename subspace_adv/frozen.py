@@ -9,8 +9,7 @@ import numpy as np
 from subspace_adv.contracts import Design
 from subspace_adv.data import DataSettings
 from subspace_adv.datasets import input_span
-from subspace_adv.models import architecture_of
-from subspace_adv.models.module import is_name
+from subspace_adv.models import architecture_of, is_class_name
 from subspace_adv.receptive_fields import Dense
 from subspace_adv.reduction import InputSpan
 from subspace_adv.sweep import DESIGNED, Sweep
@@ -30,7 +29,7 @@ class Frozen(NamedTuple):
 
 def frozen_part(design: Design, settings: DataSettings) -> Frozen | None:
     """Of networks of a design on a dataset; None of a user's own class, of which nothing is known."""
-    if is_name(design.architecture):
+    if is_class_name(design.architecture):
         return None
     model = architecture_of(design.architecture).model(design)
     if not model.has_frozen_part:

@@ -19,8 +19,7 @@ from subspace_adv.datasets import cell_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, variables
-from subspace_adv.models import architecture_of
-from subspace_adv.models.module import hand_over, is_name
+from subspace_adv.models import architecture_of, hand_over, is_class_name
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.program import parameter_shapes
 from subspace_adv.receptive_fields import Dense
@@ -75,19 +74,19 @@ def load_networks(folder: str | Path, *, module: type[linen.Module] | None = Non
     selected, shape = _select(store.sweep, coordinates)
     chosen, back = np.unique(selected, return_inverse=True)
     design = _one_design(store.sweep, chosen)
-    if module is not None and is_name(design.architecture):
+    if module is not None and is_class_name(design.architecture):
         hand_over(design.architecture, module)
     elif module is not None:
         raise UserError(
             f"module: is of networks of your own class, and these are of {design.architecture}; leave it out"
         )
-    found = (_as_saved if is_name(design.architecture) else _in_ambient)(store, chosen, design)
+    found = (_as_saved if is_class_name(design.architecture) else _in_ambient)(store, chosen, design)
     if found is None:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
     params = jax.tree.map(lambda values: values[back].reshape((*shape, *values.shape[1:])), found)
     row = architecture_of(design.architecture)
     made_of = row.module(design)
-    return params if made_of is None and not is_name(design.architecture) else Networks(params, made_of)
+    return params if made_of is None and not is_class_name(design.architecture) else Networks(params, made_of)
 
 
 def _one_design(sweep: Sweep, cells: np.ndarray) -> Design:

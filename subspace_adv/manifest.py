@@ -1,20 +1,23 @@
 """What a results folder says of itself: its sweep, how that is cut into chunks, and with what it was made."""
 
 import hashlib
+import inspect
 import json
 import platform
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from subspace_adv.attacks import ATTACKS
+from subspace_adv.classes import own_classes
 from subspace_adv.contracts import named
-from subspace_adv.errors import brief
+from subspace_adv.errors import UserError, brief
 from subspace_adv.measures import MEASURES
-from subspace_adv.models import module
+from subspace_adv.models import class_of
 from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
@@ -68,8 +71,15 @@ def _parameters(group: Group) -> str:
 
 def _classes(sweep: Sweep) -> list[str]:
     """The user's own classes of networks, with digests of the files they are written in."""
-    names = [name for name in sweep.values("architecture") if module.is_name(name)]
-    return [f"{name} of a file with SHA-256 {module.source_digest(name)}" for name in names]
+    return [f"{name} of a file with SHA-256 {_source_digest(name)}" for name in own_classes(sweep)]
+
+
+def _source_digest(name: str) -> str:
+    """Of the file that a class is written in: other code may make other networks."""
+    try:
+        return sha256(Path(inspect.getfile(class_of(name))).read_bytes())
+    except (OSError, TypeError) as error:
+        raise UserError(f"architecture {name!r}: its source cannot be read: {error}") from None
 
 
 def git_commit() -> str | None:

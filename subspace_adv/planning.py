@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import costs, devices
+from subspace_adv.classes import import_class, own_classes
 from subspace_adv.contracts import Design, Kernel, Model, affine, named
 from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
@@ -18,7 +19,7 @@ from subspace_adv.devices import Device
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, Recording
-from subspace_adv.models import architecture_of, module
+from subspace_adv.models import ASKED, architecture_of, unread
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.program import Program, parameter_shapes
@@ -216,19 +217,21 @@ def plan(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = N
     """
     if not isinstance(sweep, Sweep):
         raise UserError(f"{sweep!r} is no Sweep; Sweep.from_toml reads one from a file")
-    _check_classes(sweep)
+    _import_classes(sweep)
     warn_of_pitfalls(sweep)
     return cut(sweep, trainer, device)
 
 
-def _check_classes(sweep: Sweep) -> None:
-    """Refuse settings that none of the user's own classes is told."""
-    names = [name for name in sweep.values("architecture") if module.is_name(name)]
+def _import_classes(sweep: Sweep) -> None:
+    """Import the user's own classes, and refuse settings that none of them is told."""
+    names = own_classes(sweep)
+    for name in names:
+        import_class(name)
     if len(names) < len(sweep.values("architecture")):
         return  # others read them
-    for leaf in module.ASKED:
+    for leaf in ASKED:
         default = NetworkSettings.model_fields[leaf].default
-        if sweep.values(leaf) != (default,) and all(leaf in module.unread(name) for name in names):
+        if sweep.values(leaf) != (default,) and all(leaf in unread(name) for name in names):
             told = f"changes nothing, as {' and '.join(names)} has no field of this name; leave it out"
             raise UserError(f"network.{leaf} = {brief(sweep.values(leaf))}: {told}")
 

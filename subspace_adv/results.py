@@ -14,8 +14,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.geometry import region_dim
 from subspace_adv.loading import committed
 from subspace_adv.measures import distance_parts, variables
-from subspace_adv.models import architecture_of
-from subspace_adv.models.module import is_name
+from subspace_adv.models import architecture_of, is_class_name
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import Store
@@ -122,7 +121,7 @@ def _models(sweep: Sweep) -> list[tuple[str, Model | None]]:
     ]
     kinds = [design.architecture for design in designs]
     return [
-        (kind, None if is_name(kind) else architecture_of(kind).model(design))
+        (kind, None if is_class_name(kind) else architecture_of(kind).model(design))
         for kind, design in zip(kinds, designs, strict=True)
     ]
 

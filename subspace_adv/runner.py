@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 import jax
 
 from subspace_adv import engine
+from subspace_adv.classes import own_classes
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, Group, cut, plan
@@ -98,6 +99,8 @@ def how_to_resume(folder: str | Path) -> str:
     """
     folder, store = Path(folder), Store.open(folder)
     command = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)])
+    if own_classes(store.sweep):  # which are imported by a run alone
+        return f"resume with: {command}"
     difference = _difference(store, None)
     for trainer in get_args(Trainer):
         if difference and not _difference(store, trainer):

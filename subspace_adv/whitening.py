@@ -40,7 +40,7 @@ def whitened(weights: jax.Array, values: jax.Array) -> Whitened:
         shares = rows @ direction
         rows = jnp.where(counts, rows - shares[:, None] * direction[None], 0)
         left = left - shares[:, None] * innovation[None]
-        return rows, left, squares + jnp.where(counts, jnp.sum(innovation**2), 0), rank + counts
+        return rows, left, squares + jnp.where(counts, jnp.sum(innovation**2), 0), rank + counts.astype(rank.dtype)
 
     start = weights, values, jnp.zeros((), values.dtype), jnp.zeros((), values.dtype)
     _, _, squares, rank = jax.lax.fori_loop(0, min(weights.shape), take, start)

@@ -14,7 +14,7 @@ LINES = [
     ["errors", "rows", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
     ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
-    ["settings", "sweepfile", "sweep", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
+    ["settings", "sweepfile", "sweep", "classes", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
     ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]

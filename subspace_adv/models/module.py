@@ -1,15 +1,7 @@
 """Architecture "package.module:Class": a flax linen module of the user's own, R^d → R."""
 
 import functools
-import hashlib
-import importlib
-import inspect
-import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,28 +20,9 @@ ASKED = ("width", "depth")  # what a class is told of a cell's settings, if it h
 _classes: dict[str, type[linen.Module]] = {}
 
 
-def is_name(value: object) -> bool:
+def is_class_name(value: object) -> bool:
     """Whether a value has the form of the name of a class."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
-
-
-def imported(name: str) -> type[linen.Module]:
-    """The class of a name, imported from the working directory or from what is installed.
-
-    Raises:
-        UserError: if it cannot be, or is no linen module, with the reason.
-    """
-    if name in _classes:
-        return _classes[name]
-    module, _, attribute = name.partition(":")
-    try:
-        with _working_directory():
-            found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's file does as it is imported
-        reason = str(error) or type(error).__name__
-        where = f"; {Path.cwd()} and what is installed are looked through" if isinstance(error, ImportError) else ""
-        raise UserError(f"architecture {name!r}: cannot be imported: {reason}{where}") from None
-    return hand_over(name, found)
 
 
 def hand_over(name: str, given: Any) -> type[linen.Module]:
@@ -65,26 +38,19 @@ def hand_over(name: str, given: Any) -> type[linen.Module]:
 
 
 def is_known(name: str) -> bool:
-    """Whether the class of a name was imported, or handed over, in this process."""
+    """Whether the class of a name was handed over in this process."""
     return name in _classes
 
 
-def source_digest(name: str) -> str:
-    """Of the file that a class is written in, in hexadecimal: other code may make other networks."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(imported(name))).read_bytes()).hexdigest()
-    except (OSError, TypeError) as error:
-        raise UserError(f"architecture {name!r}: its source cannot be read: {error}") from None
+def class_of(name: str) -> type[linen.Module]:
+    """The class of a name.
 
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """With the working directory among the places that modules are imported from."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.pop(0)
+    Raises:
+        UserError: if it was not handed over.
+    """
+    if name not in _classes:
+        raise UserError(f"architecture {name!r}: nothing is imported because results name it; hand its class over")
+    return _classes[name]
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,7 +98,7 @@ def instance(design: Design) -> linen.Module:
     Raises:
         UserError: if it cannot be made.
     """
-    found = imported(design.architecture)
+    found = class_of(design.architecture)
     told = {leaf: getattr(design, leaf) for leaf in ASKED if leaf in _fields_of(found)}
     try:
         return found(**told)
@@ -145,7 +111,7 @@ def instance(design: Design) -> linen.Module:
 
 def unread(name: str) -> tuple[str, ...]:
     """Settings that a class is not told, as it has no field of the name."""
-    return tuple(leaf for leaf in ASKED if leaf not in _fields_of(imported(name)))
+    return tuple(leaf for leaf in ASKED if leaf not in _fields_of(class_of(name)))
 
 
 def _fields_of(found: type[linen.Module]) -> Any:

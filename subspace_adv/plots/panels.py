@@ -15,7 +15,7 @@ from matplotlib.path import Path as MatplotlibPath
 from subspace_adv.contracts import Design, Model
 from subspace_adv.loading import Networks
 from subspace_adv.measures import distance_name
-from subspace_adv.models import architecture_of, module
+from subspace_adv.models import architecture_of, is_class_name, is_known
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 from subspace_adv.training import DIVERGED, PENDING
@@ -70,7 +70,7 @@ def is_trained(status: xr.DataArray) -> np.ndarray:
 def are_known(dataset: xr.Dataset) -> bool:
     """Whether figures can evaluate networks: those of a user's own class if it was imported, or handed over."""
     kinds = dataset["architecture"].values.tolist() if "architecture" in dataset.coords else None
-    return all(module.is_known(kind) for kind in kinds or [dataset.attrs["architecture"]] if module.is_name(kind))
+    return all(is_known(kind) for kind in kinds or [dataset.attrs["architecture"]] if is_class_name(kind))
 
 
 def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
