@@ -60,6 +60,23 @@ def orthonormal(directions: np.ndarray) -> np.ndarray:
     return basis * np.where(np.diag(triangle) < 0, -1, 1)
 
 
+@jax.custom_batching.sequential_vmap
+def factors(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Orthonormal columns (d, c) and triangle (c, c) that a matrix (d, c) is the product of; c ≤ d, else both cut to d.
+
+    Of several matrices one after the other: LAPACK, as jaxlib calls it for many at once, waits for threads of XLA's
+    pool, and where as many programs do so as there are threads, for ever.
+    """
+    columns, triangle = jnp.linalg.qr(matrix)
+    return columns, triangle
+
+
+@jax.custom_batching.sequential_vmap
+def triangular_factor(matrix: jax.Array) -> jax.Array:
+    """The triangle of `factors` alone."""
+    return jnp.linalg.qr(matrix, mode="r")
+
+
 def in_ambient(subspace: Subspace, span: Subspace) -> Subspace:
     """A subspace (r, k) given in coordinates of the span that holds it, in those of R^d.
 
@@ -101,7 +118,7 @@ def canonical_coordinates(weight: jax.Array, basis: jax.Array) -> jax.Array:
         (m, r + min(m, d − r)): W in the span's coordinates, then the lower-triangular factor of what is off it.
     """
     within = weight @ basis
-    triangle = jnp.linalg.qr((weight - within @ basis.T).T, mode="r")
+    triangle = triangular_factor((weight - within @ basis.T).T)
     return jnp.concatenate([within, triangle[: weight.shape[1] - basis.shape[1]].T], axis=1)
 
 

@@ -10,6 +10,7 @@ from jax import random
 
 from subspace_adv import streams
 from subspace_adv.chi import chi_of_normal
+from subspace_adv.geometry import factors, triangular_factor
 from subspace_adv.network import Network
 from subspace_adv.parametrizations import PARAMETRIZATIONS
 
@@ -222,7 +223,7 @@ def _random_frame(key: jax.Array, law: Law, basis: jax.Array) -> jax.Array:
     """Uniformly random orthonormal vectors (d, off_dim) off the span; the first of them are those of fewer."""
     keys = streams.neuron_keys(random.fold_in(key, streams.OFF_FRAME), jnp.arange(law.off_dim, dtype=jnp.int32))
     normal = _normal(jax.vmap(lambda k: _uniform(k, law.ambient_dim))(keys)).T
-    frame, triangle = jnp.linalg.qr(jnp.concatenate([basis, normal.astype(basis.dtype)], axis=1))
+    frame, triangle = factors(jnp.concatenate([basis, normal.astype(basis.dtype)], axis=1))
     sign = jnp.where(jnp.diagonal(triangle) < 0, -1, 1).astype(basis.dtype)
     return (frame * sign[None])[:, law.span_dim :]
 
@@ -269,7 +270,7 @@ def _cube_triangle(keys: jax.Array, law: Law, basis: jax.Array | None) -> jax.Ar
     def add(triangle: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         number, rows = block
         off = _cube_block(keys, law, number).astype(dtype).T - rows @ within.T
-        return jnp.linalg.qr(jnp.concatenate([triangle, off]), mode="r"), None
+        return triangular_factor(jnp.concatenate([triangle, off])), None
 
     start = jnp.zeros((len(keys), len(keys)), dtype)
     return jax.lax.scan(add, start, (jnp.arange(_cube_blocks(law), dtype=jnp.int32), rows))[0][: law.off_dim]

@@ -22,7 +22,7 @@ from subspace_adv.measures import TRAINED, Recording
 from subspace_adv.models import ASKED, architecture_of, unread
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
-from subspace_adv.program import Program, parameter_shapes
+from subspace_adv.program import LARGE_PRODUCT, Program, parameter_shapes
 from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import NetworkSettings, resolved_trainable, role
@@ -31,7 +31,6 @@ from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
 _MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
-_LARGE_PRODUCT = 2**21  # multiplications
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
 _MIN_CHUNK_CELLS, _MAX_CHUNK_CELLS = 256, 4096
@@ -75,8 +74,7 @@ class Group(NamedTuple):
 
         Where two threads run large products at once on CPU, both may wait for ever.
         """
-        p = self.program
-        return self.fused or p.shape.samples * p.law.padded_width * p.inputs > _LARGE_PRODUCT
+        return self.fused or self.program.largest_product > LARGE_PRODUCT
 
     @property
     def measurer(self) -> costs.Measurer:

@@ -19,6 +19,8 @@ from subspace_adv.norms import NORMS
 from subspace_adv.receptive_fields import Dense
 from subspace_adv.training import Recipe
 
+LARGE_PRODUCT = 2**21
+"""Multiplications from which on XLA's own threads share a product."""
 _MEASURED_POINTS = 32  # whose search a core's cache holds
 
 
@@ -52,6 +54,18 @@ class Program(NamedTuple):
     def size(self) -> int:
         """Number of a network's parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.parameters))
+
+    @property
+    def largest_product(self) -> int:
+        """Multiplications of the largest product of matrices that a gradient step of one network takes."""
+        rows = math.prod(self.input_shape[:-1])
+        matrices = [math.prod(leaf.shape) for leaf in jax.tree.leaves(self.parameters) if len(leaf.shape) > 1]
+        return rows * max(matrices)
+
+    @property
+    def inline(self) -> bool:
+        """Whether a thread takes all products by itself, and several threads work side by side."""
+        return not self.recipe.model.form.compensated and self.largest_product <= LARGE_PRODUCT
 
     @property
     def canonical(self) -> bool:
