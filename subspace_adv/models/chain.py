@@ -27,7 +27,7 @@ def model(
     maps: Maps,
     trained: Callable[[str, str], tuple[str, ...]],
 ) -> Model:
-    """A model with exact crossings, and a certificate, of its affine maps; the other arguments as of `autodiff.model`."""
+    """A model of affine maps, with exact crossings and a certificate; other arguments as of `autodiff.model`."""
     by_derivatives = autodiff.model(
         init=init,
         first=first,
@@ -102,9 +102,11 @@ class ChainLocal(ByDerivatives, _Fields):
 
     def gradient_all_on(self) -> jax.Array:
         """Gradient (r,) where every ReLU is on."""
-        return (
-            jax.grad(lambda z: functools.reduce(lambda h, affine_map: affine_map(h), self.maps, z))(self.z) @ self.rates
-        )
+
+        def all_on(z: jax.Array) -> jax.Array:
+            return functools.reduce(lambda h, affine_map: affine_map(h), self.maps, z)
+
+        return jax.grad(all_on)(self.z) @ self.rates
 
 
 def _radii(z: jax.Array, rates: jax.Array, norm: str, none: float) -> jax.Array:

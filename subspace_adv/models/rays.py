@@ -141,17 +141,27 @@ def first_crossing(
     Returns:
         The ends of an interval that holds the crossing: a rounding error wide.
     """
+    z_size = jnp.abs(z) if z_size is None else z_size
+    rate_size = jnp.abs(rate) if rate_size is None else rate_size
+    # On the CPU rays are crossed one by one, so that each takes as many windows as it needs alone.
+    one_by_one = jax.custom_batching.sequential_vmap(_crossing)
+    ray = z, rate, z_size, rate_size, tuple(maps)
+    return Crossing(*jax.lax.platform_dependent(*ray, cpu=one_by_one, default=_crossing))
+
+
+def _crossing(
+    z: jax.Array, rate: jax.Array, z_size: jax.Array, rate_size: jax.Array, maps: tuple[jax.tree_util.Partial, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The ends of the interval that holds the crossing; arguments as of `first_crossing`."""
     weight, constant = sizes_of_terms(maps, z)
     kinks = -z / rate
     kinks = jnp.sort(jnp.where((kinks > 0) & jnp.isfinite(kinks), kinks, jnp.inf))
     kinks = jnp.concatenate([kinks, jnp.full(_ROWS, jnp.inf, z.dtype)])
-    z_size = jnp.abs(z) if z_size is None else z_size
-    rate_size = jnp.abs(rate) if rate_size is None else rate_size
     ray = _Ray(z, rate, z_size, rate_size, kinks, maps, weight, constant)
     nowhere = jnp.full_like(z[0], jnp.inf)
     found = _Found(jnp.zeros_like(nowhere), nowhere, nowhere, jnp.asarray(False))
     found = jax.lax.while_loop(lambda found: ~found.is_over, lambda found: _after_window(ray, found), found)
-    return Crossing(found.lower * (1 - _tie(z.dtype)), found.upper)
+    return found.lower * (1 - _tie(z.dtype)), found.upper
 
 
 def _tie(dtype: jnp.dtype) -> float:
