@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from subspace_adv.contracts import Crossing, Model, power_of_two, prepared
 from subspace_adv.models import autodiff, rays
 from subspace_adv.models.autodiff import ByDerivatives
+from subspace_adv.models.crown import crown_certificate
 from subspace_adv.models.rays import absolute, chained, linear_part
 from subspace_adv.norms import dual_length
 
@@ -35,7 +36,11 @@ def model(
         rest=lambda params, z: chained(maps(params), z),
         trained=trained,
     )
-    return dataclasses.replace(by_derivatives, local=functools.partial(local, first, maps))
+    return dataclasses.replace(
+        by_derivatives,
+        local=functools.partial(local, first, maps),
+        certificate=functools.partial(certificate, first, maps),
+    )
 
 
 class _Fields(NamedTuple):
@@ -125,3 +130,28 @@ def local(
     *inner, last = maps(params)
     sign = jnp.where(chained([*inner, last], z) < 0, -1, 1).astype(x.dtype)
     return ChainLocal(z, weight @ basis, sizes, (*inner, jax.tree.map(lambda a: sign * a, last)))
+
+
+def certificate(
+    first: Callable[[Any], tuple[jax.Array, jax.Array]],
+    maps: Maps,
+    params: Any,
+    x: jax.Array,
+    basis: jax.Array,
+    *,
+    norm: str,
+    upper: jax.Array,
+) -> jax.Array:
+    """A radius (), within which no perturbation in the region flips x (d,): that of `crown_certificate`.
+
+    Args:
+        first: of the model.
+        maps: of the model.
+        params: of the network.
+        x: point (d,).
+        basis: (d, r), of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf" and "l1".
+        norm: of the perturbation.
+        upper: a distance at which x is known to flip, (); inf if none is known.
+    """
+    params, x, basis = prepared(params, x, basis, norm)
+    return crown_certificate(local(first, maps, params, x, basis), norm=norm, upper=upper)

@@ -19,7 +19,7 @@ _BLOCK = 512  # neurons whose ranges are narrowed together
 
 
 class Chain(Protocol):
-    """A signed output f_L(relu(… relu(f_1(relu(z + rates·c))))) over coordinates c, its maps as `rays` tells of them."""
+    """A signed output f_L(relu(… relu(f_1(relu(z + rates·c))))) over coordinates c, of maps as `rays` has them."""
 
     @property
     def z(self) -> Any:
@@ -118,7 +118,7 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
     which is on the right side for its coefficient (CROWN, Zhang et al. 2018). So
 
     - the output s·N is above an affine L₀ + G·c. It is 0 or less at flips, of which therefore none is shorter than
-      L₀/‖G‖, and all lie in the cap {‖c‖ ≤ ρ, G·c ≤ −L₀}. Slopes ascend to where the least of it in the ball is largest;
+      L₀/‖G‖, and all lie in the cap {‖c‖ ≤ ρ, G·c ≤ −L₀}. Slopes ascend to where its least in the ball is largest;
     - a neuron's preactivation, and its negative, are above affine functions too, and the least of these over the cap
       narrows its range. As s·N ≤ 0 at flips, the same is true of a preactivation plus λ·s·N for every λ ≥ 0, whose
       coefficients cancel in part before lines are chosen (as in INVPROP, Kotha et al. 2023). λ is the multiplier with
@@ -126,13 +126,13 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
 
     Narrower ranges make better lines. Radii are tried as in `certificates.crown_certificate`.
 
-    *Rounding.* What is computed is taken as it is, once it has been chosen: slopes, multipliers, coefficients. What
-    that loses is a few ulps of the sizes of the terms of each sum. On the way back through a map f, a row a of
-    coefficients of its outputs becomes aᵀf, whose rounding matters by |a|·|f|(h) at most for inputs up to h: a product of
-    |a| and the sizes S of the terms of the map's outputs, which are one pass of absolute values forward from the highest
-    preactivations. A line's slope and lift are off by ulps of its range, within ±S, times |a|. At the first layer S is
-    that of z, whatever cancels in it, plus ρ times the rates' dual norms, which also bounds what rounding makes of G·c
-    and of the cap. So `share` times the sum of |a|·S over layers is taken off every bound.
+    *Rounding.* Slopes, multipliers and coefficients are taken as they are, once they have been computed. What a sum
+    loses is a few ulps of the sizes of its terms. A row a of coefficients of a map's outputs becomes one of its inputs;
+    as these are at most h, the rounding of that matters by ulps of |a|·S, with S the sizes |f|(h) of the terms of the
+    outputs: one pass of absolute values forward from the highest preactivations. A line's slope and lift are off by
+    ulps of its range, which lies within ±S, times |a|. At the first layer S is the sizes of z, whatever cancels in it,
+    plus ρ times the dual norms of the rates, and so bounds what rounding makes of G·c and of the cap. So `share` times
+    the sum of |a|·S over all layers is taken off each bound.
 
     Args:
         local: the signed output around a point.
@@ -150,9 +150,11 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
     def step(_: int, search: _Search) -> _Search:
         r = search.radius
         ranges, is_empty = _narrowed(problem, search.known, search.slopes, r)
-        slopes = jax.lax.fori_loop(
-            0, _ASCENTS, lambda i, slopes: _ascended(problem, ranges, slopes, r, i), search.slopes
-        )
+
+        def ascended(i: jax.Array, slopes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return _ascended(problem, ranges, slopes, r, i)
+
+        slopes = jax.lax.fori_loop(0, _ASCENTS, ascended, search.slopes)
         level, gradient = _output_line(problem, ranges, slopes, r)
         steepness = dual_length(gradient, norm)
         divisor = jnp.where(steepness > 0, steepness, 1)
@@ -255,7 +257,7 @@ def _size(problem: _Problem, k: int, high: Sequence[jax.Array], lines: Sequence[
 
 
 def _backward(problem: _Problem, lines: Sequence[_Lines], bound: _Affine) -> list[_Affine]:
-    """A bound in the outputs of a layer's ReLUs, the last one that has lines, as bounds in each layer's preactivations."""
+    """A bound in the outputs of the last ReLUs that have lines, as bounds in each layer's preactivations."""
     bounds = []
     for k in reversed(range(len(lines))):
         below, chord, lift, size = lines[k]
@@ -379,16 +381,20 @@ def _least_and_most(
         down, multiplier = jax.value_and_grad(farthest_down)(cap.height)
         return bound.level + bound.row @ problem.z - down - problem.share * bound.size, -multiplier
 
-    def better(own: _Affine) -> jax.Array:
-        alone, multiplier = least(own, jnp.zeros_like(r))
-        usable = (multiplier > 0) & (steepness > 0)
-        with_output, _ = least(own, jnp.where(usable, multiplier / jnp.where(steepness > 0, steepness, 1), 0))
-        return jnp.maximum(alone, jnp.where(jnp.isnan(with_output), alone, with_output))
+    def best(own: _Affine) -> jax.Array:
+        """The better of the bounds alone and with the output's."""
 
-    rows, constants = problem.rows[before], problem.constants[before]
-    downward = jax.lax.map(better, _Affine(rows, constants, size), batch_size=_BLOCK)
-    upward = jax.lax.map(better, _Affine(-rows, -constants, size), batch_size=_BLOCK)
-    return downward, -upward
+        def again(_: int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            bound, multiplier = least(own, found[1])
+            usable = (multiplier > 0) & (steepness > 0)
+            multiplier = jnp.where(usable, multiplier / jnp.where(steepness > 0, steepness, 1), 0)
+            return jnp.where(bound > found[0], bound, found[0]), multiplier
+
+        return jax.lax.fori_loop(0, 2, again, (jnp.full_like(r, -jnp.inf), jnp.zeros_like(r)))[0]
+
+    both = [_Affine(sign * problem.rows[before], sign * problem.constants[before], size) for sign in (1, -1)]
+    bounds = jax.lax.map(best, jax.tree.map(lambda *a: jnp.concatenate(a), *both), batch_size=_BLOCK)
+    return bounds[: len(size)], -bounds[len(size) :]
 
 
 def _advanced(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
