@@ -83,6 +83,7 @@ class _Ray(NamedTuple):
     maps: Sequence[jax.tree_util.Partial]
     weight: jax.Array  # (m,), by which the sizes of the first layer's terms count for the output
     constant: jax.Array  # (), what does not depend on them
+    share: float  # of sums of sizes, what rounding can change by
 
 
 class _Rows(NamedTuple):
@@ -91,6 +92,7 @@ class _Rows(NamedTuple):
     time: jax.Array  # (n,), ascending; those past `filled` repeat the last one
     values: jax.Array  # (n, m)
     direction: jax.Array  # (m,), derivatives beyond the last breakpoint, if it is the ray's last
+    direction_size: jax.Array  # (m,), sums of the sizes of their terms, of all neurons that may stay on there
     filled: jax.Array  # (), int32, how many there are
     is_rest: jax.Array  # (), bool, whether nothing bends beyond the last breakpoint
 
@@ -127,7 +129,7 @@ def first_crossing(
     it by the absolute values of its coefficients at most, as it does the sizes. So the output computed is within
     `depth_share`·S(t) of the true one, however much preactivations cancel, at a place that is off by a few ulps of t,
     which changes it by as many ulps of S again. A first layer's neuron that is off, by more than θ of its terms, adds
-    nothing to either, whatever its size.
+    nothing to either, whatever its size; and beyond the last breakpoint S grows by neurons that stay on alone.
 
     Args:
         z: first layer's preactivations at t = 0, (m,); the output must be positive there, so pass the last map with the
@@ -157,7 +159,7 @@ def _crossing(
     kinks = -z / rate
     kinks = jnp.sort(jnp.where((kinks > 0) & jnp.isfinite(kinks), kinks, jnp.inf))
     kinks = jnp.concatenate([kinks, jnp.full(_ROWS, jnp.inf, z.dtype)])
-    ray = _Ray(z, rate, z_size, rate_size, kinks, maps, weight, constant)
+    ray = _Ray(z, rate, z_size, rate_size, kinks, maps, weight, constant, depth_share(maps, z))
     nowhere = jnp.full_like(z[0], jnp.inf)
     found = _Found(jnp.zeros_like(nowhere), nowhere, nowhere, jnp.asarray(False))
     found = jax.lax.while_loop(lambda found: ~found.is_over, lambda found: _after_window(ray, found), found)
@@ -173,8 +175,8 @@ def _after_window(ray: _Ray, found: _Found) -> _Found:
     """What is known when one more window has been looked at."""
     rows = _first_rows(ray, found.begin)
     for affine_map in ray.maps[:-1]:
-        rows = _with_zeros(_pushed(affine_map, rows))
-    rows = _pushed(ray.maps[-1], rows)
+        rows = _with_zeros(_pushed(affine_map, rows, ray.share))
+    rows = _pushed(ray.maps[-1], rows, ray.share)
     allowance, growth = _allowance(ray, rows)
     lower = jnp.where(jnp.isinf(found.lower), _first_zero(rows, -allowance, -growth), found.lower)
     upper = _first_zero(rows, allowance, growth)
@@ -190,15 +192,20 @@ def _first_rows(ray: _Ray, begin: jax.Array) -> _Rows:
     time = jnp.where(jnp.isfinite(time), time, time[count - 1])
     values = ray.z[None] + time[:, None] * ray.rate[None]
     exact = jnp.abs(values) > 4 * jnp.finfo(values.dtype).eps * jnp.abs(ray.z)[None]  # at a kink the terms are opposite
-    return _Rows(time, jnp.where(exact, values, 0), ray.rate, count, jnp.isinf(ahead[-1]))
+    values = jnp.where(exact, values, 0)
+    return _Rows(time, values, ray.rate, ray.rate_size, count, jnp.isinf(ahead[-1]))
 
 
-def _pushed(affine_map: Callable[[jax.Array], jax.Array], rows: _Rows) -> _Rows:
+def _pushed(affine_map: jax.tree_util.Partial, rows: _Rows, share: float) -> _Rows:
     """What a map makes of the ReLUs of a layer's preactivations, none of which changes its sign between the rows."""
     last = rows.values[-1]
     is_on = (last > 0) | ((last == 0) & (rows.direction > 0))
-    direction = linear_part(affine_map, jnp.where(is_on, rows.direction, 0))
-    return rows._replace(values=affine_map(jax.nn.relu(rows.values)), direction=direction)
+    may_stay_on = rows.direction > -share * rows.direction_size
+    return rows._replace(
+        values=affine_map(jax.nn.relu(rows.values)),
+        direction=linear_part(affine_map, jnp.where(is_on, rows.direction, 0)),
+        direction_size=linear_part(absolute(affine_map), jnp.where(may_stay_on, rows.direction_size, 0)),
+    )
 
 
 def _with_zeros(rows: _Rows) -> _Rows:
@@ -207,7 +214,7 @@ def _with_zeros(rows: _Rows) -> _Rows:
     What is found is a place between the row before it and the next, as a share of the way. Beyond the last row
     directions stand in for differences, and times since for shares.
     """
-    time, values, _, filled, is_rest = rows
+    time, values, _, _, filled, is_rest = rows
     (n, m), dtype = values.shape, values.dtype
     direction = jnp.where(is_rest, rows.direction, 0)
     step = jnp.concatenate([jnp.diff(values, axis=0), direction[None]])
@@ -236,7 +243,8 @@ def _with_zeros(rows: _Rows) -> _Rows:
     itself = jnp.concatenate([jnp.full_like(own, -1), neuron])[order]
     between = values[begin] + share[:, None] * step[begin]
     between = jnp.where(itself[:, None] == jnp.arange(m, dtype=itself.dtype)[None], 0, between)
-    return _Rows(merged[order], between, rows.direction, now, is_rest & ~has_more & (kept <= n))
+    is_rest = is_rest & ~has_more & (kept <= n)
+    return rows._replace(time=merged[order], values=between, filled=now, is_rest=is_rest)
 
 
 def _allowance(ray: _Ray, rows: _Rows) -> tuple[jax.Array, jax.Array]:
@@ -246,10 +254,9 @@ def _allowance(ray: _Ray, rows: _Rows) -> tuple[jax.Array, jax.Array]:
     may_be_on = ray.z[None] + rows.time[:, None] * ray.rate[None] > -tie * size
     rises = ray.rate > -tie * ray.rate_size
     counts = may_be_on | jnp.concatenate([may_be_on[1:], rises[None]])
-    growing = jnp.concatenate([counts[:-1], rises[None]])
-    share = depth_share(ray.maps, ray.z)
     allowance = jnp.where(counts, size, 0) @ ray.weight + ray.constant
-    return share * allowance, share * (jnp.where(growing, ray.rate_size[None], 0) @ ray.weight)
+    growth = jnp.where(counts[:-1], ray.rate_size[None], 0) @ ray.weight
+    return ray.share * allowance, ray.share * jnp.concatenate([growth, rows.direction_size[None]])
 
 
 def _first_zero(rows: _Rows, allowance: jax.Array, growth: jax.Array) -> jax.Array:
