@@ -123,16 +123,23 @@ def random_ray(rng: np.random.Generator, width: int, depth: int) -> Ray:
 
 
 @functools.partial(jax.jit, static_argnames="rows")
-def _crossed(z: jax.Array, rate: jax.Array, layers: tuple[dict, ...], rows: int) -> tuple[jax.Array, jax.Array]:
+def _crossed(
+    z: jax.Array, rate: jax.Array, layers: tuple[dict, ...], z_size: jax.Array, rows: int
+) -> tuple[jax.Array, jax.Array]:
     rays._ROWS = rows
-    return jax.vmap(lambda z, rate, layers: tuple(rays.first_crossing(z, rate, dense_maps(layers))))(z, rate, layers)
+
+    def one(z: jax.Array, rate: jax.Array, layers: tuple[dict, ...], z_size: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return tuple(rays.first_crossing(z, rate, dense_maps(layers), z_size=z_size))
+
+    return jax.vmap(one)(z, rate, layers, z_size)
 
 
-def crossed(many: Sequence[Ray], rows: int = rays._ROWS) -> np.ndarray:
+def crossed(many: Sequence[Ray], rows: int = rays._ROWS, z_size: np.ndarray | None = None) -> np.ndarray:
     """Lower and upper ends (n, 2)."""
-    usual = rays._ROWS
+    usual, stacked = rays._ROWS, jax.tree.map(lambda *a: np.stack(a), *many)
+    sizes = np.abs(stacked.z) if z_size is None else np.broadcast_to(z_size, stacked.z.shape)
     try:
-        return np.stack(_crossed(*jax.tree.map(lambda *a: np.stack(a), *many), rows), axis=1)
+        return np.stack(_crossed(*stacked, sizes, rows), axis=1)
     finally:
         rays._ROWS = usual
 
@@ -153,7 +160,8 @@ def check(ray: Ray, lower: float, upper: float, gap: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "width"), [pytest.param(1, 24, marks=SLOW), (2, 3), (2, 24), pytest.param(3, 12, marks=SLOW), (4, 8)]
+    ("depth", "width"),
+    [pytest.param(1, 24, marks=SLOW), (2, 3), (2, 24), pytest.param(3, 12, marks=SLOW), pytest.param(4, 8, marks=SLOW)],
 )
 def test_a_crossing_is_the_first_of_a_scan(depth, width, x64):
     rng = np.random.default_rng([depth, width])
@@ -177,28 +185,30 @@ def test_of_one_layer_it_is_the_crossing_of_two_layer_networks(x64):
 @pytest.mark.parametrize("rows", [2, pytest.param(7, marks=SLOW)])
 def test_a_ray_of_many_breakpoints_is_crossed_window_by_window(rows, x64):
     """Those whose windows end at any breakpoint cross at the same place."""
-    rng = np.random.default_rng(3)
-    many = [random_ray(rng, 12, 3) for _ in range(40)]
+    many = forty(np.random.default_rng(3))
     found, usual = crossed(many, rows), crossed(many)
     np.testing.assert_allclose(found, usual, rtol=1e-9)
     assert np.isfinite(usual).any() and np.isinf(usual).any()
 
 
+def forty(rng: np.random.Generator) -> list[Ray]:
+    """Rays that share a program."""
+    return [random_ray(rng, 12, 3) for _ in range(40)]
+
+
 def test_a_dead_layer_and_a_rising_output_are_never_crossed(x64):
-    rng = np.random.default_rng(4)
-    dead, rising, flat = (random_ray(rng, 8, 3) for _ in range(3))
+    dead, rising, flat, *others = forty(np.random.default_rng(4))
     dead.layers[1]["bias"][:] = -1e3
     dead.layers[1]["kernel"][:] = -np.abs(dead.layers[1]["kernel"])
     dead.layers[2]["bias"][:] = 0.1
     rising.layers[2]["kernel"][:] = np.abs(rising.layers[2]["kernel"])
     rising.layers[2]["bias"][:] = 1e-9
     flat.rate[:] = 0
-    assert (crossed([dead, rising, flat]) == np.inf).all()
+    assert (crossed([dead, rising, flat, *others])[:3] == np.inf).all()
 
 
 def test_in_float32_it_is_near_the_crossing(x64):
-    rng = np.random.default_rng(5)
-    many = [random_ray(rng, 12, 3) for _ in range(40)]
+    many = forty(np.random.default_rng(5))
     exact = crossed(many)[:, 1]
     found = crossed([jax.tree.map(np.float32, ray) for ray in many])
     finite = np.isfinite(exact)
@@ -309,16 +319,15 @@ def test_no_rounding_takes_the_ends_to_the_wrong_side(depth, x64):
 def test_what_cancels_in_the_first_preactivations_is_allowed_for(x64):
     """Preactivations that have lost digits differ from the true ones; so do crossings, by less than is told."""
     rng = np.random.default_rng(7)
-    ray = random_ray(rng, 8, 2)
-    while not np.isfinite(crossed([ray])[0, 1]):
-        ray = random_ray(rng, 8, 2)
-    size = np.full(8, 1e6)
-    maps = dense_maps(jax.tree.map(jnp.asarray, ray.layers))
-    lower, upper = jax.jit(lambda z: rays.first_crossing(z, jnp.asarray(ray.rate), maps, z_size=size))(ray.z)
-    lower, upper = Fraction(float(lower)), float(upper)
-    for _ in range(100):
-        moved = ray._replace(z=ray.z + size * rng.uniform(-1, 1, 8) * 2.0**-52)
-        assert lower <= exact_ends(moved)[0] and exact_value(moved, upper) < 0
+    many = forty(rng)
+    crosses = np.isfinite(crossed(many)[:, 1])
+    sizes = np.full(12, 1e6)
+    for (lower, upper), ray in itertools.islice(
+        zip(crossed(many, z_size=sizes)[crosses], itertools.compress(many, crosses), strict=True), 4
+    ):
+        for _ in range(3):
+            moved = ray._replace(z=ray.z + sizes * rng.uniform(-1, 1, 12) * 2.0**-52)
+            assert lower <= exact_ends(moved)[0] and exact_value(moved, upper) < 0
 
 
 # The local contract.
@@ -343,7 +352,7 @@ def test_the_local_contract_is_kept(x64):
             "asymptotes": of.asymptotes(jnp.asarray(c)),
             "own": of.in_own_units().value(jnp.asarray(c)),
             "all on": of.gradient_all_on(),
-            "blurred": of.blurred("l2")(jnp.asarray(c), jnp.ones(7)),
+            "blurred": of.blurred("l2")(jnp.asarray(c), jnp.full(7, 1e-12)),
             "at x": of.value_and_gradient(jnp.zeros(3)),
             "reach": {norm: of.reach(norm) for norm in NORMS},
             "unbent": {norm: of.unbent(norm) for norm in NORMS},
@@ -501,7 +510,7 @@ def test_attacks_and_certificates_are_near_some_proven_optima(x64):
         assert case.lower <= optimum * (1 + 1e-6) and case.upper <= 1.02 * optimum
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize(("width", "axes"), [(16, FULL), (24, OFF)], ids=["full", "off"])
 def test_attacks_and_certificates_are_near_the_proven_optima(norm, width, axes, x64):
@@ -540,16 +549,18 @@ def test_certificates_are_infinite_where_nothing_lowers_the_output_and_zero_wher
     assert certified(at_zero, x, "l2") == 0
 
 
-def test_a_network_that_is_linear_all_around_is_certified_to_its_distance(x64):
+@pytest.mark.parametrize(
+    ("norm", "dual"), [("l2", 2), pytest.param("linf", 1, marks=SLOW), pytest.param("l1", np.inf, marks=SLOW)]
+)
+def test_a_network_that_is_linear_all_around_is_certified_to_its_distance(norm, dual, x64):
     rng = np.random.default_rng(10)
     layers, x = list(he_layers(rng, [6, 12, 12, 1])), rng.standard_normal(6)
     layers[0]["bias"] = layers[0]["bias"] + 50
     layers[1]["bias"] = layers[1]["bias"] + 50 * np.abs(layers[1]["kernel"]).sum(axis=1)
     layers[2]["bias"] = layers[2]["bias"] + 1 - forward(layers, x)[-1]
     row = (layers[2]["kernel"] @ layers[1]["kernel"] @ layers[0]["kernel"])[0]
-    for norm, dual in (("l2", 2), ("linf", 1), ("l1", np.inf)):
-        distance = 1 / np.linalg.norm(row, dual)
-        assert distance * (1 - 1e-9) <= certified(layers, x, norm, 1.01 * distance) <= distance
+    distance = 1 / np.linalg.norm(row, dual)
+    assert distance * (1 - 1e-9) <= certified(layers, x, norm, 1.01 * distance) <= distance
 
 
 def test_certificates_hold_in_any_units(x64):
@@ -563,12 +574,41 @@ def test_certificates_hold_in_any_units(x64):
     assert certified(layers, x[0], "l2", 2.0) == pytest.approx(usual, rel=1e-6)
 
 
+def exact_product(kernel: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """In rational arithmetic."""
+    return np.vectorize(Fraction, otypes=[object])(kernel) @ np.vectorize(Fraction, otypes=[object])(of)
+
+
+def test_certificates_allow_for_what_cancels(x64):
+    """Neurons in pairs that cancel, to a 10³th to a 10⁹th of what they add up; all on, so that distances are known."""
+    rng, shares = np.random.default_rng(13), []
+    for _ in range(40):
+        layers, x = list(he_layers(rng, [6, 12, 12, 1])), rng.standard_normal(6)
+        heights, odd = 10.0 ** rng.uniform(1, 4, 2), np.arange(12) % 2 == 1
+        kernel = np.where(odd[:, None], -np.roll(layers[0]["kernel"], 1, axis=0), layers[0]["kernel"])
+        layers[0] = {"kernel": kernel, "bias": np.full(12, heights[0])}
+        kernel = np.where(odd[:, None], -np.roll(layers[1]["kernel"], 1, axis=0), layers[1]["kernel"])
+        layers[1] = {"kernel": kernel, "bias": np.full(12, 40 * heights[0] + heights[1])}
+        kernel = np.where(odd[None], -np.roll(layers[2]["kernel"], 1, axis=1), layers[2]["kernel"])
+        layers[2] = {"kernel": kernel * 10.0 ** rng.uniform(-3, 3), "bias": np.zeros(1)}
+        output = exact_product(layers[0]["kernel"], x) + exact_product(np.eye(12), layers[0]["bias"])
+        for layer in layers[1:]:
+            output = exact_product(layer["kernel"], output) + exact_product(np.eye(len(layer["bias"])), layer["bias"])
+        gradient = exact_product(exact_product(layers[2]["kernel"], layers[1]["kernel"]), layers[0]["kernel"])[0]
+        square = output[0] ** 2 / (gradient @ gradient)
+        found = certified(layers, x, "l2", 1.001 * float(square) ** 0.5)
+        assert Fraction(found) ** 2 <= square
+        shares.append(found / float(square) ** 0.5)
+    assert np.median(shares) > 1 - 1e-5
+
+
 @functools.partial(jax.jit, static_argnames="block")
 def _ranges_of_blocks(params: Any, x: jax.Array, block: int) -> jax.Array:
     crown._BLOCK = block
     return crown.crown_certificate(MODEL.local(params, x, jnp.eye(6)), norm="l2", upper=2.0)
 
 
+@SLOW
 def test_blocks_of_neurons_change_nothing(x64):
     params, x = trained(0, 12, 2, 6)
     usual = crown._BLOCK
@@ -624,34 +664,53 @@ def convolved(params: dict, x: np.ndarray) -> float:
     return float(params["head"]["kernel"][0] @ np.maximum(after, 0).mean(axis=0) + params["head"]["bias"][0])
 
 
-def test_a_convolution_is_a_chain_too(x64):
+@functools.cache
+def _convolution() -> tuple[dict, np.ndarray]:
     rng = np.random.default_rng(11)
     params = {
         "filters": rng.standard_normal((CHANNELS, TAPS)),
         "bias": 0.1 * rng.standard_normal(CHANNELS),
-        "second": {"kernel": rng.standard_normal((CHANNELS, TAPS * CHANNELS)), "bias": rng.standard_normal(CHANNELS)},
-        "head": {"kernel": np.array([[1.0, -1.0, 0.5]]), "bias": np.array([0.1])},
+        "second": {"kernel": rng.standard_normal((CHANNELS, TAPS * CHANNELS)), "bias": np.zeros(CHANNELS)},
+        "head": {"kernel": np.array([[1.0, -1.0, -1.0]]), "bias": np.array([0.3])},
     }
-    points, directions = rng.standard_normal((6, POSITIONS)), rng.standard_normal((6, 5, POSITIONS))
+    return params, rng.standard_normal((6, POSITIONS))
+
+
+def test_a_convolution_is_a_chain_too(x64):
+    params, points = _convolution()
+    directions = np.random.default_rng(12).standard_normal((6, 5, POSITIONS))
 
     @jax.jit
     @jax.vmap
     def found(x: jax.Array, directions: jax.Array) -> tuple:
         of = CONVOLUTION.local(params, x, jnp.eye(POSITIONS))
-        crossings = jax.vmap(of.crossing)(directions)
-        assert CONVOLUTION.certificate
-        upper = jnp.min(crossings.upper * jnp.linalg.norm(directions, axis=1))
-        lower = CONVOLUTION.certificate(params, x, jnp.eye(POSITIONS), norm="l2", upper=upper)
-        return CONVOLUTION.output(params, x), crossings, lower, upper
+        return CONVOLUTION.output(params, x), *jax.vmap(of.crossing)(directions)
 
-    outputs, crossings, lower, upper = found(points, directions)
+    outputs, lowers, uppers = found(points, directions)
     for x, output in zip(points, outputs, strict=True):
         assert output == pytest.approx(convolved(params, x))
-    for (i, k), end in np.ndenumerate(crossings.upper):
+    for (i, k), end in np.ndenumerate(uppers):
         sign = np.sign(outputs[i])
-        t = np.linspace(0, end if np.isfinite(end) else 1e3, 400, endpoint=False)
+        t = np.linspace(0, end if np.isfinite(end) else 1e3, 200, endpoint=False)
         assert all(sign * convolved(params, points[i] + s * directions[i, k]) >= -1e-9 for s in t)
         if np.isfinite(end):
             assert sign * convolved(params, points[i] + end * (1 + 1e-9) * directions[i, k]) <= 0
-            assert crossings.lower[i, k] == pytest.approx(end, rel=1e-8)
-    assert np.isfinite(upper).any() and (lower > 0).all() and (lower <= upper).all()
+            assert lowers[i, k] == pytest.approx(end, rel=1e-8)
+    assert np.isfinite(uppers).mean() > 0.2
+
+
+@SLOW
+def test_a_convolution_is_certified(x64):
+    params, points = _convolution()
+
+    @jax.jit
+    @jax.vmap
+    def found(x: jax.Array) -> tuple:
+        basis = jnp.eye(POSITIONS)
+        attack = minimal_norm_attack(params, x, basis, key=key_of(0), model=CONVOLUTION)
+        assert CONVOLUTION.certificate
+        return CONVOLUTION.certificate(params, x, basis, norm="l2", upper=attack.distance), attack.delta
+
+    for x, lower, delta in zip(points, *found(points), strict=True):
+        assert lower <= np.linalg.norm(delta) and lower > 0.5 * np.linalg.norm(delta)
+        assert np.sign(convolved(params, x + delta)) == -np.sign(convolved(params, x))

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from subspace_adv.contracts import Crossing, Model, power_of_two, prepared
+from subspace_adv.contracts import Blurred, Crossing, Model, power_of_two, prepared
 from subspace_adv.models import autodiff, rays
 from subspace_adv.models.autodiff import ByDerivatives
 from subspace_adv.models.crown import crown_certificate
 from subspace_adv.models.rays import absolute, chained, linear_part
 from subspace_adv.norms import dual_length
+
+_BLURRED = 0.2  # of what a preactivation can change by within a radius: as near to its kink, a ReLU is partly on
 
 Maps = Callable[[Any], tuple[Partial, ...]]
 """Of parameters, the affine maps behind the first layer, each with a ReLU before it, as `rays` tells of them."""
@@ -104,6 +106,20 @@ class ChainLocal(ByDerivatives, _Fields):
             slope = linear_part(affine_map, jnp.where(is_on, slope, 0))
             constant = affine_map(jnp.where(is_on, constant, 0))
         return slope, constant
+
+    def blurred(self, norm: str) -> Blurred:
+        """Outputs and gradients; a ReLU of the first layer turns on along a line over a part of what it can change by."""
+        speed, (first, *rest) = dual_length(self.rates, norm), self.maps
+
+        def value_and_gradient(c: jax.Array, radius: jax.Array) -> tuple[jax.Array, jax.Array]:
+            moved = c @ self.rates.T
+            z = moved + jnp.broadcast_to(self.z, moved.shape)
+            width = jnp.maximum(_BLURRED * (radius[:, None] * speed[None]), jnp.finfo(z.dtype).tiny)
+            value, pullback = jax.vjp(lambda h: chained(rest, first(h)), jax.nn.relu(z))
+            (gradient,) = pullback(jnp.ones_like(value))
+            return value, (gradient * jnp.clip(0.5 + z / (2 * width), 0, 1)) @ self.rates
+
+        return value_and_gradient
 
     def gradient_all_on(self) -> jax.Array:
         """Gradient (r,) where every ReLU is on."""
