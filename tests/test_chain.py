@@ -580,17 +580,22 @@ def exact_product(kernel: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def test_certificates_allow_for_what_cancels(x64):
-    """Neurons in pairs that cancel, to a 10³th to a 10⁹th of what they add up; all on, so that distances are known."""
+    """Neurons in pairs, all on, that cancel to a thousandth or a millionth of their sum: distances are known."""
     rng, shares = np.random.default_rng(13), []
     for _ in range(40):
         layers, x = list(he_layers(rng, [6, 12, 12, 1])), rng.standard_normal(6)
-        heights, odd = 10.0 ** rng.uniform(1, 4, 2), np.arange(12) % 2 == 1
-        kernel = np.where(odd[:, None], -np.roll(layers[0]["kernel"], 1, axis=0), layers[0]["kernel"])
-        layers[0] = {"kernel": kernel, "bias": np.full(12, heights[0])}
-        kernel = np.where(odd[:, None], -np.roll(layers[1]["kernel"], 1, axis=0), layers[1]["kernel"])
-        layers[1] = {"kernel": kernel, "bias": np.full(12, 40 * heights[0] + heights[1])}
-        kernel = np.where(odd[None], -np.roll(layers[2]["kernel"], 1, axis=1), layers[2]["kernel"])
-        layers[2] = {"kernel": kernel * 10.0 ** rng.uniform(-3, 3), "bias": np.zeros(1)}
+        heights, odd = 10.0 ** rng.uniform(3, 6, 2), np.arange(12) % 2 == 1
+        first, second, last = (layer["kernel"] for layer in layers)
+        second = np.where(odd[None], -np.roll(second, 1, axis=1), second)
+        layers[0] = {
+            "kernel": np.where(odd[:, None], -np.roll(first, 1, axis=0), first),
+            "bias": np.full(12, heights[0]),
+        }
+        layers[1] = {
+            "kernel": np.where(odd[:, None], -np.roll(second, 1, axis=0), second),
+            "bias": np.full(12, heights[1]),
+        }
+        layers[2] = {"kernel": np.where(odd[None], -np.roll(last, 1, axis=1), last), "bias": np.zeros(1)}
         output = exact_product(layers[0]["kernel"], x) + exact_product(np.eye(12), layers[0]["bias"])
         for layer in layers[1:]:
             output = exact_product(layer["kernel"], output) + exact_product(np.eye(len(layer["bias"])), layer["bias"])

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from subspace_adv.contracts import Blurred, Crossing, Model, power_of_two, prepared
-from subspace_adv.models import autodiff, rays
+from subspace_adv.models import autodiff, crown, rays
 from subspace_adv.models.autodiff import ByDerivatives
-from subspace_adv.models.crown import crown_certificate
 from subspace_adv.models.rays import absolute, chained, linear_part
 from subspace_adv.norms import dual_length
 
@@ -108,7 +107,7 @@ class ChainLocal(ByDerivatives, _Fields):
         return slope, constant
 
     def blurred(self, norm: str) -> Blurred:
-        """Outputs and gradients; a ReLU of the first layer turns on along a line over a part of what it can change by."""
+        """Outputs and gradients; first ReLUs turn on along a straight line over a part of what they can change by."""
         speed, (first, *rest) = dual_length(self.rates, norm), self.maps
 
         def value_and_gradient(c: jax.Array, radius: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,7 +157,7 @@ def certificate(
     norm: str,
     upper: jax.Array,
 ) -> jax.Array:
-    """A radius (), within which no perturbation in the region flips x (d,): that of `crown_certificate`.
+    """A radius (), within which no perturbation in the region flips x (d,): that of `crown.crown_certificate`.
 
     Args:
         first: of the model.
@@ -170,4 +169,4 @@ def certificate(
         upper: a distance at which x is known to flip, (); inf if none is known.
     """
     params, x, basis = prepared(params, x, basis, norm)
-    return crown_certificate(local(first, maps, params, x, basis), norm=norm, upper=upper)
+    return crown.crown_certificate(local(first, maps, params, x, basis), norm=norm, upper=upper)
