@@ -1,7 +1,7 @@
 """A model from its initial law, its first layer and the rest; all else by automatic differentiation and search."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -73,14 +73,14 @@ def model(
     return made
 
 
-class AutodiffLocal(NamedTuple):
-    """The contract `Local`, c ↦ s·rest(z + rates·c), without a formula for its zeros: rays are scanned."""
+class ByDerivatives:
+    """What the contract `Local` takes from the first layer and from derivatives of the value: to be inherited."""
 
-    rest: Any  # z (..., m) → signed output (...), a pytree of the parameters that it holds
-    z: jax.Array  # (m,), first layer's preactivations at x
-    rates: jax.Array  # (m, r), their derivatives in c
-    scale: jax.Array  # (), of the perturbations and of what they do to the output
-    unit: jax.Array  # (), of the output
+    __slots__ = ()
+
+    z: Any  # (m,), first layer's preactivations at x
+    rates: Any  # (m, r), their derivatives in c
+    value: Callable[..., jax.Array]
 
     @property
     def dimension(self) -> int:
@@ -92,9 +92,37 @@ class AutodiffLocal(NamedTuple):
         """Type of its numbers."""
         return self.z.dtype
 
-    def astype(self, dtype: Any) -> "AutodiffLocal":
+    def astype(self, dtype: Any) -> Self:
         """The same in numbers of another type."""
         return jax.tree.map(lambda a: a.astype(dtype), self)
+
+    def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Signed output (...) and its gradient (..., r) at the coordinates (..., r)."""
+        value, pullback = jax.vjp(self.value, c)
+        return value, pullback(jnp.ones_like(value))[0]
+
+    def values_along(self, directions: jax.Array, radii: jax.Array) -> jax.Array:
+        """Signed outputs (k, q) on rays (k, r), each at all of the radii (q,)."""
+        return jax.lax.map(lambda radius: self.value(radius * directions), radii).T
+
+    def blurred(self, norm: str) -> Blurred:
+        """Outputs and gradients as they are: what the rest jumps by is not known."""
+        del norm
+        return lambda c, radius: self.value_and_gradient(c)
+
+
+class _Fields(NamedTuple):
+    rest: Any  # z (..., m) → signed output (...), a pytree of the parameters that it holds
+    z: jax.Array  # (m,), first layer's preactivations at x
+    rates: jax.Array  # (m, r), their derivatives in c
+    scale: jax.Array  # (), of the perturbations and of what they do to the output
+    unit: jax.Array  # (), of the output
+
+
+class AutodiffLocal(ByDerivatives, _Fields):
+    """The contract `Local`, c ↦ s·rest(z + rates·c), without a formula for its zeros: rays are scanned."""
+
+    __slots__ = ()
 
     def in_own_units(self) -> "AutodiffLocal":
         """The same, over a power of two near the output at x."""
@@ -104,11 +132,6 @@ class AutodiffLocal(NamedTuple):
         """Signed output (...) at the coordinates (..., r)."""
         moved = (self.scale * c) @ self.rates.T
         return self.rest(moved + jnp.broadcast_to(self.z, moved.shape)) / (self.scale * self.unit)
-
-    def value_and_gradient(self, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Signed output (...) and its gradient (..., r) at the coordinates (..., r)."""
-        value, pullback = jax.vjp(self.value, c)
-        return value, pullback(jnp.ones_like(value))[0]
 
     def crossing(self, direction: jax.Array) -> Crossing:
         """First flip that a scan of a ray (r,) meets; nothing is certified."""
@@ -156,10 +179,6 @@ class AutodiffLocal(NamedTuple):
         """The output as it is far away."""
         return self._replace(scale=jnp.asarray(_FAR, self.dtype) * self.reach("l2"))
 
-    def values_along(self, directions: jax.Array, radii: jax.Array) -> jax.Array:
-        """Signed outputs (k, q) on rays (k, r), each at all of the radii (q,)."""
-        return jax.lax.map(lambda radius: self.value(radius * directions), radii).T
-
     def asymptotes(self, directions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Slopes (k,) and constants (k,) of the lines through two values far out on rays (k, r)."""
         far = _FAR * self.reach("l2")
@@ -170,11 +189,6 @@ class AutodiffLocal(NamedTuple):
         """Gradient (r,) where every neuron of the first layer is positive."""
         highest = jnp.max(jnp.abs(self.z))
         return jax.grad(self.rest)(jnp.full_like(self.z, highest)) @ self.rates / self.unit
-
-    def blurred(self, norm: str) -> Blurred:
-        """Outputs and gradients as they are: what the rest jumps by is not known."""
-        del norm
-        return lambda c, radius: self.value_and_gradient(c)
 
 
 def _signed(rest: Callable[[Any, jax.Array], jax.Array], params: Any, sign: jax.Array, z: jax.Array) -> jax.Array:

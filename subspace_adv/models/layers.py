@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen
+from jax.tree_util import Partial
 
 from subspace_adv.contracts import Form, Model
 from subspace_adv.initialization import Law, init_hidden, init_network
-from subspace_adv.models import autodiff
+from subspace_adv.models import chain
 from subspace_adv.parametrizations import PARAMETRIZATIONS, Parametrization, Rates
 from subspace_adv.receptive_fields import Convolution, ReceptiveFields
 
@@ -99,8 +100,11 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
     def module(params: Params) -> Layers:
         return Layers(params["head"]["kernel"].shape[0], depth, fields)
 
-    def rest(params: Params, z: jax.Array) -> jax.Array:
-        return module(params).apply({"params": params}, z, method="rest")  # pyright: ignore[reportReturnType]
+    def maps(params: Params) -> tuple[Partial, ...]:
+        names = [*(f"hidden_{layer}" for layer in range(1, depth)), "head"]
+        return tuple(
+            Partial(_map(fields, depth, layer), {name: params[name]}) for layer, name in enumerate(names, start=1)
+        )
 
     def outputs_and_pullback(params: Params, patches: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
         trained = module(params).clone(product=product)
@@ -123,17 +127,30 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
         return sum(_layer_flops(name, layer, samples, fields) for name, layer in shapes.items())
 
     rates = functools.partial(_rates, PARAMETRIZATIONS[parametrization], depth, fan_in, math.prod(fields.taps))
-    return autodiff.model(
+    return chain.model(
         init=init,
         first=lambda params: (params["hidden_0"]["kernel"].T, params["hidden_0"]["bias"]),
         with_first_weight=_with_first_weight,
-        rest=rest,
+        maps=maps,
         trained=functools.partial(_trained, depth),
         fields=fields,
         form=Form(lambda params: params, lambda params: params, outputs_and_pullback, compensated=False),
         step_flops=step_flops,
         rates=None if parametrization == "standard" else rates,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _map(fields: ReceptiveFields, depth: int, layer: int) -> Callable[[Params, jax.Array], jax.Array]:
+    """An affine map of a layer's own parameters and of activations (..., k); one object for equal arguments."""
+
+    def affine(own: Params, h: jax.Array) -> jax.Array:
+        [parameters] = own.values()
+        width = parameters["kernel"].shape[-2] if layer == depth else parameters["kernel"].shape[-1]
+        made_of = Layers(width, depth, fields)
+        return made_of.apply({"params": own}, layer, h, method="affine")  # pyright: ignore[reportReturnType]
+
+    return affine
 
 
 def _with_first_weight(params: Params, weight: jax.Array) -> Params:
