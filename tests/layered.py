@@ -20,10 +20,12 @@ class Shape(NamedTuple):
 
 
 def double(params: Arrays) -> Arrays:
-    """The parameters of one network, as float64."""
-    return {
-        name: {part: np.array(values, np.float64) for part, values in layer.items()} for name, layer in params.items()
-    }
+    """The parameters of one network, as float64; kernels as matrices, of all inputs that a neuron sees."""
+
+    def flat(values: np.ndarray) -> np.ndarray:
+        return np.array(values, np.float64).reshape((-1, values.shape[-1]) if values.ndim > 1 else -1)
+
+    return {name: {part: flat(np.asarray(values)) for part, values in layer.items()} for name, layer in params.items()}
 
 
 def windows(side: int, kernel: int, stride: int, padding: str, dimensions: int) -> np.ndarray:

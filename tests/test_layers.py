@@ -62,7 +62,7 @@ def network_text(shape: Shape) -> str:
 
 
 def single(networks, index: int):
-    return jax.tree.map(lambda a: np.asarray(a[index], np.float64), networks)
+    return layered.double(jax.tree.map(lambda a: np.asarray(a[index]), networks))
 
 
 @pytest.mark.parametrize("reduced", [True, False])
@@ -120,7 +120,7 @@ def test_the_law_of_every_layer(law):
         taps = 3 if of.architecture == "cnn" else 1
         for name, layer in params.items():
             fan_in = {"hidden_0": fan, "head": 64}.get(name, 64 * taps)
-            assert layer["kernel"].shape[0] == fan_in
+            assert layer["kernel"].size == fan_in * layer["kernel"].shape[-1]
             gain = {"torch": 1 / 3**0.5, "he": 2**0.5}.get(law, 1.0)
             gain = 2**0.5 if law == "theory" and name not in ("hidden_0", "head") else gain
             sizes = layer["kernel"].ravel() * fan_in**0.5 / gain
@@ -154,13 +154,13 @@ def test_narrow_and_shallow_networks_are_parts_of_wide_and_deep_ones(architectur
         shrink = 1 if name == "hidden_0" else (20 / 64) ** 0.5
         for of, factor in ((wide, shrink), (padded, 1)):
             kernel = of[name]["kernel"]
-            kernel = kernel.reshape(taps if name == "hidden_1" else 1, -1, kernel.shape[1])[
-                :, :inputs, : layer["kernel"].shape[1]
+            kernel = kernel.reshape(taps if name == "hidden_1" else 1, -1, kernel.shape[-1])[
+                :, :inputs, : layer["kernel"].shape[-1]
             ]
             np.testing.assert_allclose(factor * layer["kernel"], kernel.reshape(layer["kernel"].shape), rtol=1e-6)
     for name, layer in padded.items():
         if name != "head":
-            assert not layer["kernel"][:, 20:].any() and not layer["bias"][20:].any()
+            assert not layer["kernel"][..., 20:].any() and not layer["bias"][20:].any()
         if name != "hidden_0":
             assert not layer["kernel"].reshape(taps if name != "head" else 1, 64, -1)[:, 20:].any()
 

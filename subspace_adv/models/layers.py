@@ -46,7 +46,7 @@ class Affine(linen.Module):
         kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
         bias = self.param("bias", linen.initializers.zeros, (self.features,))
         rows = self.product(seen.reshape(-1, inputs), kernel.reshape(inputs, self.features))
-        return rows.reshape(*seen.shape[:-1], self.features) + bias
+        return (rows + bias[None]).reshape(*seen.shape[:-1], self.features)
 
 
 class Layers(linen.Module):
