@@ -45,7 +45,7 @@ class Affine(linen.Module):
         kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
         bias = self.param("bias", linen.initializers.zeros, (self.features,))
         rows = self.product(seen.reshape(-1, inputs), kernel.reshape(inputs, self.features))
-        return rows.reshape(*seen.shape[:-1], self.features) + bias
+        return (rows + jnp.broadcast_to(bias, rows.shape)).reshape(*seen.shape[:-1], self.features)
 
 
 class Layers(linen.Module):
