@@ -194,7 +194,10 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "axis that nothing reads": (
         "",
         ("samples=3,4",),
-        ("command line: axes.samples = [3, 4]: changes nothing; it is read where kind = 'subspace'; leave it out",),
+        (
+            "command line: axes.samples = [3, 4]: changes nothing; "
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave it out",
+        ),
     ),
     "axis that no optimizer reads": (
         "",
@@ -204,13 +207,19 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "field that nothing reads": (
         "[data]\nambient_dim = 100\n",
         (),
-        ("FILE: data.ambient_dim = 100: changes nothing; it is read where kind = 'subspace'; leave it out",),
+        (
+            "FILE: data.ambient_dim = 100: changes nothing; "
+            "it is read where kind = 'subspace' or 'band-limited'; leave it out",
+        ),
     ),
     "field that nothing reads at its default": ("[data]\nlabels = 'random'\n", (), ("FILE: data.labels = 'random': ",)),
     "field that nothing reads on the command line": (
         SUBSPACE,
         ("kind=chessboard", "data_seed=5"),
-        ("command line: data.data_seed = 5: changes nothing; it is read where kind = 'subspace'",),
+        (
+            "command line: data.data_seed = 5: changes nothing; "
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave",
+        ),
     ),
     "field that no optimizer of an axis reads": (
         "[training]\nbatch_size = 2\n[axes]\noptimizer = ['gd', 'adam', 'momentum']\n",
