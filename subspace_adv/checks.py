@@ -214,8 +214,7 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     name = "predicted_gradient_norm_off"
     lower, upper, median = (recorded(f"{name}{side}") for side in ("_lower_bound", "_upper_bound", ""))
     scale = np.where(np.isnan(median), np.float32(np.nan), upper / length_bounds(np.maximum(codimension, 1))[1])
-    for values in (scale, lower, upper):
-        values[values == 0] = np.nan
+    scale, lower, upper = (np.where(values == 0, np.float32(np.nan), values) for values in (scale, lower, upper))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # where the scale is NaN, 0 or tiny
         ratio = (gradient / scale).astype(np.float32)
         bounded = gradient / lower, gradient / upper
