@@ -163,7 +163,7 @@ FIELDS = {  # values of each field that may be an axis, beside other settings
     "attack_steps": (SEARCHED | {"restarts": 1}, (1, 30)),
     "restarts": (SEARCHED | {"attack_steps": 1}, (1, 30)),
     "gap": (SEARCHED | {"attack_steps": 1, "restarts": 1}, (0.0, 1.0)),
-    "redraws": ({}, (0, 1, 4)),
+    "redraws": ({}, (2, 5)),
 }
 QUICK = ("init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")  # all by one program
 
