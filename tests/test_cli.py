@@ -347,9 +347,10 @@ def test_check(tmp_path, command, tiny):
     assert "48 checked; left out: 0 pending, 0 diverged, 0 without prediction" in out
     found = checks.check(open_results(tiny))
     assert found.at_points and len(found.whitened) == 1
-    for name, fit in (("the gradient at a point  all", found.at_points), ("whitened  depth 1", found.whitened[0])):
-        [line] = [line for line in out.splitlines() if name in line]
-        assert line.partition(name)[2].split()[:2] == ["12", f"{fit.p_value:.3g}"]
+    fits = {"the gradient at a point": ["all"], "all gradients, whitened": ["depth", "1"]}
+    for (name, networks), fit in zip(fits.items(), (found.at_points, found.whitened[0]), strict=True):
+        [line] = [line for line in out.splitlines() if line.startswith(name)]
+        assert line.removeprefix(name).split()[:-3] == [*networks, "12", f"{fit.p_value:.3g}"]
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bound", "lower", "upper"]
     assert all(len(line) < 120 for line in out.splitlines())
     Store.create(tmp_path / "out", plan(read(TINY))).close()
