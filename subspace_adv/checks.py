@@ -158,10 +158,12 @@ def _fits_of_networks(measured: _Measured) -> Iterator[Fit]:
 
 
 def _ranks(dataset: xr.Dataset) -> tuple[Ranks, ...]:
-    """Of every variable that was measured with redrawn off parts too."""
+    """Of every variable that was measured with redrawn off parts too, as many as any network has."""
     from scipy.stats import chisquare
 
-    found, redraws = [], int(dataset.attrs.get("redraws", 0))
+    if "redraws" in dataset.dims:
+        dataset = dataset.sel(redraws=dataset["redraws"].max())
+    found, redraws = [], int(dataset["redraws"] if "redraws" in dataset.coords else dataset.attrs.get("redraws", 0))
     if "seed" not in dataset.dims:
         dataset = dataset.expand_dims("seed")
     for name in dataset.data_vars if redraws else ():
