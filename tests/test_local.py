@@ -147,6 +147,19 @@ def test_the_universal_direction_is_against_the_mean_gradient(network, x64):
     assert not np.asarray(DEEP.universal_weights(network, np.zeros((2, 8)))).any()
 
 
+def test_flips_nearer_than_all_kinks_of_the_first_layer_are_met(x64):
+    """All of its kinks lie behind, and the second layer flips the sign and back within a unit."""
+    of = autodiff.model(
+        init=TWO_LAYER.init,
+        first=lambda params: (params, jnp.zeros(1)),
+        with_first_weight=lambda params, weight: weight,
+        rest=lambda params, z: (z[..., 0] - 0.2) * (z[..., 0] - 0.5),
+        trained=TWO_LAYER.trained,
+    ).local(jnp.eye(1), jnp.zeros(1), jnp.eye(1))
+    assert of.crossing(jnp.ones(1)).upper == pytest.approx(0.2)
+    assert of.crossing(-jnp.ones(1)).upper == np.inf
+
+
 def test_where_no_neuron_varies_a_search_yet_has_a_length(x64):
     network = Network(jnp.zeros((4, 2)), jnp.ones(4), jnp.ones(4), jnp.zeros(()))
     assert TWIN.local(network, jnp.zeros(2), jnp.eye(2)).reach("l2") == 1
