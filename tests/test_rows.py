@@ -391,7 +391,10 @@ def descended(network: Deep, x: np.ndarray, y: np.ndarray, *, steps: int, rate: 
 def test_networks_of_several_architectures_are_loaded_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "deep", ROW)
     run(deep(architecture="mlp,deep"), tmp_path)
-    with pytest.raises(UserError, match="architecture: networks of deep and mlp are selected"):
+    with pytest.raises(
+        UserError,
+        match="architecture: networks of architecture deep and mlp are selected, whose parameters differ; select one",
+    ):
         load_networks(tmp_path)
     for name, kind in (("mlp", Network), ("deep", Deep)):
         assert isinstance(load_networks(tmp_path, architecture=name), kind)
