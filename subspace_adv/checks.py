@@ -158,10 +158,12 @@ def _fits_of_networks(measured: _Measured) -> Iterator[Fit]:
 
 
 def _ranks(dataset: xr.Dataset) -> tuple[Ranks, ...]:
-    """Of every variable that was measured with redrawn off parts too."""
+    """Of every variable that was measured with redrawn off parts too, as many as any network has."""
     from scipy.stats import chisquare
 
-    found, redraws = [], int(dataset.attrs.get("redraws", 0))
+    if "redraws" in dataset.dims:
+        dataset = dataset.sel(redraws=dataset["redraws"].max())
+    found, redraws = [], int(dataset["redraws"] if "redraws" in dataset.coords else dataset.attrs.get("redraws", 0))
     if "seed" not in dataset.dims:
         dataset = dataset.expand_dims("seed")
     for name in dataset.data_vars if redraws else ():
@@ -214,8 +216,7 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     name = "predicted_gradient_norm_off"
     lower, upper, median = (recorded(f"{name}{side}") for side in ("_lower_bound", "_upper_bound", ""))
     scale = np.where(np.isnan(median), np.float32(np.nan), upper / length_bounds(np.maximum(codimension, 1))[1])
-    for values in (scale, lower, upper):
-        values[values == 0] = np.nan
+    scale, lower, upper = (np.where(values == 0, np.float32(np.nan), values) for values in (scale, lower, upper))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # where the scale is NaN, 0 or tiny
         ratio = (gradient / scale).astype(np.float32)
         bounded = gradient / lower, gradient / upper

@@ -211,7 +211,7 @@ MEASURES: Rows[Measure] = Rows(
         ),
         "gradient_off_whitened": Measure(
             dimensions=(),
-            unit="1",
+            unit="(output per input length)²",
             meaning="sum of squares of the off gradients at all training points, whitened: of as many independent "
             "numbers as gradient_off_freedom tells, of the variance of the first layer's weights that never learn",
             rounding=Rounding.NEAREST,

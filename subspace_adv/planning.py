@@ -231,7 +231,8 @@ def _import_classes(sweep: Sweep) -> None:
         default = NetworkSettings.model_fields[leaf].default
         if sweep.values(leaf) != (default,) and all(leaf in unread(name) for name in names):
             told = f"changes nothing, as {' and '.join(names)} has no field of this name; leave it out"
-            raise UserError(f"network.{leaf} = {brief(sweep.values(leaf))}: {told}")
+            written = ("axes", list(sweep.axes[leaf])) if leaf in sweep.axes else ("network", *sweep.values(leaf))
+            raise UserError(f"{written[0]}.{leaf} = {brief(written[1])}: {told}")
 
 
 def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:

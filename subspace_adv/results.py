@@ -13,7 +13,7 @@ from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.geometry import region_dim
 from subspace_adv.loading import committed
-from subspace_adv.measures import distance_parts, variables
+from subspace_adv.measures import TRAINED, distance_parts, variables
 from subspace_adv.models import architecture_of, is_class_name
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.settings import leaves, resolved_trainable, role
@@ -61,10 +61,13 @@ def dataset_of(store: Store) -> "xr.Dataset":
         shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
         arrays[name] = np.full(shape, np.nan, np.float32)
     for _, cells, chunk in committed(store):
-        if missing := arrays.keys() - chunk:
+        redraws = int(sweep.column("redraws", cells)[0])
+        recorded = {*TRAINED, *variables(sweep.measure.regions, sweep.measure.norms, redraws)}
+        if missing := recorded - chunk.keys():
             without = ", ".join(sorted(missing))
             raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
-        for name, values in arrays.items():
+        for name in recorded:
+            values = arrays[name]
             place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
             values[place] = chunk[name]
     with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
@@ -143,7 +146,7 @@ def _how_exact(sweep: Sweep, name: str) -> str:
     return exactness(dimensions, [model for _, model in models if model])
 
 
-_COORDINATES = "in ambient coordinates; of kind subspace, in coordinates of that subspace"
+_COORDINATES = "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace"
 
 
 def _shown(name: str, axes: list[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from subspace_adv import arguments, brackets, engine, measures, streams, training
 from subspace_adv.attacks import ATTACKS, AttackResult
 from subspace_adv.brackets import Effort
+from subspace_adv.contracts import Design
 from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _GIVEN_BASIS = "basis"  # in names of distances, where a region would stand
+_DESIGNED = tuple(leaf for leaf in Design._fields if leaf != "width")  # what makes other networks
 _DRAWN = ("init", "width", "init_scale")  # what tells the law of a network
 _EFFORT = arguments.fields(MeasureSettings, but=("regions", "norms")) | {"seed": NetworkSettings}
 _SIDES: tuple[Side, Side] = ("lower", "upper")
@@ -57,7 +59,7 @@ def train(x: Any, y: Any, *, network: Network | None = None, **settings: Any) ->
     points = arguments.points("train", x)
     n, d = points.shape
     labels = arguments.labels("train", y, n)
-    unread = ("architecture", *(() if network is None else _DRAWN))
+    unread = (*_DESIGNED, *(() if network is None else _DRAWN))
     homes = arguments.fields(NetworkSettings, TrainingSettings, but=unread)
     values = arguments.settings("train", settings, homes)
     if not OPTIMIZERS[values["optimizer"]].full_batch and values["batch_size"] > n:
@@ -66,7 +68,7 @@ def train(x: Any, y: Any, *, network: Network | None = None, **settings: Any) ->
     trained = TWO_LAYER.trained(init, resolved_trainable(init, values["trainable"]))
     recipe = Recipe(TWO_LAYER, values["loss"], values["optimizer"], trained)
     types = entries()
-    hyper = Hyper(**{name: types[name](values[name]) for name in Hyper._fields})
+    hyper = Hyper(**{name: types[name](values[name]) for name in Hyper._fields if name in values})
     if network is None:
         law, drawn = Law(init, values["width"], d, d), (types[name](values[name]) for name in _DRAWN[1:])
         start = engine.alone(_draw, seed, *drawn, x64=False, law=law)

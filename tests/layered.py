@@ -20,12 +20,10 @@ class Shape(NamedTuple):
 
 
 def double(params: Arrays) -> Arrays:
-    """The parameters of one network, as float64; kernels as matrices, of all inputs that a neuron sees."""
-
-    def flat(values: np.ndarray) -> np.ndarray:
-        return np.array(values, np.float64).reshape((-1, values.shape[-1]) if values.ndim > 1 else -1)
-
-    return {name: {part: flat(np.asarray(values)) for part, values in layer.items()} for name, layer in params.items()}
+    """The parameters of one network, as float64."""
+    return {
+        name: {part: np.array(values, np.float64) for part, values in layer.items()} for name, layer in params.items()
+    }
 
 
 def windows(side: int, kernel: int, stride: int, padding: str, dimensions: int) -> np.ndarray:
@@ -53,6 +51,11 @@ def sights(shape: Shape, d: int) -> list[np.ndarray]:
     return found
 
 
+def matrix(layer: dict[str, np.ndarray]) -> np.ndarray:
+    """Kernel of a layer, (inputs, m): tap by tap, and channel by channel within each."""
+    return layer["kernel"].reshape(-1, layer["kernel"].shape[-1])
+
+
 class Pass(NamedTuple):
     """Of some points through a network."""
 
@@ -69,7 +72,7 @@ def forward(params: Arrays, x: np.ndarray, shape: Shape) -> Pass:
         if places:
             h = h[:, places[layer]].reshape(len(x), len(places[layer]), -1)
         seen.append(h)
-        hidden.append(h @ params[f"hidden_{layer}"]["kernel"] + params[f"hidden_{layer}"]["bias"])
+        hidden.append(h @ matrix(params[f"hidden_{layer}"]) + params[f"hidden_{layer}"]["bias"])
         h = np.maximum(hidden[-1], 0)
     pooled = h.mean(axis=1)
     outputs = pooled @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0]
@@ -87,10 +90,11 @@ def backward(params: Arrays, x: np.ndarray, shape: Shape, of_outputs: np.ndarray
     for layer in reversed(range(shape.depth)):
         of_hidden = of_hidden * (passed.hidden[layer] > 0)
         kernel = np.einsum("npi,npj->ij", passed.seen[layer], of_hidden)
+        kernel = kernel.reshape(params[f"hidden_{layer}"]["kernel"].shape)
         gradient[f"hidden_{layer}"] = {"kernel": kernel, "bias": of_hidden.sum(axis=(0, 1))}
         if not layer:
             return gradient, of_hidden
-        of_seen = of_hidden @ params[f"hidden_{layer}"]["kernel"].T
+        of_seen = of_hidden @ matrix(params[f"hidden_{layer}"]).T
         if places:
             below = np.zeros_like(passed.hidden[layer - 1])
             taps = of_seen.reshape(*of_seen.shape[:2], places[layer].shape[1], -1)

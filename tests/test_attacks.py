@@ -397,9 +397,11 @@ def test_universal_attack_crosses_along_the_universal_direction():
 def test_universal_direction_is_a_unit_vector_off_the_subspace_or_zero(x64):
     networks, _ = _victims()
     directions = np.asarray(
-        jax.vmap(lambda network: universal_direction(models.TWO_LAYER, network, jnp.asarray(SUBSPACE.complement)))(
-            networks
-        )
+        jax.vmap(
+            lambda network: universal_direction(
+                models.TWO_LAYER, network, jnp.sign(network.head), jnp.asarray(SUBSPACE.complement)
+            )
+        )(networks)
     )
     for i in range(POINTS):
         np.testing.assert_allclose(directions[i], _universal(i), atol=1e-12)
@@ -413,7 +415,7 @@ def test_universal_direction_lowers_the_output_everywhere_where_no_neuron_oppose
     off = np.eye(8)[:, 2:] * rng.uniform(0.5, 2, 6)
     weight = off.T + np.pad(rng.standard_normal((6, 2)), ((0, 0), (0, 6)))
     network = Network(weight, rng.standard_normal(6), rng.standard_normal(6), np.float64(0.3))
-    direction = np.asarray(universal_direction(models.TWO_LAYER, network, jnp.eye(8)[:, 2:]))
+    direction = np.asarray(universal_direction(models.TWO_LAYER, network, jnp.sign(network.head), jnp.eye(8)[:, 2:]))
     for x in np.pad(rng.standard_normal((20, 2)) * 3, ((0, 0), (0, 6))):
         outputs = reference.output(network, x + np.linspace(-5, 5, 301)[:, None] * direction)
         assert (np.diff(outputs) <= 1e-15).all() and outputs[0] > outputs[-1]

@@ -122,6 +122,10 @@ def test_a_cell_of_a_mixed_grid_equals_itself_alone_bit_by_bit():
 
 SUBSPACE = {"kind": "subspace", "ambient_dim": 4, "subspace_dim": 3, "samples": 5}
 SEARCHED = {"kind": "subspace", "ambient_dim": 5, "subspace_dim": 2, "samples": 8, "width": 6}  # a plane needs none
+SMALL = {"samples": 4, "data_seed": 1, "width": 4, "attack_steps": 4, "restarts": 2}
+PATCHES = SMALL | {"kind": "patches", "patches": 2, "patch_size": 3}
+WAVES = SMALL | {"kind": "band-limited", "ambient_dim": 9, "frequencies": 1}
+CONVOLUTION = WAVES | {"architecture": "cnn", "depth": 2, "mixing": 2}
 FIELDS = {  # values of each field that may be an axis, beside other settings
     "kind": ({}, ("line", "chessboard")),
     "ambient_dim": (SUBSPACE, (4, 3)),
@@ -131,9 +135,20 @@ FIELDS = {  # values of each field that may be an axis, beside other settings
     "distribution": (SUBSPACE, ("sphere", "gaussian")),
     "labels": (SUBSPACE, ("random", "clusters")),
     "data_seed": (SUBSPACE, (0, 1)),
+    "patches": (PATCHES, (2, 3)),
+    "patch_size": (PATCHES, (2, 3)),
+    "patch_dim": (PATCHES, (1, 2)),
+    "frequencies": (WAVES, (1, 2)),
     "architecture": ({}, ("mlp", "deep")),
     "init": ({"stop_margin": float("inf")}, ("theory", "torch", "paper-code")),
     "trainable": ({}, ("hidden", "all")),
+    "parametrization": ({"trainable": "all"}, ("standard", "ntk", "mean-field")),
+    "depth": (WAVES, (1, 2, 3)),
+    "kernel": (CONVOLUTION, (3, 2)),
+    "stride": (CONVOLUTION, (1, 3)),
+    "mixing": (CONVOLUTION, (2, 1)),
+    "padding": (CONVOLUTION, ("circular", "valid")),
+    "layout": (CONVOLUTION, ("signal", "image")),
     "width": ({}, (3, 41, 50)),
     "init_scale": ({}, (1.0, 0.1, 3.0)),
     "seed": ({}, (0, 7, 2**32 - 1)),
@@ -148,6 +163,7 @@ FIELDS = {  # values of each field that may be an axis, beside other settings
     "attack_steps": (SEARCHED | {"restarts": 1}, (1, 30)),
     "restarts": (SEARCHED | {"attack_steps": 1}, (1, 30)),
     "gap": (SEARCHED | {"attack_steps": 1, "restarts": 1}, (0.0, 1.0)),
+    "redraws": ({}, (2, 5)),
 }
 QUICK = ("init_scale", "seed", "learning_rate", "weight_decay", "stop_margin", "max_steps")  # all by one program
 

@@ -1,5 +1,8 @@
 """The comparison of law and measurement: on data made by the law, and on data made by another."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -39,10 +42,10 @@ weight_decay = [0.0, 0.01]
 
 
 def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
-    """A Dataset by F3, times `factor` (cells, 1).
+    """A Dataset by F3 and F14, times `factor` (cells, 1).
 
     All cells of a seed share one off direction and the points of a network its neurons, as in a sweep: only one of
-    them is an independent draw.
+    them is an independent draw. So with what is left of all gradients once whitened, whose number differs.
     """
     datasets, which = grid_data(sweep)
     shapes = [settings.shape for settings in datasets]
@@ -53,18 +56,28 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
     codimension = np.array([shape.ambient_dim - shape.subspace_dim for shape in shapes])
     codimension = np.broadcast_to(codimension[which], sweep.shape).ravel()
     active = rng.integers(1, width[:, None] + 1, (sweep.cells, n))
+    # In mean-field output weights are 1/m, else 1/√m.
+    head = np.where(sweep.column("parametrization", cells) == "mean-field", 1 / width, width**-0.5)[:, None]
     record = {
         "status": np.full(sweep.cells, CONVERGED, np.int8),
         "steps": rng.integers(0, 50, sweep.cells).astype(float),
         "output": rng.standard_normal((sweep.cells, n)),
-        "head_norm_active": np.sqrt(active / width[:, None]).astype(np.float32),
-        "head_sum_active": (active / np.sqrt(width)[:, None]).astype(np.float32),
+        "head_norm_active": (head * np.sqrt(active)).astype(np.float32),
+        "head_sum_active": (head * active).astype(np.float32),
     }
     found = predicted(sweep, record)
     normal = rng.standard_normal((seed.max() + 1, codimension.max()))
     chi = np.sqrt(np.cumsum(normal**2, axis=1)[seed, codimension - 1])[:, None]
     scale = found["predicted_gradient_norm_off_upper_bound"] / np.sqrt(2 * codimension)[:, None]
     arrays = record | found | {"gradient_norm_off": (scale * chi * factor).astype(np.float32)}
+    freedom = codimension * rng.integers(1, n + 1, sweep.cells)
+    white = rng.standard_normal((seed.max() + 1, n * codimension.max()))
+    squares = (
+        np.cumsum(white**2, axis=1)[seed, np.maximum(freedom, 1) - 1]
+        * np.broadcast_to(factor, (sweep.cells, 1)).ravel() ** 2
+    )
+    arrays["gradient_off_whitened"] = (found["predicted_off_deviation"] ** 2 * squares).astype(np.float32)
+    arrays["gradient_off_freedom"] = freedom.astype(np.float32)
     settings = {**sweep.data.model_dump(), **sweep.network.model_dump(exclude_none=True)}
     return xr.Dataset(
         {
@@ -76,10 +89,17 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
     )
 
 
+def of_points(dataset: xr.Dataset) -> checks.Fit:
+    """How the gradients at single points fit."""
+    found = check(dataset).at_points
+    assert found
+    return found
+
+
 def test_where_the_law_holds_p_values_are_uniform():
     """Although cells and points are heavily dependent: each sample has one of a seed."""
     sweep, rng = read(WIDE, "seed=0:40", "data_seed=0:3", "weight_decay=0,0.1"), np.random.default_rng(0)
-    found = [check(simulated(sweep, rng)) for _ in range(100)]
+    found = [of_points(simulated(sweep, rng)) for _ in range(100)]
     assert {outcome.sample for outcome in found} == {40}
     assert stats.kstest([outcome.p_value for outcome in found], "uniform").pvalue > 0.01
     covered = np.mean([outcome.scale.low < 1 < outcome.scale.high for outcome in found])
@@ -89,7 +109,7 @@ def test_where_the_law_holds_p_values_are_uniform():
 def test_a_scale_wrong_by_3_percent_is_rejected():
     sweep = read(WIDE, "seed=0:2000")
     for seed, factor in enumerate((1.03, 0.97)):
-        right, wrong = (check(simulated(sweep, np.random.default_rng(seed), f)) for f in (1.0, factor))
+        right, wrong = (of_points(simulated(sweep, np.random.default_rng(seed), f)) for f in (1.0, factor))
         assert right.p_value > 0.01
         assert wrong.p_value < 1e-3
         assert right.scale.low < 1 < right.scale.high
@@ -104,13 +124,13 @@ def test_a_law_of_another_shape_is_rejected():
     other = simulated(read(WIDE, "seed=0:1000", "ambient_dim=14"), rng)
     ratio = other["gradient_norm_off"] / other["predicted_gradient_norm_off_upper_bound"]
     dataset["gradient_norm_off"] = ratio * dataset["predicted_gradient_norm_off_upper_bound"]
-    assert check(dataset).p_value < 1e-3
+    assert of_points(dataset).p_value < 1e-3
 
 
 def test_exponents_of_the_law_are_found():
     found = check(simulated(read(VARIED), np.random.default_rng(0)))
     predictions = {exponent.axis: exponent.predicted for exponent in found.exponents}
-    assert predictions == {"codimension": 0.5, "ambient_dim": -0.5, "width": -0.5, "init_scale": 1.0}
+    assert predictions == {"codimension": 0.5, "ambient_dim": -0.5, "width": 0.0, "init_scale": 1.0}
     for exponent in found.exponents:
         assert exponent.seeds == 60
         fitted, low, high = exponent.fitted
@@ -136,6 +156,22 @@ def test_exponents_cover_the_truth_as_often_as_they_say():
     assert 0.85 <= np.mean([fitted.low <= 0.5 <= fitted.high for fitted in found]) < 1  # of 95 %
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_exponents_in_depth_and_in_the_width_by_parametrization(shift):
+    """What the width does to the output weights is each parametrization's own; without it, nothing is left (F18)."""
+    names = ("standard", "ntk", "mean-field")
+    sweep = read(VARIED, f"parametrization={','.join(names)}", "depth=1,3", "ambient_dim=12", "init_scale=1.0")
+    values = sweep.column("width", np.arange(sweep.cells)) * sweep.column("depth", np.arange(sweep.cells))
+    found = check(simulated(sweep, np.random.default_rng(0), values[:, None].astype(float) ** shift)).exponents
+    assert [(one.axis, one.predicted) for one in found] == [
+        *(("depth", 0.0), ("width", 0.0), ("width, ntk", 0.0), ("width, mean-field", -0.5)),
+    ]
+    for one in found:
+        fitted, low, high = one.fitted
+        assert fitted == pytest.approx(one.predicted + shift, abs=high - low + 1e-6)
+        assert (low > one.predicted + 0.1) if shift else high - low < 0.2
+
+
 def test_exponents_need_seeds_and_fixed_heads():
     rng = np.random.default_rng(0)
     assert check(simulated(read(VARIED, "seed=0:19"), rng)).exponents == ()
@@ -145,6 +181,85 @@ def test_exponents_need_seeds_and_fixed_heads():
     found = check(simulated(read(VARIED, "seed=0:25", "trainable=hidden,all"), rng))
     assert "width" in [exponent.axis for exponent in found.exponents]
     assert check(simulated(read(WIDE, "seed=0:25", "weight_decay=0,0.1"), rng)).exponents == ()
+
+
+DEPTHS = ("depth=1,2,4", "weight_decay=0,0.1")
+
+
+def test_whitened_by_depth_p_values_are_uniform():
+    """Although all cells of a seed share their numbers."""
+    sweep, rng = read(WIDE, "seed=0:40", *DEPTHS), np.random.default_rng(0)
+    found = [check(simulated(sweep, rng)).whitened for _ in range(60)]
+    for depth, fits in zip((1, 2, 4), zip(*found, strict=True), strict=True):
+        assert {(fit.of, fit.sample) for fit in fits} == {(f"depth {depth}", 40)}
+        assert stats.kstest([fit.p_value for fit in fits], "uniform").pvalue > 0.01
+        covered = np.mean([fit.scale.low < 1 < fit.scale.high for fit in fits])
+        assert 0.87 <= covered <= 1  # of 95 %, in 60
+
+
+@pytest.mark.parametrize("factor", [1.03, 0.97])
+def test_whitened_a_scale_wrong_at_one_depth_is_rejected_there(factor):
+    sweep = read(WIDE, "seed=0:1000", *DEPTHS)
+    factors = np.where(sweep.column("depth", np.arange(sweep.cells)) == 2, factor, 1.0)[:, None]
+    right, wrong, deep = check(simulated(sweep, np.random.default_rng(0), factors)).whitened
+    for fit in (right, deep):
+        assert fit.p_value > 0.01 and fit.scale.low < 1 < fit.scale.high
+    assert wrong.p_value < 1e-3 and wrong.scale.low < factor < wrong.scale.high
+    assert not wrong.scale.low < 1 < wrong.scale.high
+
+
+def test_whitened_a_degree_of_freedom_too_many_is_rejected():
+    dataset = simulated(read(WIDE, "seed=0:2000", "ambient_dim=8"), np.random.default_rng(0))
+    assert check(dataset).whitened[0].p_value > 0.01
+    dataset["gradient_off_freedom"] += 1
+    assert check(dataset).whitened[0].p_value < 1e-3
+
+
+def test_whitened_what_has_no_freedom_is_left_out():
+    dataset = simulated(read(WIDE, "seed=0:50"), np.random.default_rng(0))
+    dataset["gradient_off_freedom"][:10] = 0
+    dataset["gradient_off_whitened"][10:15] = np.nan
+    [fit] = check(dataset).whitened
+    assert fit.sample == 35
+
+
+def ranked(rng: np.random.Generator, redraws: int, change=lambda ranks: ranks) -> xr.Dataset:
+    """A Dataset of 300 seeds with ranks, alike in all cells of a seed, of a variable of points and one of networks."""
+    dataset = simulated(read(WIDE, "seed=0:300", "weight_decay=0,0.1"), rng)
+    dataset.attrs["redraws"] = redraws
+    for name, dims in (("margin", ("seed", "weight_decay")), ("output", ("seed", "weight_decay", "point"))):
+        ranks = change(rng.integers(0, redraws + 1, 300)).astype(np.float32)
+        of_seeds = xr.DataArray(ranks, dims="seed").expand_dims({dim: dataset.sizes[dim] for dim in dims[1:]})
+        dataset[f"rank_{name}"] = of_seeds.transpose(*dims)
+    return dataset
+
+
+def test_ranks_that_are_uniform_pass():
+    rng = np.random.default_rng(0)
+    found = [check(ranked(rng, 9)).ranks for _ in range(40)]
+    for name, of_one in zip(("margin", "output"), zip(*found, strict=True), strict=True):
+        assert {(one.variable, one.sample) for one in of_one} == {(name, 300)}
+        assert stats.kstest([one.p_value for one in of_one], "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda ranks: np.minimum(ranks + 1, 9), lambda ranks: np.maximum(ranks, 1), lambda ranks: ranks // 2 * 2],
+    ids=["shifted", "never least", "even"],
+)
+def test_ranks_of_another_law_are_rejected(change):
+    assert all(one.p_value < 1e-3 for one in check(ranked(np.random.default_rng(0), 9, change)).ranks)
+
+
+def test_ranks_that_are_not_there_are_left_out_and_those_that_never_came_are_counted():
+    dataset = ranked(np.random.default_rng(0), 4)
+    dataset["rank_margin"] = dataset["rank_margin"] * np.nan
+    dataset["rank_output"] = dataset["rank_output"].where(dataset["seed"] < 120) * 0
+    [one] = check(dataset).ranks
+    assert (one.variable, one.sample) == ("output", 120)
+    assert one.p_value == pytest.approx(stats.chisquare([120, 0, 0, 0, 0]).pvalue)
+    dataset.attrs["redraws"] = 0
+    assert check(dataset).ranks == ()
 
 
 def test_bounds_are_counted():
@@ -168,7 +283,8 @@ def test_what_cannot_be_compared_is_left_out_and_counted():
     sweep = read(WIDE, "seed=0:100", "init=theory,torch", "init_scale=1,0.5")
     dataset = simulated(sweep, np.random.default_rng(0))
     whole = check(dataset)
-    assert (whole.networks, whole.sample) == (200, 100)
+    assert whole.at_points and [fit.sample for fit in (whole.at_points, *whole.whitened)] == [100, 100]
+    assert whole.networks == 200
     assert whole.left_out == {"pending": 0, "diverged": 0, "without prediction": 200}
     assert (whole.points, whole.idle_points) == (600, 0)
     status = dataset["status"].values
@@ -181,9 +297,19 @@ def test_what_cannot_be_compared_is_left_out_and_counted():
         dataset[name] = dataset[name] * ~idle
     part = check(dataset)
     assert part.left_out == {"pending": 40, "diverged": 5, "without prediction": 180}
-    assert (part.networks, part.sample) == (175, 90)
+    assert part.at_points and [fit.sample for fit in (part.at_points, *part.whitened)] == [90, 90]
+    assert part.networks == 175
     assert (part.points, part.idle_points) == (525, 100)
-    assert part.p_value > 0.01
+    assert part.at_points.p_value > 0.01 and part.whitened[0].p_value > 0.01
+
+
+def test_what_is_compared_is_left_as_it_is():
+    dataset = simulated(read(WIDE, "seed=0:20", "init=theory,torch"), np.random.default_rng(0))
+    for name in ("gradient_norm_off", "head_norm_active", "head_sum_active", *predictions_of_points(dataset)):
+        dataset[name][:5] = 0  # no neuron is active
+    before = dataset.copy(deep=True)
+    check(dataset)
+    xr.testing.assert_identical(dataset, before)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +363,15 @@ def test_one_network_without_axes_is_a_sample_of_one():
     """The p value is twice the lesser tail of its length, in units of an upper bound √(2·20)."""
     dataset = simulated(read(WIDE), np.random.default_rng(0))
     found = check(dataset)
-    assert (found.networks, found.sample, found.exponents) == (1, 1, ())
+    assert found.at_points and (found.networks, found.at_points.sample, found.exponents) == (1, 1, ())
     ratio = dataset["gradient_norm_off"] / dataset["predicted_gradient_norm_off_upper_bound"]
     length, law = float(ratio[0]) * 40**0.5, stats.chi(20)
-    assert found.p_value == pytest.approx(2 * min(law.cdf(length), law.sf(length)), rel=1e-5)
+    assert found.at_points.p_value == pytest.approx(2 * min(law.cdf(length), law.sf(length)), rel=1e-5)
+    [all_points] = found.whitened
+    squares = float(dataset["gradient_off_whitened"] / dataset["predicted_off_deviation"] ** 2)
+    law = stats.chi2(float(dataset["gradient_off_freedom"]))
+    assert (all_points.of, all_points.sample) == ("depth 1", 1)
+    assert all_points.p_value == pytest.approx(2 * min(law.cdf(squares), law.sf(squares)), rel=1e-5)
 
 
 @pytest.mark.parametrize("dof", [1, 8, 20])
@@ -255,22 +386,23 @@ def test_the_scale_is_that_of_a_normal_sample():
     """Of chi lengths of several degrees of freedom, with chi-square's interval."""
     dof = np.array([1, 3, 8, 20])
     lengths = 2 * stats.chi(dof).rvs(random_state=1)
-    found = checks._scale(lengths, dof)
+    found = checks._scale(lengths**2, dof)
     low, high = stats.chi2.interval(0.95, dof.sum())
     squares = (lengths**2).sum()
     assert found == pytest.approx((np.sqrt(squares / 32), np.sqrt(squares / high), np.sqrt(squares / low)))
 
 
 def test_bounds_hold_at_their_ends_and_leave_out_what_is_unknown():
-    codimension = np.full((4, 1, 2), 8)  # the bounds are 2 and 4
-    ratio = np.array([[2, 4], [1.9, 4.1], [3, np.nan], [np.inf, 3]])[:, None]
-    at = (np.arange(4), np.zeros(4, int), np.zeros(4, int))
-    lower, upper = checks._bounds(ratio, codimension, at)
+    length = np.array([[2, 4], [1.9, 4.1], [3, np.nan], [np.inf, 3]])[:, None]  # the bounds are 2 and 4
+    promised = np.array([0.1, 0.2, 0.3, 0.4]).reshape(4, 1, 1)
+    measured: Any = SimpleNamespace(bounded=(length / 2, length / 4), promised=promised)
+    of_sample = length[checks._independent(~np.isnan(length))]
+    lower, upper = checks._bounds(measured)
     assert (lower.share, upper.share) == pytest.approx((6 / 7, 5 / 7))
-    for found in (lower, upper):
-        ends = stats.binomtest(3, 4).proportion_ci(0.95, method="exact")
-        assert found.sample == pytest.approx((0.75, *ends))
-        assert found.promised == pytest.approx(1 - np.exp(-0.5))
+    for found, held in ((lower, of_sample >= 2), (upper, of_sample <= 4)):
+        ends = stats.binomtest(int(held.sum()), 4).proportion_ci(0.95, method="exact")
+        assert found.sample == pytest.approx((held.mean(), *ends))
+        assert found.promised == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.5, 1.0])

@@ -199,7 +199,7 @@ def test_plan(tmp_path, command):
     assert lines["groups"].endswith(" 2")
     assert lines["programs"].endswith("6 to compile, each once")
     assert lines["chunks"].endswith(" 16")
-    assert lines["bytes"].endswith(" 1.78 MB on disk, before compression")  # 2,000 · (433 + 457)
+    assert lines["bytes"].endswith(" 1.81 MB on disk, before compression")  # 2,000 · (441 + 465)
     assert lines["net-steps"].endswith("1.2e+05")
     planned = plan(read(TINY, "seed=0:1000"))
     taken = planned.seconds(runner.cores())
@@ -345,8 +345,12 @@ def test_check(tmp_path, command, tiny):
     status, out, err = command("check", tiny)
     assert (status, err) == (0, "")
     assert "48 checked; left out: 0 pending, 0 diverged, 0 without prediction" in out
-    assert "12 independent points" in out
-    assert f"p = {checks.check(open_results(tiny)).p_value:.3g} (" in out
+    found = checks.check(open_results(tiny))
+    assert found.at_points and len(found.whitened) == 1
+    fits = {"the gradient at a point": ["all"], "all gradients, whitened": ["depth", "1"]}
+    for (name, networks), fit in zip(fits.items(), (found.at_points, found.whitened[0]), strict=True):
+        [line] = [line for line in out.splitlines() if line.startswith(name)]
+        assert line.removeprefix(name).split()[:-3] == [*networks, "12", f"{fit.p_value:.3g}"]
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bound", "lower", "upper"]
     assert all(len(line) < 120 for line in out.splitlines())
     Store.create(tmp_path / "out", plan(read(TINY))).close()

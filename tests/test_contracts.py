@@ -80,6 +80,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "distribution",
             "labels",
             "data_seed",
+            *("patches", "patch_size", "patch_dim", "frequencies"),
         },
         "network": {
             *("architecture", "init", "trainable", "parametrization", "width", "depth"),
@@ -95,7 +96,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "stop_margin",
             "max_steps",
         },
-        "measure": {"regions", "norms", "attack_steps", "restarts", "gap"},
+        "measure": {"regions", "norms", "attack_steps", "restarts", "gap", "redraws"},
     }
     leaves = [leaf for leaves in fields.values() for leaf in leaves]
     assert len(leaves) == len(set(leaves))  # so that an axis is a leaf's bare name
@@ -104,8 +105,8 @@ def test_tables_and_fields_of_the_sweep_file():
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("kind", ["line", "chessboard", "subspace"]),
-        ("architecture", ["mlp"]),
+        ("kind", ["line", "chessboard", "subspace", "patches", "band-limited"]),
+        ("architecture", ["mlp", "package.module:Class"]),
         ("init", ["theory", "paper-code", "torch", "he", "lecun"]),
         ("parametrization", ["standard", "ntk", "mean-field"]),
         ("trainable", ["all", "hidden"]),
@@ -126,6 +127,8 @@ def test_recorded_variables():
         "gradient_norm_on",
         "head_norm_active",
         "head_sum_active",
+        "gradient_off_whitened",
+        "gradient_off_freedom",
         "distance_universal",
         "distance_universal_heldout",
         "distance_random",

@@ -62,7 +62,7 @@ def network_text(shape: Shape) -> str:
 
 
 def single(networks, index: int):
-    return layered.double(jax.tree.map(lambda a: np.asarray(a[index]), networks))
+    return jax.tree.map(lambda a: np.asarray(a[index], np.float64), networks)
 
 
 @pytest.mark.parametrize("reduced", [True, False])
@@ -120,7 +120,8 @@ def test_the_law_of_every_layer(law):
         taps = 3 if of.architecture == "cnn" else 1
         for name, layer in params.items():
             fan_in = {"hidden_0": fan, "head": 64}.get(name, 64 * taps)
-            assert layer["kernel"].size == fan_in * layer["kernel"].shape[-1]
+            in_shape = (3, 64) if of.architecture == "cnn" and name == "hidden_1" else (fan_in,)  # as flax's `Conv`
+            assert layer["kernel"].shape == (*in_shape, 1 if name == "head" else 64)
             gain = {"torch": 1 / 3**0.5, "he": 2**0.5}.get(law, 1.0)
             gain = 2**0.5 if law == "theory" and name not in ("hidden_0", "head") else gain
             sizes = layer["kernel"].ravel() * fan_in**0.5 / gain
@@ -151,13 +152,13 @@ def test_narrow_and_shallow_networks_are_parts_of_wide_and_deep_ones(architectur
     assert set(wide) - set(narrow) == {"hidden_2"}
     for name, layer in narrow.items():
         inputs = {"hidden_0": len(layer["kernel"])}.get(name, 20)
+        ours = layered.matrix(layer)
         shrink = 1 if name == "hidden_0" else (20 / 64) ** 0.5
         for of, factor in ((wide, shrink), (padded, 1)):
-            kernel = of[name]["kernel"]
-            kernel = kernel.reshape(taps if name == "hidden_1" else 1, -1, kernel.shape[-1])[
-                :, :inputs, : layer["kernel"].shape[-1]
-            ]
-            np.testing.assert_allclose(factor * layer["kernel"], kernel.reshape(layer["kernel"].shape), rtol=1e-6)
+            kernel = layered.matrix(of[name])
+            kernel = kernel.reshape(taps if name == "hidden_1" else 1, -1, kernel.shape[1])
+            kernel = kernel[:, :inputs, : ours.shape[1]]
+            np.testing.assert_allclose(factor * ours, kernel.reshape(ours.shape), rtol=1e-6)
     for name, layer in padded.items():
         if name != "head":
             assert not layer["kernel"][..., 20:].any() and not layer["bias"][20:].any()

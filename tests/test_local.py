@@ -13,6 +13,7 @@ from subspace_adv.attacks import (
     minimal_norm_attack,
     universal_attack,
 )
+from subspace_adv.attacks.universal import universal_direction
 from subspace_adv.contracts import Local, Model
 from subspace_adv.models import TWO_LAYER, TwoLayerLocal, autodiff, local
 from subspace_adv.network import Network
@@ -118,10 +119,9 @@ def test_a_model_by_automatic_differentiation_is_the_one_by_hand(x64):
         def told(model: Model) -> tuple:
             of, c = model.local(network, x, jnp.eye(3)), jnp.array([0.3, -0.2, 0.1])
             crossing = of.crossing(jnp.array([1.0, 0.0, 0.0])).upper
-            weights = model.universal_weights(network)
             gradient, sensitivity = model.input_gradient(network, x[None]), model.sensitivity(network, x[None])
             far = of.asymptotes(jnp.array([[0.6, 0.8, 0], [0, -0.6, 0.8]]))
-            return crossing, (of.value(c), of.value_and_gradient(c), weights, gradient, sensitivity), far
+            return crossing, (of.value(c), of.value_and_gradient(c), gradient, sensitivity), far
 
         return told(TWIN), told(TWO_LAYER)
 
@@ -132,6 +132,32 @@ def test_a_model_by_automatic_differentiation_is_the_one_by_hand(x64):
     assert 100 < finite.sum() < 300 and (np.isfinite(found) == finite).mean() > 0.99
     assert (found[finite] >= exact[finite] * (1 - 1e-6)).all()
     assert np.isclose(found[finite], exact[finite], rtol=1e-6).mean() > 0.99
+
+
+def test_the_universal_direction_is_against_the_mean_gradient(network, x64):
+    """Of length 1, in a region; its weights have the length √m, m the neurons that are no padding."""
+    x, basis = np.random.default_rng(2).standard_normal((6, 2)), np.array([[0.6], [0.8]])
+    weights = DEEP.universal_weights(network, DEEP.sensitivity(network, x))
+    assert np.linalg.norm(weights) == pytest.approx(8**0.5)
+    gradient = basis @ basis.T @ np.mean(DEEP.input_gradient(network, x), axis=0)
+    found = universal_direction(DEEP, network, weights, jnp.asarray(basis))
+    np.testing.assert_allclose(found, -gradient / np.linalg.norm(gradient), rtol=1e-9)
+    padded = network._replace(weight=np.where(np.arange(8)[:, None] < 5, network.weight, 0))
+    assert np.linalg.norm(DEEP.universal_weights(padded, np.ones((2, 8)))) == pytest.approx(5**0.5)
+    assert not np.asarray(DEEP.universal_weights(network, np.zeros((2, 8)))).any()
+
+
+def test_flips_nearer_than_all_kinks_of_the_first_layer_are_met(x64):
+    """All of its kinks lie behind, and the second layer flips the sign and back within a unit."""
+    of = autodiff.model(
+        init=TWO_LAYER.init,
+        first=lambda params: (params, jnp.zeros(1)),
+        with_first_weight=lambda params, weight: weight,
+        rest=lambda params, z: (z[..., 0] - 0.2) * (z[..., 0] - 0.5),
+        trained=TWO_LAYER.trained,
+    ).local(jnp.eye(1), jnp.zeros(1), jnp.eye(1))
+    assert of.crossing(jnp.ones(1)).upper == pytest.approx(0.2)
+    assert of.crossing(-jnp.ones(1)).upper == np.inf
 
 
 def test_where_no_neuron_varies_a_search_yet_has_a_length(x64):

@@ -51,7 +51,7 @@ def synthetic(axes: dict[str, tuple], d: int = 2, **attrs: Any) -> tuple[xr.Data
             "label": ("point", np.array([1, -1, 1], np.int8)),
             "input": (("point", "feature"), rng.uniform(-1, 1, (3, d))),
         },
-        attrs={"name": "synthetic", "architecture": "mlp", **attrs},
+        attrs={"name": "synthetic", "architecture": "mlp", "depth": 1, "parametrization": "standard", **attrs},
     )
     inner = ((WIDTH, d), (WIDTH,), (WIDTH,), ())
     networks = [rng.standard_normal((*shape, *size)).astype(np.float32) for size in inner]

@@ -53,6 +53,9 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
     assert dict(dataset.sizes) == {"width": 2, "seed": 12, "init_scale": 2, "point": 7, "heldout": 16, "feature": 2}
     assert dataset["distance_universal_heldout"].dims == dataset["distance_random_heldout"].dims == (*axes, "heldout")
     assert set(dataset.data_vars) == {
+        "gradient_off_whitened",
+        "gradient_off_freedom",
+        "predicted_off_deviation",
         "status",
         "steps",
         "loss",

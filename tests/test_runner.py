@@ -202,7 +202,7 @@ def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monke
     monkeypatch.setattr(
         planning,
         "choose_trainer",
-        lambda kind, optimizer, asked, device: choose(kind, optimizer, asked or "xla", device),
+        lambda model, design, optimizer, asked, device: choose(model, design, optimizer, asked or "xla", device),
     )
     assert resuming(tmp_path / "b", "xla").endswith(f"--out {tmp_path / 'b'}")
     assert resuming(tmp_path / "c", "fused").endswith(f"--out {tmp_path / 'c'} --trainer fused")

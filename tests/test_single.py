@@ -295,6 +295,13 @@ MISTAKES = {
         lambda _: sa.train(X, Y, optimizer="sgd", batch_size=5),
         "train: batch_size = 5: over the 4 points; at most 4",
     ),
+    **{
+        f"{leaf} of other models": (
+            lambda _, given={leaf: value}: sa.train(X, Y, **given),
+            f"train: {leaf}: no such argument",
+        )
+        for leaf, value in {"architecture": "cnn", "depth": 2, "parametrization": "ntk", "stride": 2}.items()
+    },
     "width of a network": (lambda net: sa.train(X, Y, network=net, width=3), "train: width: no such argument"),
     "measure": (lambda net: sa.measure(net, X, None, subspace=PLANE), "measure: y: is None; must be the labels"),
     "held out": (

@@ -647,7 +647,7 @@ def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
 def test_another_format_is_refused(folder, older):
     whole = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(whole | {"format": older}))
-    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 6"
+    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 7"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):

@@ -15,7 +15,7 @@ from shell import read, write
 
 from subspace_adv import Sweep, UserError
 from subspace_adv import sweep as sweep_module
-from subspace_adv.settings import leaves, tables
+from subspace_adv.settings import leaves, read_where, tables
 from subspace_adv.sweep import nearest
 
 READY_MADE = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
@@ -194,7 +194,10 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "axis that nothing reads": (
         "",
         ("samples=3,4",),
-        ("command line: axes.samples = [3, 4]: changes nothing; it is read where kind = 'subspace'; leave it out",),
+        (
+            "command line: axes.samples = [3, 4]: changes nothing; "
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave it out",
+        ),
     ),
     "axis that no optimizer reads": (
         "",
@@ -204,13 +207,19 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "field that nothing reads": (
         "[data]\nambient_dim = 100\n",
         (),
-        ("FILE: data.ambient_dim = 100: changes nothing; it is read where kind = 'subspace'; leave it out",),
+        (
+            "FILE: data.ambient_dim = 100: changes nothing; "
+            "it is read where kind = 'subspace' or 'band-limited'; leave it out",
+        ),
     ),
     "field that nothing reads at its default": ("[data]\nlabels = 'random'\n", (), ("FILE: data.labels = 'random': ",)),
     "field that nothing reads on the command line": (
         SUBSPACE,
         ("kind=chessboard", "data_seed=5"),
-        ("command line: data.data_seed = 5: changes nothing; it is read where kind = 'subspace'",),
+        (
+            "command line: data.data_seed = 5: changes nothing; "
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave",
+        ),
     ),
     "field that no optimizer of an axis reads": (
         "[training]\nbatch_size = 2\n[axes]\noptimizer = ['gd', 'adam', 'momentum']\n",
@@ -446,15 +455,20 @@ def test_what_an_override_leaves_unread_is_dropped_with_a_warning():
         '[data]\nkind = "subspace"\nsamples = 5\n[axes]\nambient_dim = [4, 9]\nseed = [3, 1]\n'
     )
     assert dropped(text) == (read(text), [])
+    of_kinds = [
+        "data.samples: left out, as read only where kind = 'subspace' or 'patches' or 'band-limited'",
+        "axes.ambient_dim: left out, as read only where kind = 'subspace' or 'band-limited'",
+    ]
     line, told = dropped(text, "kind=line")
-    assert told == ["data.samples, axes.ambient_dim: left out, as read only where kind = 'subspace'"]
+    assert told == of_kinds
     assert list(line.axes) == ["seed"]
     assert line.data == read("").data
     assert line.training.momentum == 0.5
     both, told = dropped(text, "kind=line", "optimizer=gd", "seed=3,1")
     assert told == [
-        "data.samples, axes.ambient_dim: left out, as read only where kind = 'subspace'",
+        of_kinds[0],
         "training.momentum: left out, as read only where optimizer = 'momentum'",
+        of_kinds[1],
     ]
     assert both == read("", "seed=3,1")
     assert dropped(text, "kind=line,subspace", "optimizer=gd,momentum")[1] == []
@@ -466,6 +480,10 @@ def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
     decider, value, others = {
         "momentum": ("optimizer", "momentum", "gd,sgd,adam"),
         "batch_size": ("optimizer", "sgd", "gd,momentum,adam"),
+        "subspace_dim": ("kind", "subspace", "line,chessboard,patches,band-limited"),
+        **dict.fromkeys(("ambient_dim", "basis"), ("kind", "subspace", "line,chessboard")),
+        **dict.fromkeys(("patches", "patch_size", "patch_dim"), ("kind", "patches", "line,chessboard,subspace")),
+        "frequencies": ("kind", "band-limited", "line,chessboard,subspace,patches"),
     }.get(leaf, ("kind", "subspace", "line,chessboard"))
     default = getattr(getattr(read(""), leaves()[leaf]), leaf)
     for given in (value, f"{others},{value}", others):
@@ -495,7 +513,10 @@ def test_one_string_is_one_override():
 
 F32 = np.finfo(np.float32)
 LIMITS = {  # leaf: numbers just inside, and the next ones outside
-    **dict.fromkeys(("ambient_dim", "samples", "width"), ((1, 2**24), (0, 2**24 + 1))),
+    **dict.fromkeys(("ambient_dim", "samples", "width", "patches", "patch_size"), ((1, 2**24), (0, 2**24 + 1))),
+    "patch_dim": ((1, 8), (0, 9)),
+    "frequencies": ((1, 9), (0, 10)),
+    "redraws": ((0, 999), (-1, 1000)),
     "subspace_dim": ((1, 20), (0, 21)),
     "depth": ((1, 64), (0, 65)),
     "batch_size": ((1, 20), (0, 21)),
@@ -516,7 +537,8 @@ LIMITS = {  # leaf: numbers just inside, and the next ones outside
 @pytest.mark.parametrize("leaf", LIMITS)
 def test_limits_hold_on_both_sides_of_each(leaf):
     decider = {"momentum": ["optimizer=momentum"], "batch_size": ["optimizer=sgd", "kind=subspace"]}.get(leaf)
-    decider = decider or (["kind=subspace"] if leaves()[leaf] == "data" else [])
+    some = read_where(leaf) if leaves()[leaf] == "data" else None
+    decider = decider or ([f"kind={some[1][0]}"] if some else [])
     decider += ["subspace_dim=1"] * (leaf == "ambient_dim")
     inside, outside = LIMITS[leaf]
     for value in inside:

@@ -157,12 +157,13 @@ class AutodiffLocal(ByDerivatives, _Fields):
         """Ascending radii at which a flip is looked for: between all kinks of the first layer, and far beyond."""
         kink = -self.z / (self.rates @ direction)
         kink = jnp.where(jnp.isfinite(kink) & (kink > 0), kink, 0)
+        kink = jnp.where(jnp.any(kink > 0), kink, 1)  # none lies ahead: near the point is looked at all the same
         last = jnp.max(kink)
         ends = jnp.concatenate([jnp.zeros(1, self.dtype), jnp.sort(kink)])
         between = max(_LEAST_SCAN, _SCAN // len(kink))
         parts = jnp.linspace(0, 1, between + 1, dtype=self.dtype)[1:]
         near = ends[:-1, None] + jnp.diff(ends)[:, None] * parts[None]
-        far = jnp.where(last > 0, last, 1) * jnp.geomspace(1, _FAR, _SCAN + 1, dtype=self.dtype)[1:]
+        far = last * jnp.geomspace(1, _FAR, _SCAN + 1, dtype=self.dtype)[1:]
         return jnp.concatenate([jnp.zeros(1, self.dtype), near.ravel(), far])
 
     def reach(self, norm: str) -> jax.Array:
