@@ -54,8 +54,8 @@ def over_grid(
 ) -> np.ndarray:
     """A fact of the frozen part, shaped to broadcast over the grid; of networks of which nothing is known, another."""
     designed = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
-    sizes = {leaf: len(sweep.axes[leaf]) for leaf in designed}
-    shape = [sizes.get(axis, of_data) for axis, of_data in zip(sweep.axes, which.shape, strict=True)]
+    sizes: dict[str, int] = {leaf: len(sweep.axes[leaf]) for leaf in designed}
+    shape = [sizes[axis] if axis in sizes else of_data for axis, of_data in zip(sweep.axes, which.shape, strict=True)]
     found = np.empty(shape, np.result_type(type(otherwise)))
     for place in itertools.product(*(range(size) for size in sizes.values())):
         at = dict(zip(designed, place, strict=True))

@@ -1,5 +1,6 @@
 """Trained networks of a results folder, and what they were trained on, as arrays."""
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -43,11 +44,9 @@ class Networks:
         """
         if self.module is None:
             raise UserError("apply: of which class these networks are is not known; load_networks(…, module=) takes it")
-        flax_module = self.module
         points = jnp.asarray(x)
-        outputs = jax.vmap(lambda point: flax_module.apply({"params": self.params}, point).reshape(()))(
-            points.reshape(-1, points.shape[-1])
-        )
+        apply: Any = functools.partial(self.module.apply, {"params": self.params})
+        outputs = jax.vmap(lambda point: jnp.reshape(apply(point), ()))(points.reshape(-1, points.shape[-1]))
         return outputs.reshape(points.shape[:-1])
 
 

@@ -164,10 +164,11 @@ class Sweep:
 
     def design(self, at: Mapping[str, Any], shape: Shape) -> Design:
         """What shapes the model of cells with given values, on data of a shape; fields left out have their first."""
-        fields = {leaf: at[leaf] if leaf in at else self.values(leaf)[0] for leaf in DESIGNED}
+        fields: dict[str, Any] = {leaf: at[leaf] if leaf in at else self.values(leaf)[0] for leaf in DESIGNED}
         width = fields["width"]
         padded = padded_width(width) if architecture_of(fields["architecture"]).pads else width
-        return Design(ambient_dim=shape.ambient_dim, **fields | {"width": padded})
+        fields["width"] = padded
+        return Design(ambient_dim=shape.ambient_dim, **fields)
 
     def datasets_but_for_replicates(self) -> Iterator[DataSettings]:
         """The datasets of the grid, of those that differ in their seed alone the first."""

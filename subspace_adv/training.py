@@ -197,6 +197,7 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
         gradient, state.opt_state, _trained(params, recipe)
     )
     if recipe.model.rates is not None:
+        assert hyper.width is not None
         rates = recipe.model.rates(hyper.width)
         updates = {name: rates[name] * update for name, update in updates.items()}  # pyright: ignore
     moving = state.change if recipe.model.form.compensated else _trained(params, recipe)

@@ -78,7 +78,7 @@ def spans_of(name: str, program: Program, settings: DataSettings) -> Spans:
     if shapes.inputs[0]:
         inputs = _input_basis(program, settings)
     if shapes.data.basis[0]:
-        data = load_span(settings, complete=shapes.data.complement[1] > 0)  # pyright: ignore[reportOperatorIssue]
+        data = load_span(settings, complete=bool(shapes.data.complement[1] > 0))
     return Spans(inputs, data)  # pyright: ignore[reportArgumentType]
 
 
@@ -92,5 +92,5 @@ def points_of(program: Program, settings: DataSettings) -> tuple[np.ndarray, np.
     data, fields = load_data(settings), program.recipe.model.fields
     if program.reduced and isinstance(fields, Dense):
         return data.x, data.y
-    seen = fields.patches(data.x @ load_span(settings).basis.T)
+    seen: Any = fields.patches(data.x @ load_span(settings).basis.T)  # pyright: ignore[reportArgumentType]
     return np.asarray(seen @ _input_basis(program, settings) if program.reduced else seen, np.float32), data.y

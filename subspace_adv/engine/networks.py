@@ -121,7 +121,8 @@ def _measured(
     off_key: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """What is measured of a network whose weights off the span a key draws; without one, its own."""
-    (x, y, subspace, heldout), law = data, program.law
+    points: Any = data  # traced
+    (x, y, subspace, heldout), law = points, program.law
     if program.canonical:
         net = _in_canonical(program, trained, lane, decay, spans, off_key)
         x, heldout = (jnp.pad(points, ((0, 0), (0, law.off_dim))) for points in (x, heldout))

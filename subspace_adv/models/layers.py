@@ -108,6 +108,7 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
 
     def outputs_and_pullback(params: Params, patches: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
         trained = module(params).clone(product=product)
+        outputs: Any
         outputs, pullback = jax.vjp(lambda held: trained.apply({"params": held}, patches, method="behind"), params)
         return outputs, lambda output_gradient: pullback(output_gradient)[0]
 

@@ -34,7 +34,9 @@ def hand_over(name: str, given: Any) -> type[linen.Module]:
     if not (isinstance(given, type) and issubclass(given, linen.Module)):
         told = f"must be a class of flax.linen.Module, not {getattr(given, '__name__', repr(given))}"
         raise UserError(f"architecture {name!r}: {told}")
-    return _classes.setdefault(name, given)
+    if _classes.setdefault(name, given) is not given:
+        raise UserError(f"architecture {name!r}: another class of this name is in use already; start anew for this one")
+    return given
 
 
 def is_known(name: str) -> bool:
@@ -75,7 +77,8 @@ def model(design: Design) -> Model:
 
     def rest(params: Any, x: jax.Array) -> jax.Array:
         rows = x.reshape(-1, x.shape[-1])
-        outputs = jax.vmap(lambda row: module.apply({"params": params}, row).reshape(()))(rows)
+        apply: Any = functools.partial(module.apply, {"params": params})
+        outputs = jax.vmap(lambda row: jnp.reshape(apply(row), ()))(rows)
         return outputs.reshape(x.shape[:-1])
 
     def first(params: Any) -> tuple[jax.Array, jax.Array]:

@@ -75,7 +75,7 @@ def are_known(dataset: xr.Dataset) -> bool:
 
 def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
     """The kind of an arm's networks."""
-    told = {leaf: arm[leaf] if leaf in arm else dataset.attrs.get(leaf) for leaf in Design._fields}
+    told: dict[str, Any] = {leaf: arm[leaf] if leaf in arm else dataset.attrs.get(leaf) for leaf in Design._fields}
     told["ambient_dim"] = dataset.sizes["feature"]  # of kinds whose input space is drawn
     return architecture_of(told["architecture"]).model(Design(**told))
 
