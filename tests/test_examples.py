@@ -43,7 +43,8 @@ def line_of(out: str, begin: str) -> str:
 
 def test_every_example_and_section_is_tested_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"one_network.py", "read_results.py", "panel.py"}
-    assert list(SCRIPTS) == ["A kind of data", "A model", "An optimizer", "A norm", "An attack", "A measure"]
+    sections = ["A kind of data", "A model", "A flax network of your own", "An optimizer", "A norm", "An attack"]
+    assert list(SCRIPTS) == [*sections, "A measure"]
     assert all(len(found) == 1 for found in SCRIPTS.values())
 
 
@@ -190,3 +191,15 @@ def test_a_measure_can_be_added_as_told(tmp_path):
         numbers(line_of(out, f"number of neurons active at the point by {by}:")) for by in ("the sweep", "NumPy")
     )
     assert len(recorded) == 7 and recorded.tolist() == counted.tolist() and 0 < recorded.max() <= 3
+
+
+@pytest.mark.slow
+def test_a_flax_network_of_ones_own(tmp_path):
+    """What it is applied to yields what was recorded."""
+    told = script("A flax network of your own", tmp_path)
+    assert "weights of three networks (3, 2, 6)" in told
+    first, recorded = (
+        [float(number) for number in re.findall(r"-?\d+\.\d*", told.split(words)[1].split("]")[0])]
+        for words in ("outputs of the first", "as recorded")
+    )
+    assert len(first) == 7 and first == pytest.approx(recorded, abs=0.011)

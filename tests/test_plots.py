@@ -248,11 +248,26 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
 
 def test_a_sweep_without_seeds_has_no_intervals_and_names_what_it_holds_fixed() -> None:
     dataset, load = synthetic({"optimizer": ("gd", "adam"), "width": (4, 8, 16)}, kind="line")
-    figure = plots.remedies(dataset)
+    figure = plots.size(dataset, "width")
     assert [ax.get_xlabel() for ax in figure.axes] == ["", "width"]
     assert not figure.axes[0].containers[0].lines[2]
-    assert "optimizer = gd" in figure.get_suptitle() and "width" not in figure.get_suptitle()
+    assert "optimizer = gd" in figure.get_suptitle() and "width =" not in figure.get_suptitle()
     assert len(titles(plots.boundaries(dataset, load))) == 1
+
+
+def test_sizes_of_networks_have_figures_of_their_own() -> None:
+    """A line for each arm, or each parametrization; the remedies are drawn beside, at the first size."""
+    dataset, _ = synthetic(SEEDS | {"depth": (1, 2, 5)} | REMEDIES, kind="line")
+    ax = plots.size(dataset, "depth").axes[0]
+    assert len(ax.containers) == 4
+    np.testing.assert_array_equal(ax.containers[0].lines[0].get_xdata(), [1, 2, 5])
+    assert plots.drawn_against(dataset) == ["init_scale", "weight_decay"]
+    dataset, _ = synthetic(SEEDS | {"parametrization": ("ntk", "mean-field"), "width": (32, 2048)}, kind="line")
+    figure = plots.size(dataset, "width")
+    assert [container.get_label() for container in figure.axes[0].containers] == ["ntk", "mean-field"]
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["32", "2048"]
+    assert "parametrization =" not in figure.get_suptitle()
+    assert plots.drawn_against(dataset) == []
 
 
 def test_codimension_is_counted_from_the_subspace() -> None:

@@ -18,7 +18,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.loading import load_networks
 from subspace_adv.plots.chessboard import surfaces
 from subspace_adv.plots.line import boundaries
-from subspace_adv.plots.medians import codimension, drawn_against, remedies
+from subspace_adv.plots.medians import SIZES, codimension, drawn_against, remedies, size
 from subspace_adv.plots.panels import Load, are_known, first_values, is_trained, panels, varies
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.plots.tightness import is_open, tightnesses
@@ -72,6 +72,7 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
             "ambient_dim" in KINDS[kind].model_fields and varies(dataset, "ambient_dim"),
             lambda: codimension(dataset),
         ),
+        **{along: (varies(dataset, along), partial(size, dataset, along)) for along in SIZES},
         "remedies": (bool(drawn_against(dataset)), lambda: remedies(dataset)),
         "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
         "tightness": (is_open(dataset), lambda: tightnesses(dataset)),

@@ -1,6 +1,7 @@
 """Medians of distance and gradient off the subspace, against the axes of a sweep."""
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,14 @@ _QUANTITIES = {
     distance_name("off", "l2", "upper"): "distance to a flip\noff the subspace",
     "gradient_norm_off": "gradient\noff the subspace",
 }
-_AXIS_NAMES = {"init_scale": "initialization scale", "weight_decay": "weight decay λ"}
+_AXIS_NAMES = {
+    "init_scale": "initialization scale",
+    "weight_decay": "weight decay λ",
+    "depth": "depth (hidden layers)",
+    "width": "width",
+}
+SIZES = ("depth", "width")
+"""Axes that have a figure of their own, as the ambient dimension has."""
 
 
 class Column(NamedTuple):
@@ -59,10 +67,20 @@ def codimension(dataset: xr.Dataset) -> Figure:
     return _against(dataset, [column], "What the codimension changes off the data's subspace")
 
 
+def size(dataset: xr.Dataset, along: str) -> Figure:
+    """As `codimension`, against the networks' depth or width, which must be an axis; also a line a parametrization."""
+    lines = [(panel_label(panel), panel.arm) for panel in panels(dataset)]
+    if varies(dataset, "parametrization"):
+        first = first_values(dataset)
+        lines = [(kind, first | {"parametrization": kind}) for kind in dataset["parametrization"].values.tolist()]
+    column = Column(along, _AXIS_NAMES[along], dataset[along].values, "", lines)
+    return _against(dataset, [column], f"What the {along} of networks changes off the data's subspace")
+
+
 def drawn_against(dataset: xr.Dataset) -> list[str]:
-    """The axes that `remedies` draws against; the ambient dimension has a figure of its own."""
+    """The axes that `remedies` draws against; sizes of networks and the ambient dimension have figures of their own."""
     numbers = [str(axis) for axis in first_values(dataset) if dataset[axis].dtype.kind in "iuf"]
-    varying = [axis for axis in numbers if varies(dataset, axis) and axis != "ambient_dim"]
+    varying = [axis for axis in numbers if varies(dataset, axis) and axis not in ("ambient_dim", *SIZES)]
     return [axis for axis in REMEDIES if axis in varying] or varying
 
 
@@ -89,8 +107,14 @@ def _against(dataset: xr.Dataset, columns: list[Column], title: str) -> Figure:
         ax.set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
     count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
     note = f"medians over {count} networks, with 95 % intervals" if count > 1 else "one network each"
-    headline(figure, dataset, title, note, [column.along for column in columns])
+    told = {axis for column in columns for _, arm in column.lines for axis in arm if _differs(column, axis)}
+    headline(figure, dataset, title, note, [*(column.along for column in columns), *told])
     return figure
+
+
+def _differs(column: Column, axis: Hashable) -> bool:
+    """Whether lines tell an axis apart."""
+    return len({arm[axis] for _, arm in column.lines}) > 1
 
 
 def _line(ax: Axes, x: np.ndarray, estimates: np.ndarray, **style: Any) -> None:
@@ -108,5 +132,5 @@ def _spacing(ax: Axes, x: np.ndarray) -> None:
     elif x[0] == 0 and len(x) > 2 and x[-1] >= 4 * x[1]:
         ax.set_xscale("symlog", linthresh=x[1])
     if len(x) <= 8:
-        ax.set_xticks(x, [f"{value:.3g}" for value in x])
+        ax.set_xticks(x, [f"{value:.4g}" for value in x])
     ax.minorticks_off()
