@@ -1,7 +1,7 @@
 """Training throughput of deep and convolutional networks beside what a user would write: flax under vmap, and PyTorch.
 
-Networks of four hidden layers of width 100, and convolutional ones, 256 of each, all steps useful. Peers train in ambient
-coordinates, as their user would. benchmarks/README.md holds the last table and says how to run.
+Networks of four hidden layers of width 100, and convolutional ones, 256 of each, all steps useful. Peers train in
+ambient coordinates, as their user would. benchmarks/README.md holds the last table and says how to run.
 """
 
 import argparse
