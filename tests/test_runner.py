@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from shell import MANY, MANY_CHUNKS, TINY, call, chunk_states, content, needs_kernel, read, write
+from shell import COMMAND, MANY, MANY_CHUNKS, TINY, call, chunk_states, content, needs_kernel, read, write
 
 from subspace_adv import UserError, engine, manifest, open_results, plan, planning, run, runner, store
 from subspace_adv.runner import Listener, how_to_resume
@@ -262,3 +262,11 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_the_grid(tmp_path):
 
     small, large = peak(5_000), peak(20_000)  # 10,000 and 40,000 networks
     assert large < 1.2 * small
+
+
+def test_networks_whose_off_part_is_factored_are_measured_side_by_side(tmp_path):
+    """Several at once in as many programs as there are threads: jaxlib's own batches would wait for ever."""
+    path = write(tmp_path, '[measure]\nregions = ["off"]\n')
+    overrides = ("init=torch", "width=100", "max_steps=20", "seed=0:40")
+    status, _, err = call(COMMAND, "run", path, *overrides, "--out", tmp_path / "out", cwd=tmp_path, timeout=150)
+    assert status == 0, err
