@@ -249,7 +249,6 @@ class Architecture(NamedTuple):
     reads: tuple[str, ...] = ("init", "trainable", "width")  # fields of [network] that not all architectures read
     # The setting that no network of a design can have, and why; None if there is one.
     impossible: Callable[[Design], tuple[str, str] | None] = lambda design: None
-
     needs_signals: bool = False  # whether the order of a point's coordinates matters
     pads: bool = True  # whether networks of several widths share arrays, the narrower padded with inert neurons
     # The flax linen module whose parameters networks have; None where they have others.
