@@ -39,6 +39,12 @@ def _draw(program: Program, lane: Lane) -> tuple[dict[str, Any], jax.Array]:
     return draw, order_key
 
 
+def _off_draw(program: Program, lane: Lane, off_key: jax.Array | None) -> dict[str, Any]:
+    """Arguments that draw the network's weights off the span: by its own key, or by another one."""
+    draw, _ = _draw(program, lane)
+    return draw if off_key is None else draw | {"key": off_key}
+
+
 def fresh(program: Program, lane: Lane, spans: Spans) -> TrainState:
     """Training state of a cell's network, not yet trained."""
     draw, order_key = _draw(program, lane)
@@ -61,8 +67,7 @@ def ambient(
     """
     if not program.reduced:
         return trained
-    draw, _ = _draw(program, lane)
-    draw |= {} if off_key is None else {"key": off_key}
+    draw = _off_draw(program, lane, off_key)
     off = decay * initialization.ambient_off_weights(**draw, basis=spans.inputs)
     weight, _ = program.recipe.model.first(trained)
     return program.recipe.model.with_first_weight(trained, weight.astype(jnp.float64) @ spans.inputs.T + off)
@@ -76,8 +81,7 @@ def _in_canonical(
     weight, _ = model.first(trained)
     if not program.reduced:
         return model.with_first_weight(trained, canonical_coordinates(weight, spans.inputs))
-    draw, _ = _draw(program, lane)
-    draw |= {} if off_key is None else {"key": off_key}
+    draw = _off_draw(program, lane, off_key)
     off = initialization.off_weights(**draw, basis=spans.inputs if program.reads_basis else None)
     off = decay * off.astype(jnp.float64)
     return model.with_first_weight(trained, jnp.concatenate([weight, off], axis=1))
