@@ -33,7 +33,8 @@ _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a ti
 _MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
-_MIN_CHUNK_CELLS, _MAX_CHUNK_CELLS = 256, 4096
+_MAX_CHUNK_CELLS = 4096
+_MIN_CHUNK_CELLS = {"fused": 256, "xla": 64}  # the kernel's lanes are many, and all cores share them
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
 
 
@@ -98,7 +99,7 @@ class Group(NamedTuple):
     def chunk_cells(self) -> int:
         """Cells in each chunk of the group but the last."""
         affordable = int(_CHUNK_SECONDS / (self.step_seconds * max(self.max_steps, 1)))
-        share = max(-(-len(self.cells) // _MIN_CHUNKS), _MIN_CHUNK_CELLS)
+        share = max(-(-len(self.cells) // _MIN_CHUNKS), _MIN_CHUNK_CELLS[self.program.recipe.trainer])
         return max(min(affordable, share, _MAX_CHUNK_CELLS), self.least_chunk)
 
     @property

@@ -63,11 +63,6 @@ class Program(NamedTuple):
         return rows * max(matrices)
 
     @property
-    def inline(self) -> bool:
-        """Whether a thread takes all products by itself, and several threads work side by side."""
-        return not self.recipe.model.form.compensated and self.largest_product <= LARGE_PRODUCT
-
-    @property
     def canonical(self) -> bool:
         """Whether networks are measured in canonical coordinates: only L2 is the same in them, of perceptrons."""
         model = self.recipe.model

@@ -46,16 +46,13 @@ def pinned(*, x64: bool) -> Iterator[None]:
         yield
 
 
-def compiler_options(*, quick: bool, inline: bool = False) -> dict[str, str | bool]:
+def compiler_options(*, quick: bool) -> dict[str, str | bool]:
     """What XLA is told of every program on CPU, whatever its flags say.
 
     Args:
         quick: compile sooner to slightly slower code.
-        inline: compute products of matrices in the thread that calls the program. Where several threads call programs
-            that share their products among XLA's own threads, or among those and a kernel, all may wait for ever.
     """
-    own_thread: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": False} if inline else {}
-    return own_thread | {
+    return {
         "xla_backend_optimization_level": "1" if quick else "3",
         "xla_llvm_disable_expensive_passes": False,
         "xla_cpu_enable_fast_math": False,  # which would break what is safe against rounding

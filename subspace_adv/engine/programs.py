@@ -87,9 +87,7 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
     with pinned(x64=name != "advance"):
         lowered = jax.jit(sharded, donate_argnums=0 if name in ("fill", "advance") else ()).lower(*shapes)
         # What runs once a network need not be polished by the compiler for seconds; XLA's CPU code hardly differs.
-        return compiled_or_kept(
-            lowered, compiler_options(quick=name != "advance", inline=program.inline) if on_cpu else {}
-        )
+        return compiled_or_kept(lowered, compiler_options(quick=name != "advance") if on_cpu else {})
 
 
 def compiled(name: str, program: Program, lanes: int, steps: int = 0) -> Any:
