@@ -108,12 +108,17 @@ def _length(attack: AttackResult, norm: str) -> jax.Array:
     return jnp.where(attack.is_adv, length(attack.delta, norm) * (1 + 2.0**-40), jnp.inf)
 
 
-def is_exact(dimension: int, model: Model) -> bool:
-    """Whether both ends of a bracket in a region of so many dimensions are the distance, rounding apart."""
-    return dimension <= 1 or (dimension == 2 and model.plane is not None)
+def is_exact(dimension: int, model: Model | None) -> bool:
+    """Whether both ends of a bracket in a region of so many dimensions are the distance, rounding apart.
+
+    Args:
+        dimension: of the region.
+        model: whose rays are crossed exactly; None of one that is not known here, as a class of the user's own.
+    """
+    return dimension <= 1 or (dimension == 2 and model is not None and model.plane is not None)
 
 
-def exactness(dimensions: Iterable[int], models: Iterable[Model]) -> str:
+def exactness(dimensions: Iterable[int], models: Iterable[Model | None]) -> str:
     """What to add to the meaning of distances in regions of some dimensions, by models whose crossings are exact."""
     pairs = itertools.product(dimensions, models)
     return "; exact, rounding apart" if all(is_exact(dimension, model) for dimension, model in pairs) else ""

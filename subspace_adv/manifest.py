@@ -17,7 +17,7 @@ from subspace_adv.classes import own_classes
 from subspace_adv.contracts import named
 from subspace_adv.errors import UserError, brief
 from subspace_adv.measures import MEASURES
-from subspace_adv.models import class_of
+from subspace_adv.models import architecture_of, class_of
 from subspace_adv.planning import Group, Plan
 from subspace_adv.settings import tables
 from subspace_adv.sweep import Sweep, compact
@@ -47,6 +47,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "measures": ", ".join(MEASURES),
             "parameters": "; ".join(sorted({_parameters(group) for group in plan.groups})),
             "classes": ", ".join(_classes(plan.sweep)),
+            "certified classes": ", ".join(_certified(plan.sweep)),
         },
         "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
@@ -72,6 +73,20 @@ def _parameters(group: Group) -> str:
 def _classes(sweep: Sweep) -> list[str]:
     """The user's own classes of networks, with digests of the files they are written in."""
     return [f"{name} of a file with SHA-256 {_source_digest(name)}" for name in own_classes(sweep)]
+
+
+def _certified(sweep: Sweep) -> list[str]:
+    """Those of the user's own classes of which all networks of the sweep are certified."""
+    models = [
+        (design.architecture, architecture_of(design.architecture).model(design)) for _, design in sweep.designs()
+    ]
+    none = {name for name, model in models if model.certificate is None}
+    return [name for name in own_classes(sweep) if name not in none]
+
+
+def certified_classes(manifest: dict[str, Any]) -> set[str]:
+    """Names of the user's own classes, in a folder of this manifest, whose lower bounds are certified."""
+    return set(manifest["rows"]["certified classes"].split(", "))
 
 
 def _source_digest(name: str) -> str:

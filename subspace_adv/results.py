@@ -1,24 +1,23 @@
 """A results folder as labelled arrays, and its trained networks."""
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subspace_adv.brackets import exactness
-from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT, DataSettings, Shape
 from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.geometry import region_dim
 from subspace_adv.loading import committed
+from subspace_adv.manifest import certified_classes
 from subspace_adv.measures import TRAINED, distance_parts, variables
 from subspace_adv.models import architecture_of, is_class_name
 from subspace_adv.predictions import PREDICTIONS, predict
 from subspace_adv.settings import leaves, resolved_trainable, role
 from subspace_adv.store import Store
-from subspace_adv.sweep import DESIGNED, Sweep
+from subspace_adv.sweep import Sweep
 from subspace_adv.training import PENDING, STATUS_MEANINGS
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         },
     )
     for name, variable in (table | PREDICTIONS).items():
-        meaning = variable.meaning + (_how_exact(sweep, name) if name.startswith("distance_") else "")
+        meaning = variable.meaning + (_how_exact(store, name) if name.startswith("distance_") else "")
         dataset[_shown(name, axes)].attrs = {"long_name": meaning, "units": variable.unit}
     dataset["status"].attrs = {
         "long_name": "outcome of training",
@@ -114,36 +113,29 @@ def dataset_of(store: Store) -> "xr.Dataset":
     return dataset
 
 
-def _models(sweep: Sweep) -> list[tuple[str, Model | None]]:
-    """The models of a sweep, each with its architecture; None of a user's own class, which is not imported here."""
-    leaves = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
-    designs = [
-        sweep.design(dict(zip(leaves, values, strict=True)), dataset.shape)
-        for values in itertools.product(*(sweep.axes[leaf] for leaf in leaves))
-        for dataset in sweep.datasets_but_for_replicates()
-    ]
-    kinds = [design.architecture for design in designs]
-    return [
-        (kind, None if is_class_name(kind) else architecture_of(kind).model(design))
-        for kind, design in zip(kinds, designs, strict=True)
-    ]
-
-
-def _how_exact(sweep: Sweep, name: str) -> str:
+def _how_exact(store: Store, name: str) -> str:
     """What there is to say of distances that are exact, or of those of models that certify nothing."""
-    models = _models(sweep)
+    designs = [design for _, design in store.sweep.designs()]
+    # A user's own class is not imported here: whether it is certified was kept.
+    own = {kind for design in designs if is_class_name(kind := design.architecture)}
+    models = {
+        design: architecture_of(design.architecture).model(design)
+        for design in designs
+        if design.architecture not in own
+    }
+    none = {design.architecture for design, model in models.items() if model.certificate is None}
+    none |= own and own - certified_classes(store.manifest)
     parts = distance_parts(name)
-    none = sorted({kind for kind, model in models if model is None or model.certificate is None})
     if none:
         told = (
             "no certificate, and so 0," if parts and parts[-1] == "lower" else "by a search along rays, and not exact,"
         )
-        return f"; {told} for architecture {' and '.join(none)}"
+        return f"; {told} for architecture {' and '.join(sorted(none))}"
     if parts is None:
         return ""
-    shapes = [settings.shape for settings in sweep.datasets_but_for_replicates()]
+    shapes = [settings.shape for settings in store.sweep.datasets_but_for_replicates()]
     dimensions = {region_dim(parts[0], shape.ambient_dim, shape.subspace_dim) for shape in shapes}
-    return exactness(dimensions, [model for _, model in models if model])
+    return exactness(dimensions, [*models.values(), *(None for _ in own)])
 
 
 _COORDINATES = "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace"

@@ -177,6 +177,14 @@ class Sweep:
             for at in itertools.product(*(self.axes[leaf] for leaf in varying)):
                 yield self.dataset({"kind": kind, **dict(zip(varying, at, strict=True))})
 
+    def designs(self) -> Iterator[tuple[DataSettings, Design]]:
+        """The designs of the grid's networks but for their width, on each of `datasets_but_for_replicates`."""
+        datasets = list(self.datasets_but_for_replicates())
+        varying = [leaf for leaf in DESIGNED if leaf in self.axes and leaf != "width"]
+        for values in itertools.product(*(self.axes[leaf] for leaf in varying)):
+            for dataset in datasets:
+                yield dataset, self.design(dict(zip(varying, values, strict=True)), dataset.shape)
+
     def _shared(self, table: str) -> set[str]:
         """The fields of a table that cells read there, and not from an axis."""
         return {leaf for leaf in tables()[table].model_fields if self.reads(leaf) and leaf not in self.axes}
@@ -310,20 +318,15 @@ def _check_parametrizations(sweep: Sweep, named: Callable[[str, Any], str]) -> N
 
 def _check_designs(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
     """Of each architecture, on each kind and shape of data."""
-    datasets = {(dataset.is_signal, dataset.shape): dataset for dataset in sweep.datasets_but_for_replicates()}
-    varying = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
-    for values in itertools.product(*(sweep.axes[leaf] for leaf in varying)):
-        at = dict(zip(varying, values, strict=True))
-        for dataset in datasets.values():
-            design = sweep.design(at, dataset.shape)
-            row = architecture_of(design.architecture)
-            if row.needs_signals and not dataset.is_signal:
-                kind = next(name for name, kind in KINDS.items() if isinstance(dataset, kind))
-                told = f"sees signals or images, and points of kind {kind!r} are none; choose another kind"
-                raise UserError(f"{named('architecture', design.architecture)}: {told}")
-            if wrong := row.impossible(design):
-                leaf, why = wrong
-                raise UserError(f"{named(leaf, getattr(design, leaf))}: {why}")
+    for dataset, design in sweep.designs():
+        row = architecture_of(design.architecture)
+        if row.needs_signals and not dataset.is_signal:
+            kind = next(name for name, kind in KINDS.items() if isinstance(dataset, kind))
+            told = f"sees signals or images, and points of kind {kind!r} are none; choose another kind"
+            raise UserError(f"{named('architecture', design.architecture)}: {told}")
+        if wrong := row.impossible(design):
+            leaf, why = wrong
+            raise UserError(f"{named(leaf, getattr(design, leaf))}: {why}")
 
 
 def _check_norms(sweep: Sweep, source: Source) -> None:

@@ -38,6 +38,7 @@ PARTS = {
         "layers",
         "mlp",
         "cnn",
+        "splitting",
         "module",
     ],
     "attacks": ["crossing", "universal", "fmn", "fab"],

@@ -38,7 +38,7 @@ class Chain(nn.Module):
     def __call__(self, x):
         for _ in range(self.depth):
             x = nn.relu(nn.Dense(4)(x))
-        return nn.Dense(1, use_bias=False)(x)[0]
+        return nn.Dense(1, bias_init=nn.initializers.normal(0.5))(x)[0]
 
 
 class Fixed(nn.Module):
@@ -158,6 +158,15 @@ def test_networks_of_a_class_are_trained_measured_and_loaded_with_it(folder):
     assert lower.attrs["long_name"].endswith(f"; no certificate, and so 0, for architecture {NAME}:Waves")
     for name in [name for name in dataset.data_vars if str(name).startswith("predicted")]:
         assert np.isnan(dataset[name]).all()
+
+
+def test_a_class_of_layers_with_relus_between_is_certified(place, tmp_path):
+    run(read(SWEEP, f"architecture={NAME}:Chain", "seed=0:3", "width=100", "depth=2"), tmp_path)
+    dataset = open_results(tmp_path)
+    upper, lower = (dataset[f"distance_off_l2_{side}"] for side in ("upper", "lower"))
+    assert lower.attrs["long_name"].endswith("; exact, rounding apart")
+    assert (np.isfinite(upper) & (upper > 0)).any()
+    np.testing.assert_allclose(lower, upper, rtol=1e-5)
 
 
 def test_flips_are_flips(folder):

@@ -19,6 +19,9 @@ _BLURRED = 0.2  # of what a preactivation can change by within a radius: as near
 
 Maps = Callable[[Any], tuple[Partial, ...]]
 """Of parameters, the affine maps behind the first layer, each with a ReLU before it, as `rays` tells of them."""
+Entered = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+"""Of parameters, a point x (d,) and a basis (d, r): the first layer's preactivations z (m,) at x, their derivatives
+(m, r) along the basis, and the sums (m,) of the sizes of the terms of z."""
 
 
 def model(
@@ -30,7 +33,7 @@ def model(
     trained: Callable[[str, str], tuple[str, ...]],
     **further: Any,
 ) -> Model:
-    """A model of affine maps, with exact crossings and a certificate; other arguments as of `autodiff.model`."""
+    """A model of affine maps behind its first layer; other arguments as of `autodiff.model`."""
     by_derivatives = autodiff.model(
         init=init,
         first=first,
@@ -39,11 +42,28 @@ def model(
         trained=trained,
         **further,
     )
+    return certified(by_derivatives, functools.partial(_entered, by_derivatives), maps)
+
+
+def certified(of: Model, entered: Entered, maps: Maps) -> Model:
+    """A model that is a chain, with exact crossings and a certificate.
+
+    Args:
+        of: the same without them.
+        entered: its first affine map.
+        maps: those behind it.
+    """
     return dataclasses.replace(
-        by_derivatives,
-        local=functools.partial(local, by_derivatives, maps),
-        certificate=functools.partial(certificate, by_derivatives, maps),
+        of,
+        local=functools.partial(local, entered, maps),
+        certificate=functools.partial(certificate, entered, maps),
     )
+
+
+def _entered(of: Model, params: Any, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weight, bias = of.first(params)
+    sizes = of.fields.flat(affine(jnp.abs(weight), jnp.abs(bias), jnp.abs(of.fields.patches(x))))
+    return of.preactivations(params, x), of.preactivations_along(params, basis), sizes
 
 
 class _Fields(NamedTuple):
@@ -137,25 +157,23 @@ def _radii(z: jax.Array, rates: jax.Array, norm: str, none: float) -> jax.Array:
     return jnp.where(speed > 0, jnp.abs(z) / jnp.where(speed > 0, speed, 1), none)
 
 
-def local(of: Model, maps: Maps, params: Any, x: jax.Array, basis: jax.Array) -> ChainLocal:
+def local(entered: Entered, maps: Maps, params: Any, x: jax.Array, basis: jax.Array) -> ChainLocal:
     """The signed output around x (d,) over coordinates of the columns of `basis` (d, r)."""
     params, x, basis = prepared(params, x, basis)
-    weight, bias = of.first(params)
-    sizes = of.fields.flat(affine(jnp.abs(weight), jnp.abs(bias), jnp.abs(of.fields.patches(x))))
-    z, rates = of.preactivations(params, x), of.preactivations_along(params, basis)
+    z, rates, sizes = entered(params, x, basis)
     *inner, last = maps(params)
     sign = jnp.where(chained([*inner, last], z) < 0, -1, 1).astype(x.dtype)
     return ChainLocal(z, rates, sizes, (*inner, jax.tree.map(lambda a: sign * a, last)))
 
 
 def certificate(
-    of: Model, maps: Maps, params: Any, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array
+    entered: Entered, maps: Maps, params: Any, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array
 ) -> jax.Array:
     """A radius (), within which no perturbation in the region flips x (d,): that of `crown_certificate`.
 
     Args:
-        of: the model, but for this certificate.
-        maps: of the model.
+        entered: the model's first affine map.
+        maps: those behind it.
         params: of the network.
         x: point (d,).
         basis: (d, r), of the perturbations allowed: orthonormal for "l2", of coordinate axes for "linf" and "l1".
@@ -163,4 +181,4 @@ def certificate(
         upper: a distance at which x is known to flip, (); inf if none is known.
     """
     params, x, basis = prepared(params, x, basis, norm)
-    return crown.crown_certificate(local(of, maps, params, x, basis), norm=norm, upper=upper)
+    return crown.crown_certificate(local(entered, maps, params, x, basis), norm=norm, upper=upper)

@@ -2,15 +2,18 @@
 
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen
+from jax.tree_util import Partial
 
 from subspace_adv.contracts import Architecture, Design, Model, named
 from subspace_adv.errors import UserError
-from subspace_adv.models import autodiff
+from subspace_adv.models import autodiff, chain
+from subspace_adv.models.rays import absolute, linear_part
+from subspace_adv.models.splitting import AffineMap, split
 
 ANY_CLASS = "package.module:Class"
 """Name of the row, and the form of the names of its architectures."""
@@ -60,7 +63,8 @@ def model(design: Design) -> Model:
     """Networks of a class, made with the width and the depth where it has fields of these names.
 
     They are drawn as the class draws them, with the weights, arrays of two dimensions or more, times init_scale. What
-    of them is off the data is not known, so they train and are measured in R^d.
+    of them is off the data is not known, so they train and are measured in R^d. Where `split` finds affine maps with
+    ReLUs between, rays are crossed exactly and distances certified; else rays are scanned, and nothing is certified.
 
     Raises:
         UserError: if there is no such class, or it is not R^d → R.
@@ -85,7 +89,7 @@ def model(design: Design) -> Model:
         dtype = jax.tree.leaves(params)[0].dtype
         return jnp.eye(design.ambient_dim, dtype=dtype), jnp.zeros(design.ambient_dim, dtype)
 
-    return autodiff.model(
+    made = autodiff.model(
         init=init,
         first=first,
         with_first_weight=lambda params, weight: params,
@@ -93,6 +97,53 @@ def model(design: Design) -> Model:
         trained=lambda init, trainable: names,
         has_frozen_part=False,
     )
+    if _split(design, jnp.dtype("float32")) is None:
+        return made
+    return chain.certified(made, functools.partial(_entered, design), lambda params: _maps(design, params)[1:])
+
+
+class _OfDesign(NamedTuple):
+    """An affine map of the networks of a design, of arrays of any type."""
+
+    design: Design
+    number: int
+
+    def __call__(self, parameters: dict[str, jax.Array], h: jax.Array) -> jax.Array:
+        """What comes before the next ReLUs, of activations (..., k)."""
+        maps = _split(self.design, h.dtype)
+        assert maps
+        after = maps[self.number](parameters, h)
+        return after[..., 0] if self.number == len(maps) - 1 else after
+
+
+def _maps(design: Design, params: Any) -> tuple[Partial, ...]:
+    """The affine maps of a network, as `rays` tells of them; before the first one there is no ReLU."""
+    arrays = named(params)
+    maps = _split(design, jax.tree.leaves(params)[0].dtype)
+    assert maps
+    return tuple(
+        Partial(_OfDesign(design, number), {name: arrays[name] for name in sorted(affine_map.parameters())})
+        for number, affine_map in enumerate(maps)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _split(design: Design, dtype: Any) -> tuple[AffineMap, ...] | None:
+    """The affine maps of networks of a design whose arrays are of a type; None if they are no chain of such."""
+    module = instance(design)
+    point = jax.ShapeDtypeStruct((design.ambient_dim,), dtype)
+    shapes = _shapes_of(design, module, jax.ShapeDtypeStruct(point.shape, jnp.float32))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+
+    def output(params: Any, x: jax.Array) -> Any:
+        return module.apply({"params": params}, x)
+
+    return split(output, params, point)
+
+
+def _entered(design: Design, params: Any, x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    begin = _maps(design, params)[0]
+    return begin(x), linear_part(begin, basis.T).T, absolute(begin)(jnp.abs(x))
 
 
 def instance(design: Design) -> linen.Module:
