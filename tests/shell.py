@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from subspace_adv import Network, Sweep, engine, load_networks, open_results, plan
-from subspace_adv.contracts import Architecture
+from subspace_adv import Network, Networks, Sweep, engine, load_networks, open_results, plan
+from subspace_adv.contracts import Architecture, named
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, in_ambient, region_basis
 from subspace_adv.models import MODELS, TWO_LAYER, fused
@@ -50,7 +50,7 @@ regions = ["off"]
 seed = "0:512"
 init_scale = [1.0, 0.5]
 """
-MANY_CHUNKS = 4
+MANY_CHUNKS = 4 if fused.unavailable() is None else 16
 
 
 def write(folder: Path, text: str, name: str = "sweep.toml") -> Path:
@@ -74,7 +74,11 @@ def read(text: str, *overrides: str) -> Sweep:
 def content(folder: Path) -> dict[str, tuple]:
     """All that a results folder holds: dtype, shape and bytes of every array of the Dataset and the networks."""
     dataset = open_results(folder)
-    arrays = {str(name): dataset[name].values for name in dataset.variables} | load_networks(folder)._asdict()
+    arrays = {str(name): dataset[name].values for name in dataset.variables}
+    for depth in dataset["depth"].values.tolist() if "depth" in dataset.dims else [None]:
+        networks = load_networks(folder) if depth is None else load_networks(folder, depth=depth)
+        params = networks.params if isinstance(networks, Networks) else networks
+        arrays |= {f"{name} of depth {depth}": np.asarray(values) for name, values in named(params).items()}
     return {name: (values.dtype.str, values.shape, values.tobytes()) for name, values in arrays.items()}
 
 

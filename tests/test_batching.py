@@ -126,6 +126,33 @@ SMALL = {"samples": 4, "data_seed": 1, "width": 4, "attack_steps": 4, "restarts"
 PATCHES = SMALL | {"kind": "patches", "patches": 2, "patch_size": 3}
 WAVES = SMALL | {"kind": "band-limited", "ambient_dim": 9, "frequencies": 1}
 CONVOLUTION = WAVES | {"architecture": "cnn", "depth": 2, "mixing": 2}
+DEEP = {
+    "seed": (0, 1),
+    "depth": (1, 3),
+    "width": (3, 4),
+    "init_scale": (1.0, 0.7),
+    "learning_rate": (0.02, 1e6),  # the second diverges
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
+def test_a_cell_of_a_grid_of_depths_equals_itself_alone_and_notices_no_neighbour(architecture):
+    settings = {"architecture": architecture, "init": "torch"} | (WAVES if architecture == "cnn" else {})
+    settings.pop("width", None)
+    whole = sweep(settings, DEEP)
+    together, calm = run(whole), run(sweep(settings, DEEP | {"learning_rate": (0.02, 0.01)}))
+    lanes = {cell: (group.lanes, group.tail_lanes) for group in plan(whole).groups for cell in group.cells}
+    for index, (cell, other, at) in enumerate(zip(together, calm, cells_of(DEEP), strict=True)):
+        assert (cell["status"] == DIVERGED) == (at["learning_rate"] == 1e6)
+        if at["learning_rate"] == 0.02:
+            assert_same(cell, other)
+        # A cell alone trains in as many lanes as the last ones of a group; other numbers add up in other orders.
+        first, last = lanes[index]
+        (assert_same if first == last else assert_close)(cell, alone(settings | at))
+    assert len({cell["margin"].tobytes() for cell in calm}) == len(calm)
+
+
 FIELDS = {  # values of each field that may be an axis, beside other settings
     "kind": ({}, ("line", "chessboard")),
     "ambient_dim": (SUBSPACE, (4, 3)),
@@ -326,13 +353,20 @@ def counts(monkeypatch) -> Counter:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "attack_steps", "widths"), [pytest.param("xla", 39, (3, 6), marks=pytest.mark.slow), (None, 38, (3,))]
+    ("trainer", "attack_steps", "shapes"),
+    [
+        pytest.param("xla", 39, {"width": (3, 6)}, marks=pytest.mark.slow),
+        pytest.param(None, 37, {"depth": (2, 3), "width": (3,)}, marks=pytest.mark.slow),
+        (None, 38, {"width": (3,)}),
+    ],
 )
-def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts, trainer, attack_steps, widths):
+def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts, trainer, attack_steps, shapes):
     # An attack effort that no other test has, so that nothing is compiled already.
-    whole = sweep({"attack_steps": attack_steps, "max_steps": 2}, {"width": widths, "seed": tuple(range(522))})
+    settings = {"attack_steps": attack_steps, "max_steps": 2, "trainable": "all"}
+    whole = sweep(settings, shapes | {"seed": tuple(range(522)), "init_scale": (1.0, 0.5)})
     planned = plan(whole, trainer)
-    assert len(planned.groups) == len(widths) and len(planned.chunks) >= 3 * len(widths)
+    groups = np.prod([len(values) for values in shapes.values()])
+    assert len(planned.groups) == groups and len(planned.chunks) >= 3 * groups
     for _ in range(2):
         for chunk in planned.chunks:
             engine.train_and_measure(whole, chunk)
@@ -341,7 +375,8 @@ def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(cou
         # A batching rule is traced beside the function of one network.
         advances = sum(1 + (group.lanes != group.tail_lanes) for group in planned.groups)
         by_kernel = planned.groups[0].program.recipe.trainer == "fused"
-        assert counts["step"] == advances * (1 if by_kernel else 2)
+        compensated = planned.groups[0].program.recipe.model.form.compensated
+        assert counts["step"] == advances * (1 if by_kernel else 2 if compensated else 4)
 
 
 @pytest.mark.slow

@@ -71,13 +71,13 @@ def start_slowly(folder: Path, out: str, chunks: int) -> subprocess.Popen[str]:
     return process
 
 
-def assert_resumes(folder: Path, whole: dict[str, tuple]) -> None:
+def assert_resumes(folder: Path, whole: dict[str, tuple], text: str = MANY, chunks: int = MANY_CHUNKS) -> None:
     """The rest is done and nothing else, and all is as if nothing had happened."""
     before = chunk_states(folder)
-    run(read(MANY), folder)
+    run(read(text), folder)
     assert content(folder) == whole
     after = chunk_states(folder)
-    assert len(after) == MANY_CHUNKS
+    assert len(after) == chunks
     assert after.items() >= before.items()
     assert {path.name for path in (folder / "chunks").iterdir()} == set(after)
 
@@ -99,6 +99,36 @@ def test_a_killed_run_goes_on(tmp_path, whole):
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_runs_killed_at_random_moments_go_on(tmp_path, whole, seed):
     kill_and_resume(tmp_path, whole, random.Random(seed))
+
+
+DEEP = """
+name = "deep"
+[network]
+init = "torch"
+[training]
+max_steps = 30
+[measure]
+regions = ["off"]
+[axes]
+seed = "0:50"
+depth = [1, 3]
+width = [3, 5]
+init_scale = [1.0, 0.7]
+learning_rate = [0.02, 1e6]
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_several_depths_goes_on(tmp_path):
+    run(read(DEEP), tmp_path / "whole")
+    whole, chunks = content(tmp_path / "whole"), len(chunk_states(tmp_path / "whole"))
+    for moment in (0, chunks // 2, chunks - 1):
+        write(tmp_path, DEEP)
+        process = start_slowly(tmp_path, f"out{moment}", moment)
+        time.sleep(SECONDS / 2)
+        process.kill()
+        process.communicate()
+        assert_resumes(tmp_path / f"out{moment}", whole, DEEP, chunks)
 
 
 @pytest.mark.slow
