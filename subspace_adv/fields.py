@@ -75,16 +75,17 @@ def checked(table: type[Table], leaf: str, value: Any, where: str) -> Any:
 def _reason(error: ValidationError) -> str:
     detail = error.errors()[0]
     kind, given = detail["type"], detail["input"]
+    several = "; several values are an axis, in [axes]" if isinstance(given, list) else ""
     if kind == "literal_error":
         expected = detail.get("ctx", {}).get("expected", "")
         options = re.findall(r"'([^']+)'", expected)
         return f"must be {expected}{nearest(str(given), options, otherwise_all=False)}"
     if kind == "int_type":
-        hint = f"; did you mean {round(given)}?" if isinstance(given, float) and math.isfinite(given) else ""
+        hint = f"; did you mean {round(given)}?" if isinstance(given, float) and math.isfinite(given) else several
         if isinstance(given, str) and ":" in given:
             hint = ", or as an axis a range start:stop of those from 0 on"
         return f"must be a whole number{hint}"
-    plain = {"float_type": "must be a number", "string_type": "must be text", "tuple_type": "must be a list"}
+    plain = {"float_type": f"must be a number{several}", "string_type": "must be text", "tuple_type": "must be a list"}
     message = detail["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
     return plain.get(kind, re.sub(r"^(Input|Tuple|Value) should", "must", message))
 

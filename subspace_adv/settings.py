@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, Field, PlainValidator, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, create_model
 
 from subspace_adv import initialization, training
 from subspace_adv.data import KINDS, DataSettings
@@ -39,6 +39,15 @@ _Norms = Annotated[
 ]
 
 
+def _one_width(value: object) -> object:
+    if isinstance(value, list | tuple):
+        raise ValueError(
+            "must be one whole number, of all hidden layers; several are an axis, in [axes], and layers of several "
+            "widths a class of your own, architecture = 'package.module:Class'"
+        )
+    return value
+
+
 class NetworkSettings(Table, frozen=True):
     """`[network]`: a row of `MODELS`, or a class; what shapes it, its initial law, and what of it is trained.
 
@@ -49,7 +58,7 @@ class NetworkSettings(Table, frozen=True):
     init: Annotated[initialization.Init, STATIC] = "paper-code"
     trainable: Annotated[training.Trainable | None, STATIC] = None
     parametrization: Annotated[str, PlainValidator(PARAMETRIZATIONS.name), STATIC] = "standard"
-    width: Annotated[Count, run_time(np.int32, shapes=True)] = 100
+    width: Annotated[Count, BeforeValidator(_one_width), run_time(np.int32, shapes=True)] = 100
     depth: Annotated[int, Field(ge=1, le=64), STATIC] = 1  # hidden layers
     kernel: Annotated[Count, STATIC] = 3  # of the first convolution, along each dimension
     stride: Annotated[Count, STATIC] = 1  # of the first convolution

@@ -81,11 +81,28 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "date for a number": ("", ("init_scale=2020-01-01",), ("command line: network.init_scale = ", "must be a number")),
     "range with a step": ("", ("seed=0:4:2",), ("command line: ", "'0:4:2': must be a whole number", "start:stop")),
     "range from below 0": ("", ("seed=-1:3",), ("command line: ", "'-1:3': must be a whole number", "from 0 on")),
-    "list for a scalar": ("[network]\nwidth = [5]\n", (), ("FILE: network.width = [5]: must be a whole number",)),
+    "list for a scalar": (
+        "[network]\ndepth = [2]\n",
+        (),
+        ("FILE: network.depth = [2]: must be a whole number; several values are an axis, in [axes]",),
+    ),
+    "list of numbers": (
+        "[network]\ninit_scale = [1.0, 0.5]\n",
+        (),
+        ("FILE: network.init_scale = [1.0, 0.5]: must be a number; several values are an axis, in [axes]",),
+    ),
+    "a width of each layer": (
+        "[network]\nwidth = [100, 50]\n",
+        (),
+        (
+            "FILE: network.width = [100, 50]: must be one whole number, of all hidden layers; several are an axis",
+            "class",
+        ),
+    ),
     "list for a scalar on an axis": (
         "[axes]\nwidth = [[5]]\n",
         (),
-        ("FILE: axes.width = [5]: must be a whole number",),
+        ("FILE: axes.width = [5]: must be one whole number",),
     ),
     "scalar for a list": ("[measure]\nregions = 'off'\n", (), ("FILE: measure.regions = 'off': must be a list",)),
     "empty list": ("[measure]\nregions = []\n", (), ("FILE: measure.regions = []: must have at least 1 item",)),
