@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspace_adv.brackets import exactness
-from subspace_adv.data import HELDOUT, DataSettings, Shape
+from subspace_adv.data import HELDOUT, KINDS, DataSettings, Shape
 from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.geometry import region_dim
@@ -166,7 +166,11 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
     if leaf in Shape._fields:
-        return [getattr(sweep.dataset({"kind": kind}).shape, leaf) for kind in sweep.values("kind")]
+        shapes: dict[type[DataSettings], set] = {KINDS[kind]: set() for kind in sweep.values("kind")}
+        for dataset in sweep.datasets_but_for_replicates():
+            shapes[type(dataset)].add(getattr(dataset.shape, leaf))
+        # What follows from axes of the data, as the length of a signal does from its patches, is one value nowhere.
+        return [value for [value] in shapes.values()] if all(len(found) == 1 for found in shapes.values()) else []
     return [value] if sweep.reads(leaf) else []
 
 

@@ -244,6 +244,12 @@ def test_sizes_that_differ_by_kind_are_coordinates_along_it():
     assert (shared["subspace_dim"], along) == (1, {"samples": ("kind", [20, 7])})
 
 
+def test_sizes_that_follow_from_axes_are_told_as_one_value_nowhere():
+    shared, along = told("kind=patches", "patches=2,3")
+    assert "patch_size" in shared and "subspace_dim" not in shared.keys() | along and "ambient_dim" not in shared.keys()
+    assert told("kind=patches")[0]["ambient_dim"] == told("kind=patches")[0]["patches"] * shared["patch_size"]
+
+
 @pytest.mark.slow
 def test_the_dataset_of_several_kinds_has_their_sizes(mixed):
     dataset = open_results(mixed)
