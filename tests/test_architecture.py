@@ -28,6 +28,7 @@ PARTS = {
         "two_layer",
         "two_layer_training",
         "concave",
+        "relaxation",
         "certificates",
         "planes",
         "boundary",

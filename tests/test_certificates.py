@@ -11,8 +11,8 @@ from optimum import DUAL_ORDER, ORDER
 from reference import Ray
 
 from subspace_adv.geometry import Subspace
-from subspace_adv.models import TwoLayerLocal, certificates, crown_certificate, kink_certificate
-from subspace_adv.models.certificates import _within_cap
+from subspace_adv.models import TwoLayerLocal, certificates, crown_certificate, kink_certificate, relaxation
+from subspace_adv.models.relaxation import within_cap
 from subspace_adv.network import Network
 
 D, PADDED, NETWORKS = 5, 200, 60
@@ -198,7 +198,7 @@ def _sampled_cap(rng: np.random.Generator, toward: np.ndarray, height: float, no
 def test_no_point_of_a_cap_is_beyond_the_extent_computed(norm, x64):
     """At all scales and heights, for functions along the cap's axis too; the ranges are narrower than the ball's."""
     rng, narrower = np.random.default_rng(11), []
-    extent = jax.jit(functools.partial(_within_cap, norm=norm))
+    extent = jax.jit(functools.partial(within_cap, norm=norm))
     for i in range(120):
         dim = (1, 2, 5, 20, 200)[i % 5]
         toward = rng.standard_normal(dim) * 10.0 ** (rng.uniform(-3, 0, dim) if i % 2 else 0)
@@ -229,7 +229,7 @@ def test_the_extent_of_a_disc_is_attained(x64):
     for height in (-0.5, 0.0, 0.3, 0.9):
         cap = 2 * circle[circle[:, 0] <= -height]
         sizes = np.full(len(rates), 3.0), np.array([1.0, 0.0]), rates[:, 0], jnp.float64(2), jnp.float64(2 * height)
-        extent = _within_cap(rates, *sizes, "l2")
+        extent = within_cap(rates, *sizes, "l2")
         values = cap @ rates.T
         np.testing.assert_allclose(extent, [-values.min(axis=0), values.max(axis=0)], atol=1e-3)
 
@@ -240,7 +240,7 @@ def test_the_extent_of_a_disc_is_attained(x64):
 def test_a_chord_meets_the_relu_at_both_ends(x64):
     low = np.array([-2.0, -1.0, 0.0, 1.0, -3.0, -1.0, 0.0])
     high = np.array([1.0, 5.0, 2.0, 3.0, -1.0, 0.0, 0.0])
-    slope, lift = map(np.asarray, certificates._chord(low, high))
+    slope, lift = map(np.asarray, relaxation.chord(low, high))
     np.testing.assert_allclose(slope * low + lift, np.maximum(low, 0), atol=1e-15)
     np.testing.assert_allclose(slope * high + lift, np.maximum(high, 0), atol=1e-15)
     assert (slope >= 0).all() and (slope <= 1).all()
@@ -269,25 +269,23 @@ def test_the_line_is_below_the_signed_output_within_the_ranges(x64):
 @pytest.mark.parametrize(
     ("height", "sound", "expected"),
     [
-        (5.0, True, {"lower": 4.0, "upper": 10.0, "radius": 7.9, "ranges": "kept", "kept": "kept", "steps": 0}),
-        (3.0, False, {"lower": 3.0, "upper": 10.0, "radius": 4.0, "ranges": "ranges", "kept": "kept", "steps": 3}),
-        (
-            2.05,
-            False,
-            {"lower": 2.05, "upper": 4.0, "radius": 3.3175, "ranges": "ranges", "kept": "ranges", "steps": 0},
-        ),
-        (0.5, False, {"lower": 1.0, "upper": 4.0, "radius": 2.0, "ranges": "ranges", "kept": "ranges", "steps": 0}),
+        (5.0, True, {"lower": 4.0, "upper": 10.0, "radius": 7.9, "known": "kept", "kept": "kept"}),
+        (3.0, False, {"lower": 3.0, "upper": 10.0, "radius": 4.0, "known": "known", "kept": "kept"}),
+        (2.05, False, {"lower": 2.05, "upper": 4.0, "radius": 3.3175, "known": "known", "kept": "known"}),
+        (0.5, False, {"lower": 1.0, "upper": 4.0, "radius": 2.0, "known": "known", "kept": "known"}),
     ],
     ids=["certified", "goes on", "given up", "given up at once"],
 )
 def test_a_trial_ends_certified_or_given_up_and_keeps_what_holds(height, sound, expected, x64):
     """A trial of 4 between 1 and 10, whose last height was 2: the next begins with ranges that hold within it."""
-    arrays = {"ranges": jnp.ones((2, 1)), "kept": jnp.full((2, 1), 3.0)}
-    search = certificates._Search(*map(jnp.float64, (1, 10, 4, 2)), **arrays, slopes=jnp.zeros(1), steps=jnp.int32(2))
-    found = certificates._advance(search, jnp.float64(height), jnp.asarray(sound))._asdict()
+    arrays = {"known": jnp.ones((2, 1)), "kept": jnp.full((2, 1), 3.0)}
+    trials = relaxation.Trials(*map(jnp.float64, (1, 10, 4, 2)), **arrays)
+    after, is_over = relaxation.advanced(trials, jnp.float64(height), jnp.asarray(sound))
+    found = after._asdict()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], arrays[value] if isinstance(value, str) else value, err_msg=name)
-    assert found["height"] == (height if expected["steps"] else -np.inf)
+    assert is_over == (expected["radius"] != 4)
+    assert found["height"] == (-np.inf if is_over else height)
 
 
 # CROWN -----------------------------------------------------------------------------------------------------------

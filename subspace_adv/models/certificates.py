@@ -8,16 +8,14 @@ import jax.numpy as jnp
 from subspace_adv.contracts import prepared
 from subspace_adv.models import two_layer
 from subspace_adv.models.concave import concave_certificate
+from subspace_adv.models.relaxation import Trials, advanced, chord, first_trial, within_cap
 from subspace_adv.models.two_layer import TIE, TwoLayerLocal, rounding_allowance
 from subspace_adv.network import Network
-from subspace_adv.norms import NORMS, dual_length, steepest
+from subspace_adv.norms import dual_length, steepest
 
 _NEWTON_STEPS = 16
 _CROWN_STEPS = 24  # what is certified is sound wherever they end
-_LEAST_PROGRESS = 0.1  # of the way to the radius on trial, by each step
-_NEXT_TRIAL = 0.65  # of the way from what is certified to what was given up
 _TIGHTENED = 16  # neurons, and an eighth of all; the others' chords lose little
-_LEAST_Q = 2.0**-20
 
 
 def certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: str, upper: jax.Array) -> jax.Array:
@@ -82,12 +80,8 @@ def kink_certificate(network: Network, x: jax.Array, basis: jax.Array, *, norm: 
 class _Search(NamedTuple):
     """Where the search for the largest certified radius stands."""
 
-    lower: jax.Array  # (), no flip is shorter
-    upper: jax.Array  # (), the least radius given up
-    radius: jax.Array  # (), on trial, between the two
-    height: jax.Array  # (), least length of a flip that the trial's last step left possible
-    ranges: jax.Array  # (2, k), least and largest preactivations of some neurons at flips within `radius`
-    kept: jax.Array  # (2, k), the same within `upper`
+    # What is known: (2, k), least and largest preactivations of some neurons.
+    trials: Trials
     slopes: jax.Array  # (m,), of the lines below the ReLUs that count for the prediction
     steps: jax.Array  # (), int32, of the trial
 
@@ -129,39 +123,33 @@ def crown_certificate(
     z, rates, speeds = local.z[loose], local.rates[loose], speed[loose]
 
     def step(_: int, search: _Search) -> _Search:
-        r = search.radius
-        low = (local.z - r * speed).at[loose].max(search.ranges[0])
-        high = (local.z + r * speed).at[loose].min(search.ranges[1])
+        r, known = search.trials.radius, search.trials.known
+        low = (local.z - r * speed).at[loose].max(known[0])
+        high = (local.z + r * speed).at[loose].min(known[1])
         level, gradient = _line(local, low, high, search.slopes, jnp.abs(local.z) + r * speed)
         steepness = dual_length(gradient, norm)
         divisor = jnp.where(steepness > 0, steepness, 1)
         height, falls = level / divisor, local.rates @ steepest(gradient, norm)
-        down, up = _within_cap(rates, speeds, gradient / divisor, falls[loose], r, jnp.clip(height, -r, r), norm)
+        down, up = within_cap(rates, speeds, gradient / divisor, falls[loose], r, jnp.clip(height, -r, r), norm)
         ranges = jnp.stack([jnp.maximum(low[loose], z - down), jnp.minimum(high[loose], z + up)])
         share = 2 / (search.steps + 3).astype(r.dtype)
         slopes = search.slopes + share * ((local.z > r * falls).astype(r.dtype) - search.slopes)
-        return _advance(search._replace(ranges=ranges, slopes=slopes), height, level >= r * steepness)
+        trials, is_over = advanced(search.trials._replace(known=ranges), height, level >= r * steepness)
+        return _Search(trials, slopes, jnp.where(is_over, 0, search.steps + 1))
 
     anything = jnp.stack([jnp.full_like(z, -jnp.inf), jnp.full_like(z, jnp.inf)])
     slopes, margin = (local.z > 0).astype(start.dtype), _safe_margin(local)
     # No output falls faster than by `growth`.
     sure = jnp.minimum(margin / (growth + rounding_allowance(growth, len(speed))), start)
     sure = jnp.where((margin > 0) & (growth > 0), sure, 0)
-    search = _Search(sure, start, start, jnp.full_like(start, -jnp.inf), anything, anything, slopes, jnp.int32(0))
+    search = _Search(first_trial(sure, start, anything), slopes, jnp.int32(0))
     search = jax.lax.fori_loop(0, _CROWN_STEPS, step, search)
-    return jnp.where(margin > 0, search.lower, 0)
-
-
-def _chord(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Slope of the ReLU's chord over [low, high], in [0, 1], and its value at 0."""
-    above, below = jnp.maximum(high, 0), jnp.minimum(low, 0)
-    slope = above / jnp.where(above > below, above - below, 1)
-    return slope, -slope * below
+    return jnp.where(margin > 0, search.trials.lower, 0)
 
 
 def _loosest(local: TwoLayerLocal, change: jax.Array) -> jax.Array:
     """Indices (k,) of the neurons whose chords over z ∓ change lose the most."""
-    _, lift = _chord(local.z - change, local.z + change)
+    _, lift = chord(local.z - change, local.z + change)
     loss = (jnp.maximum(-local.head, 0) * lift).astype(jnp.float32)  # only float32 is fast to select from
     return jax.lax.top_k(loss, min(len(loss), _TIGHTENED + len(loss) // 8))[1]
 
@@ -174,71 +162,11 @@ def _line(
     L₀ is less an allowance for rounding; `farthest` (m,) bounds the preactivations' sizes. Ranges are made wider by
     what rounding can change of them, so that it counts for those ReLUs alone that are on somewhere.
     """
-    chord, lift = _chord(low, high + TIE * farthest)
-    line = local.head * jnp.where(local.head > 0, slopes, chord)
+    above, lift = chord(low, high + TIE * farthest)
+    line = local.head * jnp.where(local.head > 0, slopes, above)
     level = jnp.sum(line * local.z + jnp.minimum(local.head, 0) * lift) + local.offset
     size = jnp.abs(line) @ farthest + jnp.abs(local.offset)
     return level - rounding_allowance(size, len(slopes)), line @ local.rates
-
-
-def _within_cap(
-    rates: jax.Array, speed: jax.Array, toward: jax.Array, falls: jax.Array, r: jax.Array, height: jax.Array, norm: str
-) -> tuple[jax.Array, jax.Array]:
-    """How far linear functions can fall and rise over a cap of a ball, {‖c‖ ≤ r, toward·c ≤ −height}.
-
-    In L2 the farthest point is the ball's own if the cap holds it, else on the cap's rim. In other norms, by weak
-    duality, a·c ≤ r‖a − λ·toward‖ − λ·height for every λ ≥ 0. The right side is convex in λ; taken is the λ where
-    its tangent at 0 meets its asymptote.
-
-    Args:
-        rates: the functions' gradients a (k, r).
-        speed: their dual norms (k,).
-        toward: (r,), of dual norm 1 up to rounding, or zeros.
-        falls: the functions' values where toward·c is largest for c of norm 1, (k,).
-        r: radius of the ball, ().
-        height: between −r and r, (), with an allowance for the rounding of all that it is computed from.
-        norm: of the ball.
-
-    Returns:
-        Both (k,), not below the true ones by more than some ulps of r·speed.
-    """
-    if NORMS[norm].is_euclidean:
-        # The root of a difference of squares magnifies rounding, so the allowance is made before it.
-        beside = jnp.maximum(speed**2 + rounding_allowance(speed**2, len(speed)) - falls**2, 0)
-        rim = jnp.sqrt((r - height) * (r + height)) * jnp.sqrt(beside)
-        down = jnp.where(r * falls >= height * speed, r * speed, rim + height * falls)
-        up = jnp.where(-r * falls >= height * speed, r * speed, rim - height * falls)
-        return down, up
-    along = steepest(rates, norm) @ toward
-
-    def most(side: int) -> jax.Array:
-        # λ = p/q, multiplied out as divisions are dear.
-        p, q = jnp.maximum(speed + side * falls, 0), jnp.maximum(1 + side * along, _LEAST_Q)
-        length = dual_length(q[:, None] * rates - side * p[:, None] * toward[None], norm)
-        bound = r * length - p * height + rounding_allowance(r * p, len(p))
-        return jnp.minimum(bound / q, r * speed)
-
-    return most(-1), most(1)
-
-
-def _advance(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
-    """After a step that proved flips within the radius as long as `height`, or that there are none (`sound`)."""
-    r = search.radius
-    given_up = ~sound & (height - search.height < _LEAST_PROGRESS * (r - height))
-    over = sound | given_up
-    lower = jnp.maximum(search.lower, jnp.where(sound, r, jnp.minimum(height, r)))
-    upper = jnp.where(given_up, r, search.upper)
-    kept = jnp.where(given_up, search.ranges, search.kept)
-    return _Search(
-        lower=lower,
-        upper=upper,
-        radius=jnp.where(over, jnp.minimum(lower + _NEXT_TRIAL * (upper - lower), 2 * lower), r),
-        height=jnp.where(over, -jnp.inf, height),
-        ranges=jnp.where(over, kept, search.ranges),
-        kept=kept,
-        slopes=search.slopes,
-        steps=jnp.where(over, 0, search.steps + 1),
-    )
 
 
 def _safe_margin(local: TwoLayerLocal) -> jax.Array:

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from subspace_adv.models.certificates import _chord, _within_cap
 from subspace_adv.models.rays import absolute, chained, linear_part, sizes_of_terms, widths
+from subspace_adv.models.relaxation import Trials, advanced, chord, first_trial, within_cap
 from subspace_adv.norms import dual_length, steepest
 
 _STEPS = 32  # what is certified is sound wherever they end
 _ASCENTS = 6  # of the slopes in a step
-_LEAST_PROGRESS = 0.1  # of the way to the radius on trial, by each step
-_NEXT_TRIAL = 0.65  # of the way from what is certified to what was given up
 _BLOCK = 512  # neurons whose ranges are narrowed together
 
 
@@ -101,12 +99,7 @@ class _Affine(NamedTuple):
 class _Search(NamedTuple):
     """Where the search for the largest certified radius stands."""
 
-    lower: jax.Array  # (), no flip is shorter
-    upper: jax.Array  # (), the least radius given up
-    radius: jax.Array  # (), on trial, between the two
-    height: jax.Array  # (), least length of a flip that the trial's last step left possible
-    known: _Known  # of flips within `radius`
-    kept: _Known  # of flips within `upper`
+    trials: Trials  # of what is `_Known`
     slopes: tuple[jax.Array, ...]  # (m,) each, of the lines below the ReLUs that count for the prediction
 
 
@@ -124,7 +117,7 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
       coefficients cancel in part before lines are chosen (as in INVPROP, Kotha et al. 2023). λ is the multiplier with
       which the cap's bound is attained.
 
-    Narrower ranges make better lines. Radii are tried as in `certificates.crown_certificate`.
+    Narrower ranges make better lines. Radii are tried as `relaxation.advanced` tells.
 
     *Rounding.* Slopes, multipliers and coefficients are taken as they are, once they have been computed. What a sum
     loses is a few ulps of the sizes of its terms. A row a of coefficients of a map's outputs becomes one of its inputs;
@@ -148,8 +141,8 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
     start = jnp.where(jnp.isfinite(upper), upper, 2 * local.reach(norm) + 1)
 
     def step(_: int, search: _Search) -> _Search:
-        r = search.radius
-        ranges, is_empty = _narrowed(problem, search.known, search.slopes, r)
+        r = search.trials.radius
+        ranges, is_empty = _narrowed(problem, search.trials.known, search.slopes, r)
 
         def ascended(i: jax.Array, slopes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return _ascended(problem, ranges, slopes, r, i)
@@ -160,8 +153,8 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
         divisor = jnp.where(steepness > 0, steepness, 1)
         height = level / divisor
         cap = _Cap(gradient / divisor, jnp.clip(height, -r, r))
-        search = search._replace(known=_Known(ranges, cap), slopes=slopes)
-        return _advanced(search, height, (level >= r * steepness) | is_empty)
+        trials = search.trials._replace(known=_Known(ranges, cap))
+        return _Search(advanced(trials, height, (level >= r * steepness) | is_empty)[0], slopes)
 
     layers = _layers(local.maps, local.z)
     margin, growth = _margin_and_growth(problem)
@@ -170,9 +163,8 @@ def crown_certificate(local: Chain, *, norm: str, upper: Any, known: Any = 0.0) 
     low, high = (tuple(jnp.full_like(layer, end) for layer in layers) for end in (-jnp.inf, jnp.inf))
     anything = _Known(_Ranges(low, high), _Cap(jnp.zeros_like(local.rates[0]), jnp.zeros_like(start)))
     slopes = tuple((layer > 0).astype(dtype) for layer in layers)
-    search = _Search(sure, start, start, jnp.full_like(start, -jnp.inf), anything, anything, slopes)
-    search = jax.lax.fori_loop(0, _STEPS, step, search)
-    return jnp.where(margin > 0, jnp.where(_can_fall(problem, layers), search.lower, jnp.inf), 0)
+    search = jax.lax.fori_loop(0, _STEPS, step, _Search(first_trial(sure, start, anything), slopes))
+    return jnp.where(margin > 0, jnp.where(_can_fall(problem, layers), search.trials.lower, jnp.inf), 0)
 
 
 def _problem(local: Chain, norm: str) -> _Problem:
@@ -237,8 +229,8 @@ def _can_fall(problem: _Problem, layers: Sequence[jax.Array]) -> jax.Array:
 
 def _lines(low: jax.Array, high: jax.Array, slopes: jax.Array, size: jax.Array) -> _Lines:
     """Lines of ReLUs whose preactivations lie in [low, high] (m,), those below of given slopes where it matters."""
-    chord, lift = _chord(low, high)
-    return _Lines(jnp.where(low >= 0, 1, jnp.where(high <= 0, 0, slopes)), chord, lift, size)
+    above, lift = chord(low, high)
+    return _Lines(jnp.where(low >= 0, 1, jnp.where(high <= 0, 0, slopes)), above, lift, size)
 
 
 def _all_lines(problem: _Problem, ranges: _Ranges, slopes: tuple[jax.Array, ...], r: jax.Array) -> list[_Lines]:
@@ -309,7 +301,7 @@ def _narrowed(
     """Ranges of all layers' preactivations in the cap, and whether one is empty: then nothing within r flips."""
     cap, rates = known.cap, problem.rates
     falls = rates @ steepest(cap.toward, problem.norm)
-    down, up = _within_cap(rates, problem.speed, cap.toward, falls, r, cap.height, problem.norm)
+    down, up = within_cap(rates, problem.speed, cap.toward, falls, r, cap.height, problem.norm)
     size = _size(problem, 0, (), (), r)
     slack = problem.share * size
     low = [jnp.maximum(known.ranges.low[0], problem.z - down - slack)]
@@ -376,7 +368,7 @@ def _least_and_most(
 
         def farthest_down(height: jax.Array) -> jax.Array:
             speed = dual_length(gradient, problem.norm)
-            return _within_cap(gradient, speed, cap.toward, along, r, height, problem.norm)[0][0]
+            return within_cap(gradient, speed, cap.toward, along, r, height, problem.norm)[0][0]
 
         down, multiplier = jax.value_and_grad(farthest_down)(cap.height)
         return bound.level + bound.row @ problem.z - down - problem.share * bound.size, -multiplier
@@ -395,26 +387,3 @@ def _least_and_most(
     both = [_Affine(sign * problem.rows[before], sign * problem.constants[before], size) for sign in (1, -1)]
     bounds = jax.lax.map(best, jax.tree.map(lambda *a: jnp.concatenate(a), *both), batch_size=_BLOCK)
     return bounds[: len(size)], -bounds[len(size) :]
-
-
-def _advanced(search: _Search, height: jax.Array, sound: jax.Array) -> _Search:
-    """After a step that proved flips within the radius as long as `height`, or that there are none (`sound`)."""
-    r = search.radius
-    given_up = ~sound & (height - search.height < _LEAST_PROGRESS * (r - height))
-    over = sound | given_up
-    lower = jnp.maximum(search.lower, jnp.where(sound, r, jnp.minimum(height, r)))
-    upper = jnp.where(given_up, r, search.upper)
-    kept = _where(given_up, search.known, search.kept)
-    return _Search(
-        lower=lower,
-        upper=upper,
-        radius=jnp.where(over, jnp.minimum(lower + _NEXT_TRIAL * (upper - lower), 2 * lower), r),
-        height=jnp.where(over, -jnp.inf, height),
-        known=_where(over, kept, search.known),
-        kept=kept,
-        slopes=search.slopes,
-    )
-
-
-def _where(condition: jax.Array, yes: _Known, no: _Known) -> _Known:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
