@@ -186,8 +186,8 @@ def _why_nothing(cells: int, predicted: int, left_out: dict[str, int]) -> str:
     if predicted:
         return "no neuron is active at any point"
     return (
-        "no cell has a prediction; that takes Gaussian weights (init theory or paper-code), and training that leaves "
-        "them alone off the subspace, see F3 in docs/theory.md"
+        "no cell has a prediction; that takes networks of architecture mlp or cnn with Gaussian weights (init theory, "
+        "paper-code, he or lecun), and training that leaves them alone off the subspace, see F3 in docs/theory.md"
     )
 
 

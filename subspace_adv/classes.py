@@ -29,7 +29,7 @@ def import_class(name: str) -> None:
     try:
         with _working_directory():
             found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's file does as it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's file does as it is imported
         reason = " ".join(str(error).split()) or type(error).__name__
         where = f"; {Path.cwd()} and what is installed are looked through" if isinstance(error, ImportError) else ""
         raise UserError(f"architecture {name!r}: cannot be imported: {reason}{where}") from None

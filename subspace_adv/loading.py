@@ -20,7 +20,7 @@ from subspace_adv.datasets import cell_data, load_data, load_span
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, variables
-from subspace_adv.models import architecture_of, hand_over, is_class_name
+from subspace_adv.models import architecture_of, hand_over, is_class_name, must_fit
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.program import parameter_shapes
 from subspace_adv.receptive_fields import Dense
@@ -35,16 +35,24 @@ class Networks:
 
     params: Any  # as flax has them: arrays by layer and name
     module: linen.Module | None = struct.field(pytree_node=False)  # None of a class that was not handed over
+    ambient_dim: int = struct.field(pytree_node=False)  # d, coordinates of a point
 
     def apply(self, x: Any) -> jax.Array:
         """Outputs (...) of one network at points (..., d).
 
         Raises:
-            UserError: if their class is not known.
+            UserError: if their class is not known, these are several networks, or points of another space.
         """
         if self.module is None:
             raise UserError("apply: of which class these networks are is not known; load_networks(…, module=) takes it")
-        points = jnp.asarray(x)
+        points, d = jnp.asarray(x), self.ambient_dim
+        if points.ndim < 1 or points.shape[-1] != d:
+            raise UserError(f"apply: x of shape {points.shape}; must be points (…, {d}), as these networks take")
+        one = jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros(d, jnp.float32))["params"]
+        for name, leaf in named(one).items():
+            if (given := named(self.params)[name].shape) != leaf.shape:
+                told = "apply: takes one network; select one, or map over several with jax.vmap"
+                raise UserError(f"{told}: {name} is of shape {given}, and of one network {leaf.shape}")
         apply: Any = functools.partial(self.module.apply, {"params": self.params})
         outputs = jax.vmap(lambda point: jnp.reshape(apply(point), ()))(points.reshape(-1, points.shape[-1]))
         return outputs.reshape(points.shape[:-1])
@@ -73,19 +81,24 @@ def load_networks(folder: str | Path, *, module: type[linen.Module] | None = Non
     selected, shape = _select(store.sweep, coordinates)
     chosen, back = np.unique(selected, return_inverse=True)
     design = _one_design(store.sweep, chosen)
-    if module is not None and is_class_name(design.architecture):
-        hand_over(design.architecture, module)
-    elif module is not None:
+    if module is not None and not is_class_name(design.architecture):
         raise UserError(
             f"module: is of networks of your own class, and these are of {design.architecture}; leave it out"
         )
     found = (_as_saved if is_class_name(design.architecture) else _in_ambient)(store, chosen, design)
     if found is None:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
+    if module is not None:
+        must_fit(design, module, found)
+        hand_over(design.architecture, module)
     params = jax.tree.map(lambda values: values[back].reshape((*shape, *values.shape[1:])), found)
     row = architecture_of(design.architecture)
     made_of = row.module(design)
-    return params if made_of is None and not is_class_name(design.architecture) else Networks(params, made_of)
+    return (
+        params
+        if made_of is None and not is_class_name(design.architecture)
+        else Networks(params, made_of, design.ambient_dim)
+    )
 
 
 def _one_design(sweep: Sweep, cells: np.ndarray) -> Design:

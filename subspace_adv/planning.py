@@ -324,7 +324,7 @@ def _check_model(architecture: str, program: Program) -> None:
     told = f"architecture {architecture!r}: "
     taken = {*TRAINED, *program.recording.variables} & parameters.keys()
     if taken:
-        raise ValueError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is")
+        raise UserError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is; give it another name")
     if not model.has_frozen_part:
         return
     wrong = _wrong_shapes(model, program.law._replace(span_dim=program.inputs), (3, *program.input_shape[1:]))

@@ -92,7 +92,8 @@ class Convolution:
             return "stride", f"does not divide the {side} places of a circular {what}; {told} do"
         if self.padding == "valid" and layers > 1 and self.places(layers - 1) < 1:
             left = self.places(0)
-            return "mixing", f"{layers - 1} layers of it do not fit into the {left} places of the first layer"
+            fit = f"at most {(left - 1) // (self.mixing - 1)} do, or layers of less mixing"
+            return "mixing", f"{layers - 1} layers of it do not fit into the {left} places of the first layer; {fit}"
         if self.padding == "circular" and layers > 1 and self.mixing > self.places(0):
             return "mixing", f"wider than the {self.places(0)} places of the first layer; at most that is possible"
         return None

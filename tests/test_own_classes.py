@@ -19,6 +19,7 @@ from subspace_adv.streams import training_keys
 # Imported here under one name only, so that other processes meet it anew.
 FILE = """
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 
@@ -85,8 +86,71 @@ class Steps(nn.Module):
         return jnp.sum(self.param("steps", nn.initializers.ones, (2,)) * x)
 
 
+class Whole(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return (nn.Dense(1)(x) > 0).astype(int)
+
+
+class Dotted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, name="a.b")(x)
+
+
+class Empty(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x) + self.param("e", nn.initializers.ones, (0,)).sum()
+
+
+class Exiting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        raise SystemExit("bye")
+
+
+class Picky(nn.Module):
+    width: int = 8
+
+    def __post_init__(self):
+        raise ValueError("no")
+
+
+class SingleOnly(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(jax.lax.add(nn.Dense(5)(x), jnp.ones(5, jnp.float32))))
+
+
+class OwnArrays(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(jax.lax.add(nn.Dense(5)(x), jnp.ones(5))))
+
+
+class Single(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, dtype=jnp.float32)(nn.relu(nn.Dense(4, dtype=jnp.float32)(x)))
+
+
+class Brain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, dtype=jnp.bfloat16)(nn.relu(nn.Dense(4, dtype=jnp.bfloat16)(x)))
+
+
+class Groups(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Conv(4, (3,))(x[:, None]))
+        return nn.Dense(1)(nn.relu(nn.Conv(4, (3,), feature_group_count=2)(h)).ravel())
+
+
 Plain = dict
 FUNCTION = jnp.sum
+TABLE = {number: "a long table of numbers" for number in range(100)}
 """
 NAME = "wavy_nets"
 SWEEP = f"""
@@ -169,6 +233,34 @@ def test_a_class_of_layers_with_relus_between_is_certified(place, tmp_path):
     np.testing.assert_allclose(lower, upper, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["OwnArrays", "Single", "Brain", "Groups"])
+def test_numbers_of_any_type_and_arrays_of_its_own_are_measured(kind, tmp_path):
+    run(read(SWEEP, f"architecture={NAME}:{kind}", "seed=0:2", "width=100"), tmp_path)
+    dataset = open_results(tmp_path)
+    upper, lower = (dataset[f"distance_off_l2_{side}"] for side in ("upper", "lower"))
+    assert (dataset["status"] > 0).all() and not upper.isnull().any() and (lower <= upper).all()
+    assert "no certificate" in lower.attrs["long_name"]
+
+
+def test_a_class_of_other_parameters_is_refused_and_the_right_one_taken(folder):
+    waves = sys.modules[NAME].Waves
+    told = (
+        r"module: parameter Dense_0\.bias: Chain has one of shape \(4,\), and these networks have one of shape \(6, 5\)"
+    )
+    with pytest.raises(UserError, match=told):
+        load_networks(folder, module=sys.modules[NAME].Chain, width=5)
+    networks = load_networks(folder, module=waves, width=5)
+    told = r"takes one network; select one, or map .*: Dense_0\.bias is of shape \(6, 5\), and of one network \(5,\)"
+    with pytest.raises(UserError, match=told):
+        networks.apply(np.ones(2))
+    told = r"x of shape \(4, 3\); must be points \(…, 2\), as these networks take"
+    with pytest.raises(UserError, match=told):
+        load_networks(folder, width=5, seed=0, module=waves).apply(np.ones((4, 3)))
+    mapped = jax.vmap(lambda one: one.apply(np.ones((4, 2), np.float32)))(networks)
+    np.testing.assert_array_equal(mapped[3], load_networks(folder, width=5, seed=3).apply(np.ones((4, 2), np.float32)))
+
+
 def test_flips_are_flips(folder):
     """Along the normal of the line, where the signs of outputs in NumPy change."""
     points = load_points(folder, seed=0, width=5)
@@ -236,7 +328,7 @@ BAD = {
     "two outputs": (
         f"{NAME}:Two",
         {},
-        r"takes a point of shape (2,) to (2,); must take it to one number, of shape () or (1,), as R^d → R",
+        r"takes a point of shape (2,) to (2,); must take it to one real number, of shape () or (1,), as R^d → R",
     ),
     "another collection": (
         f"{NAME}:Counting",
@@ -245,6 +337,18 @@ BAD = {
     ),
     "no parameters": (f"{NAME}:Nothing", {}, "holds no parameters; must hold parameters alone"),
     "an error of its own": (f"{NAME}:Broken", {}, "cannot take a point of shape (2,): "),
+    "a table": (f"{NAME}:TABLE", {}, "must be a class of flax.linen.Module, not {0: 'a long table of numbers', "),
+    "a whole number": (f"{NAME}:Whole", {}, "to (1,) of int32; must take it to one real number, of shape () or (1,)"),
+    "a dot in a name": (f"{NAME}:Dotted", {}, "calls a layer or a parameter 'a.b/bias'; names must be without dots"),
+    "an empty parameter": (f"{NAME}:Empty", {}, "holds a parameter 'e' of shape (0,), which is empty"),
+    "a class that exits": (f"{NAME}:Exiting", {}, "cannot take a point of shape (2,): bye"),
+    "a class that cannot be made": (f"{NAME}:Picky", {}, "cannot be made of {'width': 100}: no"),
+    "arrays of one type": (
+        f"{NAME}:SingleOnly",
+        {},
+        "cannot take a point of float64, in which networks are measured: ",
+    ),
+    "a parameter with the name of a variable": (f"{NAME}:Steps", {}, "calls a parameter 'steps', as what is recorded"),
     "a field without a default": (
         f"{NAME}:Needy",
         {},
@@ -299,11 +403,6 @@ def test_an_axis_that_the_class_is_not_told_is_refused():
         UserError, match=rf"axes\.width = \[7, 8\]: changes nothing, as {NAME}:Fixed has no field of this"
     ):
         plan(read(SWEEP, f"architecture={NAME}:Fixed", "width=7,8"))
-
-
-def test_a_parameter_with_the_name_of_a_variable_is_refused():
-    with pytest.raises(ValueError, match=f"architecture '{NAME}:Steps': calls a parameter 'steps', as what is rec"):
-        plan(settings(architecture=f"{NAME}:Steps"))
 
 
 def test_a_class_is_handed_over_for_networks_of_its_own_alone(folder, tmp_path):

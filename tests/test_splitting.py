@@ -89,6 +89,10 @@ OTHERS = {
     "a maximum above 0": lambda x: Dense(1)(jnp.maximum(Dense(4)(x), 0.1)),
     "a maximum over places": lambda x: Dense(1)(linen.max_pool(Dense(4)(x)[None, :, None], (2,))[0, :, 0]),
     "no ReLU": Dense(1),
+    "a maximum that repeats": lambda x: Dense(1)(jnp.maximum(Dense(1)(x), jnp.zeros(5))),
+    "another type": lambda x: Dense(1, dtype=jnp.float32)(relu(Dense(4, dtype=jnp.float32)(x))),
+    "products in another type": lambda x: Dense(1)(relu(jnp.dot(Dense(4)(x), np.eye(4), preferred_element_type="f4"))),
+    "groups": lambda x: Dense(1)(relu(linen.Conv(4, (3,), feature_group_count=2)(x.reshape(8, 2))).ravel()),
 }
 
 

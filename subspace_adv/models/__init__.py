@@ -13,6 +13,7 @@ from subspace_adv.models.module import (
     hand_over,
     is_class_name,
     is_known,
+    must_fit,
     unread,
 )
 from subspace_adv.models.two_layer import TwoLayerLocal, first_crossing, local, rounding_allowance
@@ -65,6 +66,7 @@ __all__ = [
     "is_known",
     "kink_certificate",
     "local",
+    "must_fit",
     "rounding_allowance",
     "row_name",
     "trained_fields",

@@ -69,7 +69,8 @@ def split(function: Callable[[Any, jax.Array], jax.Array], params: Any, x: Any) 
 
     Each is linear in its parameters, with constant factors between that are not negative: dense layers, convolutions,
     flattening, means over places, all between one ReLU and the next, with one layer that has parameters. Everything
-    else is no such chain: another activation, a connection that skips a ReLU, normalization, a subtraction.
+    else is no such chain: another activation, a connection that skips a ReLU, normalization, a subtraction, groups of
+    channels, numbers of another type than the point's.
 
     Args:
         function: (params, x) → one number.
@@ -81,7 +82,9 @@ def split(function: Callable[[Any, jax.Array], jax.Array], params: Any, x: Any) 
     """
     traced = jax.make_jaxpr(function)(params, x)
     nodes = [_Node(_Kind.PARAMETERS, -1, leaf.shape, name) for name, leaf in named(params).items()]
-    reading = _Reading(_Node(_Kind.PLAIN, 0, x.shape, None))
+    reading = _Reading(_Node(_Kind.PLAIN, 0, x.shape, None), x.dtype)
+    if any(leaf.dtype != x.dtype for leaf in jax.tree.leaves(params)):
+        return None
     try:
         [output] = reading.follow(traced.jaxpr, traced.consts, [*nodes, reading.given])
         return reading.ended(output)
@@ -92,8 +95,8 @@ def split(function: Callable[[Any, jax.Array], jax.Array], params: Any, x: Any) 
 class _Reading:
     """A function that is followed operation by operation."""
 
-    def __init__(self, given: _Node) -> None:
-        self.given, self.maps = given, []
+    def __init__(self, given: _Node, dtype: Any) -> None:
+        self.given, self.dtype, self.maps = given, dtype, []
 
     def follow(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         """Outputs of a traced function: nodes, or constants."""
@@ -122,8 +125,12 @@ class _Reading:
             return self.follow(inner.jaxpr if closed else inner, inner.consts if closed else (), inputs)
         if not any(isinstance(given, _Node) for given in inputs):
             return _constants(equation, inputs)
+        if any(out.aval.dtype != self.dtype for out in equation.outvars):
+            raise _NoChain  # rounded in another type than is allowed for
         if equation.primitive.name == "max":
-            return [self._relu(inputs)]
+            return [self._relu(inputs, equation.outvars[0].aval.shape)]
+        if equation.params.get("feature_group_count", 1) * equation.params.get("batch_group_count", 1) > 1:
+            raise _NoChain  # JAX cannot pull several rows of coefficients back through groups at once
         kind, part = self._rule(equation.primitive.name)(inputs), max(_parts(inputs), default=-1)
         if part >= 0 and _parts(inputs) != {len(self.maps)}:
             raise _NoChain  # it skips a ReLU
@@ -135,12 +142,14 @@ class _Reading:
             raise _NoChain
         return _RULES[name]
 
-    def _relu(self, inputs: list[Any]) -> _Node:
-        """The activations that the next map is given."""
+    def _relu(self, inputs: list[Any], shape: tuple[int, ...]) -> _Node:
+        """The activations, of a shape, that the next map is given."""
         constants = [given for given in inputs if not isinstance(given, _Node)]
         if len(constants) != 1 or np.any(np.asarray(constants[0])):
             raise _NoChain
         [before] = (given for given in inputs if isinstance(given, _Node))
+        if before.shape != shape:
+            raise _NoChain
         self._end_map(before)
         self.given = _Node(_Kind.PLAIN, len(self.maps), before.shape, None)
         return self.given
