@@ -340,7 +340,7 @@ def predictions_of_points(dataset: xr.Dataset) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "status", "words"),
     [
-        (["init=torch"], CONVERGED, "wide: nothing to check: no cell has a prediction; that takes networks of architecture mlp or"),
+        (["init=torch"], CONVERGED, "wide: nothing to check: no cell has a prediction; that takes networks of"),
         (["optimizer=adam"], CONVERGED, "no cell has a prediction"),
         (["ambient_dim=4"], CONVERGED, "no cell has a prediction"),
         ([], PENDING, "no network is trained yet; run the sweep to its end"),
