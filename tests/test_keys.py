@@ -35,10 +35,11 @@ seed = "0:256"
 def test_networks_of_different_seeds_are_independent():
     """All parameters in ambient coordinates: those of a seed, and those of it and of the next one."""
     sweep = read(DRAWN)
-    [chunk] = plan(sweep, "xla").chunks
-    [(_, trained)] = engine.train(sweep, chunk.group, [chunk])
-    networks = engine.ambient_networks(sweep, chunk, trained)
-    columns = np.concatenate([field.reshape(256, -1).T for field in networks])
+    chunks = plan(sweep, "xla").chunks
+    trained = {chunk.number: arrays for chunk, arrays in engine.train(sweep, chunks[0].group, chunks)}
+    parts = [engine.ambient_networks(sweep, chunk, trained[chunk.number]) for chunk in chunks]
+    fields = [np.concatenate(field) for field in zip(*parts, strict=True)]
+    columns = np.concatenate([field.reshape(256, -1).T for field in fields])
     columns = np.concatenate([columns[:, :-1], columns[:, 1:]])
     assert len(columns) == 2 * (3 * 4 + 3 + 3 + 1)
     correlations = np.corrcoef(columns) - np.eye(len(columns))
@@ -57,8 +58,8 @@ def test_attacks_on_different_points_and_networks_start_from_keys_of_their_own(m
     monkeypatch.setattr(brackets, "minimal_norm_attack", draw)
     monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(kernel=None))  # which attacks in its stead
     sweep = read(DRAWN, "learning_rate=0.1,0.2", "seed=0:128")
-    [chunk] = plan(sweep, "xla").chunks
-    found = engine.train_and_measure(sweep, chunk)["distance_on_l2_upper"].reshape((*sweep.shape, 4))
+    parts = [engine.train_and_measure(sweep, chunk)["distance_on_l2_upper"] for chunk in plan(sweep, "xla").chunks]
+    found = np.concatenate(parts).reshape((*sweep.shape, 4))
     one, other = np.moveaxis(found, list(sweep.axes).index("learning_rate"), 0)
     np.testing.assert_array_equal(one, other)
     right = one > 0
