@@ -218,6 +218,22 @@ def test_surfaces_have_two_rows_and_finite_sheets_within_sight() -> None:
         np.testing.assert_allclose(sorted(drawn_pieces(ax, 1.1).tolist()), [[0.5, 0], [0.5, 1]], atol=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "d", "draw"), [("chessboard", 3, plots.surfaces), ("line", 2, plots.boundaries)])
+def test_networks_that_predict_one_label_everywhere_have_no_boundary(kind: str, d: int, draw: Callable) -> None:
+    dataset, load = synthetic(SEEDS | REMEDIES, d=d, kind=kind)
+
+    def constant(**coordinates: Any) -> Network:
+        loaded = load(**coordinates)
+        loaded.head[:], loaded.head_bias[:] = 0, 1
+        return loaded
+
+    figure = draw(dataset, constant)
+    flat = [ax for ax in figure.axes if ax.get_xlabel() == "$x_1$" and ax.name != "3d"]
+    assert len(flat) == 4
+    for ax in flat:
+        assert not [patch for patch in ax.patches if patch.get_linewidth() == 1.1 and len(patch.get_path().vertices)]
+
+
 def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
     dataset, _ = synthetic(SEEDS | REMEDIES)
     distance = dataset["distance_off_l2_upper"]

@@ -132,6 +132,8 @@ def _draw_surface(ax: Any, x: np.ndarray, y: np.ndarray, height: np.ndarray) -> 
 
 def _draw_boundary(solid: Any, flat: Axes, pieces: np.ndarray) -> None:
     """One network's boundary within the data's plane, straight pieces (k, 2, 2), in space and seen from above."""
+    if not len(pieces):
+        return
     solid.add_collection3d(Line3DCollection(np.insert(pieces, 2, _PLANE, axis=2), **_BOUNDARY, zorder=3))
     draw_pieces(flat, pieces, **_BOUNDARY, zorder=2)
     flat.plot([], [], **_BOUNDARY, label="boundary of the first network within the plane")
