@@ -150,21 +150,33 @@ def test_boundaries_show_the_zeros_of_the_first_network_in_a_panel_for_each_arm(
     assert isinstance(diagonal, AxLine) and diagonal.get_slope() == 1 and diagonal.get_xy1() == (0, 0)
 
 
-def test_a_model_without_an_exact_boundary_has_contours_near_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, load = synthetic(SEEDS, kind="line")
-    exact = plots.boundaries(dataset, load).axes[0]
-    assert len([c for c in exact.collections if isinstance(c, ContourSet)]) == 1  # the shares
+@pytest.mark.parametrize(
+    ("kind", "d", "draw", "linewidth"), [("line", 2, plots.boundaries, 1.8), ("chessboard", 3, plots.surfaces, 1.1)]
+)
+def test_a_model_without_an_exact_boundary_has_contours_near_it(
+    kind: str, d: int, draw: Callable, linewidth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, load = synthetic(SEEDS, d=d, kind=kind)
+
+    def flat(figure: Any) -> Axes:
+        return next(ax for ax in figure.axes if ax.name != "3d")
+
+    exact = flat(draw(dataset, load))
     monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(boundary=None))
-    ax = plots.boundaries(dataset, load).axes[0]
-    assert not ax.patches
-    _, contour, *others = [c for c in ax.collections if isinstance(c, ContourSet)]
-    assert list(contour.get_linewidth()) == [1.8] and [list(c.get_linewidth()) for c in others] == [[0.6]] * len(others)
-    pieces = drawn_pieces(exact, 1.8).reshape(-1, 2, 2)
-    along = pieces[:, 1] - pieces[:, 0]
-    for vertex in np.concatenate([path.vertices for path in contour.get_paths()]):
-        share = np.sum((vertex - pieces[:, 0]) * along, axis=1) / np.sum(along**2, axis=1)
-        feet = pieces[:, 0] + np.clip(share, 0, 1)[:, None] * along
-        assert np.linalg.norm(feet - vertex, axis=1).min() < 0.03  # the grid's step
+    ax = flat(draw(dataset, load))
+    for drawn in (exact, ax):
+        assert len([c for c in drawn.collections if isinstance(c, ContourSet)]) == 1  # the shares, or the distances
+    pieces, near = (drawn_pieces(drawn, linewidth).reshape(-1, 2, 2) for drawn in (exact, ax))
+    assert len(near) > 10
+
+    def distances(points: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+        along = pieces[:, 1] - pieces[:, 0]
+        share = np.sum((points[:, None] - pieces[:, 0]) * along, axis=2) / np.sum(along**2, axis=1)
+        feet = pieces[:, 0] + np.clip(share, 0, 1)[..., None] * along
+        return np.linalg.norm(feet - points[:, None], axis=2).min(axis=1)
+
+    assert distances(near.reshape(-1, 2), pieces).max() < 0.03  # the grid's step
+    assert distances(pieces.mean(axis=1), near).max() < 0.05
 
 
 def test_networks_with_any_number_that_is_none_are_not_drawn() -> None:

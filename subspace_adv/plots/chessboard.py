@@ -16,6 +16,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.plots.panels import (
     DISTANCE_NOTE,
     Load,
+    boundary_pieces,
     draw_pieces,
     draw_points,
     headline,
@@ -40,8 +41,7 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
 
     Above, the surface of the first seed's network over the unit square: the nearest change of prediction
     straight up or down from the data's plane. Below, the median over networks of its distance from the plane.
-    Lines are the first seed's boundary within the plane, exactly, where its model knows it. The dataset must be
-    of kind "chessboard".
+    Lines are the first seed's boundary within the plane. The dataset must be of kind "chessboard".
     """
     shown = panels(dataset)
     figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.2, 6.5), layout="constrained")
@@ -60,9 +60,7 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
         ax = figure.add_subplot(2, len(shown), len(shown) + i + 1, sharey=flat[0] if flat else None)
         distance = ax.contourf(*coarse, median, levels=np.linspace(0, 1, 11), extend="max")
         distance.set_rasterized(True)
-        if model.boundary is not None:
-            pieces = model.boundary(networks[0], np.array([0, 0, _PLANE]), np.eye(3, 2), np.zeros(2), np.ones(2))
-            _draw_boundary(solid, ax, pieces)
+        _draw_boundary(solid, ax, boundary_pieces(ax, model, networks[0], np.array([0, 0, _PLANE]), (0, 1)))
         draw_points(ax, dataset, clip_on=False)
         ax.set(xlabel="$x_1$", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         ax.tick_params(labelleft=i == 0)

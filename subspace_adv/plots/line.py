@@ -1,24 +1,19 @@
 """Decision boundaries of networks trained on the line."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import jax
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from subspace_adv import engine
-from subspace_adv.contracts import Model
 from subspace_adv.plots.panels import (
     DISTANCE_NOTE,
     Load,
+    boundary_pieces,
     draw_pieces,
     draw_points,
     headline,
     model_of,
+    outputs_at,
     panel_title,
     panels,
     trained_networks,
@@ -45,13 +40,14 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     for ax, panel in zip(axes, shown, strict=True):
         networks = trained_networks(dataset, load, panel.arm, _MAX_NETWORKS)
         model = model_of(dataset, panel.arm)
-        outputs = _outputs(model, networks, grid)
+        outputs = outputs_at(model, networks, grid)
         positive = 100 * (outputs > 0).mean(axis=0)
         share = ax.contourf(ticks, ticks, positive, levels=np.linspace(0, 100, 11), cmap=_SHARES)
         share.set_rasterized(True)
         for i in range(min(1 + _FAINT_BOUNDARIES, len(networks))):
             look = {"linewidth": 0.6, "alpha": 0.3} if i else {"linewidth": 1.8}
-            _draw_boundary(ax, model, networks[i], (ticks, outputs[i]), **look)
+            pieces = boundary_pieces(ax, model, networks[i], np.zeros(2), (-_HALF_WIDTH, _HALF_WIDTH))
+            draw_pieces(ax, pieces, color="black", **look)
         ax.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, label="the data's line")
         ax.plot([], [], color="black", linewidth=1.8, label="boundary of one network")
         ax.plot([], [], color="black", linewidth=0.6, alpha=0.4, label="of a few others")
@@ -63,27 +59,3 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown) + 1)
     headline(figure, dataset, "Where networks trained on a line change their prediction", DISTANCE_NOTE)
     return figure
-
-
-def _draw_boundary(
-    ax: Axes, model: Model, network: Any, on_grid: tuple[np.ndarray, np.ndarray], *, linewidth: float, alpha: float = 1
-) -> None:
-    """One network's boundary, exact where the model knows it, or else as told by its outputs (k, k) on ticks (k,)."""
-    ticks, values = on_grid
-    if model.boundary is not None:
-        corner = np.full(2, _HALF_WIDTH)
-        pieces = model.boundary(network, np.zeros(2), np.eye(2), -corner, corner)
-        draw_pieces(ax, pieces, color="black", linewidth=linewidth, alpha=alpha)
-    elif values.min() < 0 < values.max():  # elsewhere it is out of sight, and matplotlib would draw another level
-        ax.contour(ticks, ticks, values, levels=[0], colors="black", linewidths=linewidth, alpha=alpha)
-
-
-def _outputs(model: Model, networks: Sequence[Any], points: np.ndarray) -> np.ndarray:
-    """Outputs (networks, k, k') at a grid of points (k, k', d)."""
-    stacked = jax.tree.map(lambda *parts: np.stack(parts).astype(np.float32), *networks)
-    return engine.alone(_output_each, stacked, points.astype(np.float32), x64=False, model=model)
-
-
-def _output_each(networks: Any, points: jax.Array, *, model: Model) -> jax.Array:
-    """Network by network and row by row, to stay in the cache."""
-    return jax.lax.map(lambda net: jax.lax.map(lambda row: model.output(net, row), points), networks)

@@ -1,7 +1,7 @@
 """What the figures share: palette, panels, titles and legends."""
 
 import textwrap
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as MatplotlibPath
 
+from subspace_adv import engine
 from subspace_adv.contracts import Design, Model
 from subspace_adv.loading import Networks
 from subspace_adv.measures import distance_name
@@ -27,6 +28,7 @@ Load = Callable[..., Any]
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLOURS = ("#000000", ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
+_BOUNDARY_TICKS = 101  # along each side of a square in which a boundary is looked for
 DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
 
 
@@ -110,6 +112,45 @@ def draw_pieces(ax: Axes, pieces: np.ndarray, **look: Any) -> None:
     codes = np.tile([MatplotlibPath.MOVETO, MatplotlibPath.LINETO], len(pieces))
     path = MatplotlibPath(pieces.reshape(-1, 2), codes.astype(MatplotlibPath.code_type))
     ax.add_patch(PathPatch(path, fill=False, capstyle="round", **look))
+
+
+def outputs_at(model: Model, networks: Sequence[Any], points: np.ndarray) -> np.ndarray:
+    """Outputs (networks, k, k') at a grid of points (k, k', d)."""
+    stacked = jax.tree.map(lambda *parts: np.stack(parts).astype(np.float32), *networks)
+    return engine.alone(_output_each, stacked, points.astype(np.float32), x64=False, model=model)
+
+
+def _output_each(networks: Any, points: jax.Array, *, model: Model) -> jax.Array:
+    """Network by network and row by row, to stay in the cache."""
+    return jax.lax.map(lambda net: jax.lax.map(lambda row: model.output(net, row), points), networks)
+
+
+def boundary_pieces(
+    ax: Axes, model: Model, network: Any, centre: np.ndarray, limits: tuple[float, float]
+) -> np.ndarray:
+    """A network's decision boundary in a square of a plane, straight pieces (k, 2, 2): exact where its model knows it.
+
+    Elsewhere it lies where outputs change their sign between places of a grid.
+
+    Args:
+        ax: any, whose contours are made for that and taken away again.
+        model: of the network.
+        network: its parameters.
+        centre: (d,), of coordinates in the plane of the first two axes.
+        limits: of both coordinates.
+    """
+    if model.boundary is not None:
+        low, high = (np.full(2, limit) for limit in limits)
+        return model.boundary(network, centre, np.eye(len(centre), 2), low, high)
+    ticks = np.linspace(*limits, _BOUNDARY_TICKS)
+    grid = centre + np.stack(np.meshgrid(ticks, ticks), axis=-1) @ np.eye(len(centre), 2).T
+    [values] = outputs_at(model, [network], grid)
+    if not values.min() < 0 < values.max():  # matplotlib would draw another level
+        return np.zeros((0, 2, 2))
+    drawn = ax.contour(ticks, ticks, values, levels=[0])
+    lines = [line for line in drawn.allsegs[0] if len(line) > 1]
+    drawn.remove()
+    return np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in lines])
 
 
 def panel_label(panel: Panel) -> str:
