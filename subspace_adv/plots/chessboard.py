@@ -20,6 +20,7 @@ from subspace_adv.plots.panels import (
     draw_pieces,
     draw_points,
     headline,
+    legend_columns,
     model_of,
     panel_title,
     panels,
@@ -68,7 +69,7 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     flat[0].set_ylabel("$x_2$")
     label = "distance up or down to a flip,\nmedian over networks"
     figure.colorbar(distance, ax=flat, label=label)  # pyright: ignore[reportArgumentType]
-    figure.legend(*flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown) + 1)
+    figure.legend(*flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
     headline(figure, dataset, "Where networks trained on a chessboard change their prediction", DISTANCE_NOTE)
     return figure
 

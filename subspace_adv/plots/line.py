@@ -12,6 +12,7 @@ from subspace_adv.plots.panels import (
     draw_pieces,
     draw_points,
     headline,
+    legend_columns,
     model_of,
     outputs_at,
     panel_title,
@@ -32,7 +33,8 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     network is a line, those of a few further seeds are faint lines. The dataset must be of kind "line".
     """
     shown = panels(dataset)
-    figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.1, 4.2), layout="constrained")
+    height = 4.2 if len(shown) > 2 else 4.9  # with the legend's third row
+    figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.1, height), layout="constrained")
     axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     ticks = np.linspace(-_HALF_WIDTH, _HALF_WIDTH, 101)
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1)
@@ -56,6 +58,6 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     axes[0].set_ylabel("$x_2$")
     colorbar = figure.colorbar(share, ax=axes, shrink=0.7, ticks=(0, 50, 100), format="%d %%")  # pyright: ignore
     colorbar.set_label("networks that predict +1")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown) + 1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
     headline(figure, dataset, "Where networks trained on a line change their prediction", DISTANCE_NOTE)
     return figure

@@ -153,6 +153,11 @@ def boundary_pieces(
     return np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in lines])
 
 
+def legend_columns(shown: Sequence[Panel]) -> int:
+    """Entries of a legend side by side that a figure of these panels has room for."""
+    return len(shown) + 1 if len(shown) > 2 else 2
+
+
 def panel_label(panel: Panel) -> str:
     """The arm's name and settings."""
     settings = [f"{n} {panel.arm[a]:.3g}" for a, n in zip(REMEDIES, ("scale", "λ"), strict=True) if a in panel.arm]
