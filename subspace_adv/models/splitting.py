@@ -182,15 +182,10 @@ def _rearranged(inputs: list[Any]) -> _Kind:
 
 
 def _sum(inputs: list[Any]) -> _Kind:
-    kinds = {given.kind for given in inputs if isinstance(given, _Node)}
-    constants = [given for given in inputs if not isinstance(given, _Node)]
-    if any(np.any(np.asarray(given)) for given in constants) or kinds == {_Kind.PLAIN, _Kind.PARAMETERS}:
-        raise _NoChain  # a constant that is no parameter
-    if kinds == {_Kind.WEIGHTED, _Kind.PARAMETERS}:
+    """Terms of one kind, or constants that are parameters added to weighted activations."""
+    if {given.kind for given in inputs if isinstance(given, _Node)} == {_Kind.WEIGHTED, _Kind.PARAMETERS}:
         return _Kind.WEIGHTED
-    if len(kinds) > 1:
-        raise _NoChain
-    return kinds.pop()
+    return _rearranged(inputs)
 
 
 def _product(inputs: list[Any]) -> _Kind:
