@@ -14,7 +14,7 @@ from subspace_adv.geometry import Subspace
 from subspace_adv.network import Network
 from subspace_adv.norms import NORMS
 from subspace_adv.rows import nearest, one_of
-from subspace_adv.settings import read_where
+from subspace_adv.settings import read_where, where_read
 
 _ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
 _ROUNDED = 1e-13  # and how far without being made so
@@ -155,10 +155,9 @@ def settings(what: str, given: Mapping[str, Any], homes: Mapping[str, type[Table
             raise UserError(f"{what}: {leaf}: no such argument{nearest(leaf, homes)}")
         values[leaf] = checked(homes[leaf], leaf, value, f"{what}: {leaf}")
     for leaf in given:
-        some = read_where(leaf)
-        if some and values[some[0]] not in some[1]:
-            where = f"{some[0]} = {' or '.join(map(repr, some[1]))}"
-            told = f"changes nothing; it is read where {where}; leave it out"
+        conditions = read_where(leaf)
+        if conditions and not any(all(values[name] in some for name, some in one.items()) for one in conditions):
+            told = f"changes nothing; it is {where_read(leaf)}; leave it out"
             raise UserError(f"{what}: {leaf} = {brief(given[leaf])}: {told}")
     return values
 

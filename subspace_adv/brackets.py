@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from subspace_adv import streams
 from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack, shortest
 from subspace_adv.contracts import Model
-from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
+from subspace_adv.geometry import PARTS, REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
 
 _LANES = 5  # points whose brackets are tightened side by side
@@ -57,11 +57,12 @@ def brackets(
     effort: Effort,
     model: Model,
     beside: bool,
+    tangent: Subspace | None,
 ) -> dict[tuple[Region, str], Bracket]:
     """Distances of every point by region and norm (F9 in docs/theory.md).
 
-    A perturbation found in one norm is one in the others too, at its length there; one off or on the subspace is
-    one in the full space; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
+    A perturbation found in one norm is one in the others too, at its length there; one in a region is one in each that
+    holds it; and as no vector is longer in L∞ than in L2, nor in L2 than in L1, neither are the
     distances.
 
     Args:
@@ -75,26 +76,27 @@ def brackets(
         effort: of the attacks.
         model: kind of the network.
         beside: whether points may lie beside a translate of the subspace that holds another one.
+        tangent: of every point, to the manifold within the subspace, if that is curved.
     """
     begin = Beginnings.of(network, x, key, model)
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
     done: dict[tuple[Region, str], Bracket] = {}
     for region in sorted(regions, key=REGIONS.index):
-        basis = region_basis(subspace, region)
-        share_region = region == "full" or (region == "on" and not beside)
+        basis = region_basis(subspace, region, tangent)
+        holds_off = region == "off" or "off" in PARTS[region]
+        share_region = region == "full" or (basis.ndim == 2 and not holds_off and not beside)
         look = functools.partial(bracket, network, x, basis, begin, effort=effort, model=model, shared=share_region)
         found = {norm: look(norm=norm) for norm in ordered}
         attacks = {norm: attack for norm, (_, attack) in found.items()}
         uppers = {norm: [attack.distance] for norm, attack in attacks.items()}
         for norm in ordered:
             others = [attacks[other] for other in ordered if other != norm]
-            # The universal direction is a direction off the subspace, for the full space as well.
-            others += [universal] if region != "on" else []
+            # The universal direction is a direction off the subspace, and in all regions that hold these.
+            others += [universal] if holds_off else []
             uppers[norm] += [_length(other, norm) for other in others]
-            if NORMS[norm].is_euclidean and region != "on":
+            if NORMS[norm].is_euclidean and holds_off:
                 uppers[norm].append(universal.distance)
-            if region == "full":
-                uppers[norm] += [done[part, norm].upper for part in ("off", "on") if (part, norm) in done]
+            uppers[norm] += [done[part, norm].upper for part in PARTS[region] if (part, norm) in done]
         lowers = itertools.accumulate((found[norm][0] for norm in ordered), jnp.maximum)
         least = (functools.reduce(jnp.minimum, uppers[norm]) for norm in reversed(ordered))
         least = reversed(list(itertools.accumulate(least, jnp.minimum)))

@@ -23,6 +23,7 @@ class Role(NamedTuple):
 
 
 DATA = Role(shapes=True, tells_points=True)
+DATA_LIST = DATA._replace(axis=False)
 DATA_REPLICATE = DATA._replace(replicate=True)
 PLACE = Role(shapes=True, tells_place=True)
 STATIC = Role(shapes=True)
@@ -54,8 +55,8 @@ def role_in(table: type[Table], leaf: str) -> Role:
     roles = [mark for mark in table.model_fields[leaf].metadata if isinstance(mark, Role)]
     if len(roles) != 1:
         raise TypeError(
-            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_REPLICATE, PLACE, "
-            "STATIC, STATIC_LIST or run_time(dtype)"
+            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_REPLICATE, "
+            "PLACE, STATIC, STATIC_LIST or run_time(dtype)"
         )
     return roles[0]
 

@@ -8,14 +8,25 @@ import numpy as np
 
 from subspace_adv.errors import UserError, brief
 
-Region = Literal["off", "on", "full"]
-REGIONS: tuple[Region, ...] = ("off", "on", "full")
+Region = Literal["off", "normal", "tangent", "on", "full"]
+PARTS: dict[Region, tuple[Region, ...]] = {
+    "off": (),
+    "normal": ("off",),
+    "tangent": (),
+    "on": ("tangent",),
+    "full": ("off", "normal", "tangent", "on"),
+}
+"""Of every region the others that lie within it, which stand before it."""
+REGIONS: tuple[Region, ...] = tuple(PARTS)
+LINEAR_REGIONS: tuple[Region, ...] = ("off", "on", "full")
+"""Those of a linear subspace; where the data's manifold is not curved, `tangent` is `on`, and `normal` is `off`."""
 
 
 class Subspace(NamedTuple):
     """Directions of the data's subspace M and of its orthogonal complement.
 
-    An affine subspace is described by its direction space: perturbations do not see the offset.
+    An affine subspace is described by its direction space: perturbations do not see the offset. Where every point has a
+    subspace of its own, as what is tangent to a curved manifold at it, there is a leading axis of points.
     """
 
     basis: jax.Array  # (d, k), orthonormal columns spanning the directions of M
@@ -81,27 +92,33 @@ def in_ambient(subspace: Subspace, span: Subspace) -> Subspace:
     """A subspace (r, k) given in coordinates of the span that holds it, in those of R^d.
 
     Args:
-        subspace: within the span, (r, k) and (r, r − k).
+        subspace: within the span, (r, k) and (r, r − k), or with a leading axis of points.
         span: (d, r) and (d, d − r).
 
     Returns:
-        (d, k) and (d, d − k); of coordinate axes where both arguments are.
+        (d, k) and (d, d − k), or with that axis; of coordinate axes where both arguments are.
     """
-    complement = jnp.concatenate([span.basis @ subspace.complement, span.complement], axis=1)
-    return Subspace(span.basis @ subspace.basis, complement)
+    return Subspace(span.basis @ subspace.basis, _joined(span.basis @ subspace.complement, span.complement, axis=-1))
 
 
 def beside_span(subspace: Subspace, dimension: int) -> Subspace:
     """A subspace (r, k) given in coordinates of its span, with `dimension` further coordinates orthogonal to the span.
 
     Returns:
-        (r + dimension, k) and (r + dimension, r − k + dimension).
+        (r + dimension, k) and (r + dimension, r − k + dimension); arguments and results may have a leading axis.
     """
-    r, k = subspace.basis.shape
-    basis = jnp.concatenate([subspace.basis, jnp.zeros((dimension, k), subspace.basis.dtype)])
-    within = jnp.concatenate([subspace.complement, jnp.zeros((dimension, r - k), subspace.basis.dtype)])
+    r = subspace.basis.shape[-2]
     beside = jnp.eye(r + dimension, dimension, -r, subspace.basis.dtype)
-    return Subspace(basis, jnp.concatenate([within, beside], axis=1))
+    basis, within = (
+        _joined(part, jnp.zeros((dimension, part.shape[-1]), part.dtype), axis=-2)
+        for part in (subspace.basis, subspace.complement)
+    )
+    return Subspace(basis, _joined(within, beside, axis=-1))
+
+
+def _joined(own: jax.Array, of_all: jax.Array, axis: int) -> jax.Array:
+    """A matrix, or one for each point, and beside or below it another one that is of all points."""
+    return jnp.concatenate([own, jnp.broadcast_to(of_all, (*own.shape[:-2], *of_all.shape))], axis=axis)
 
 
 def canonical_coordinates(weight: jax.Array, basis: jax.Array) -> jax.Array:
@@ -122,24 +139,38 @@ def canonical_coordinates(weight: jax.Array, basis: jax.Array) -> jax.Array:
     return jnp.concatenate([within, triangle[: weight.shape[1] - basis.shape[1]].T], axis=1)
 
 
-def region_basis(subspace: Subspace, region: Region) -> jax.Array:
+def region_basis(subspace: Subspace, region: Region, tangent: Subspace | None = None) -> jax.Array:
     """Orthonormal basis (d, r) of the directions a perturbation may take.
 
     Args:
         subspace: the data's subspace M.
-        region: "off" (orthogonal to M), "on" (within M) or "full" (anywhere in R^d).
+        region: "off" (orthogonal to M), "on" (within M), "full" (anywhere in R^d), or "tangent" or "normal", to the
+            manifold within M that the data are on.
+        tangent: what is tangent to it at each point, (n, d, t) and (n, d, d − t), if it is curved.
 
     Returns:
-        Columns spanning the region: r = d - k, k or d; the coordinate axes for "full".
+        Columns spanning the region: r = d - k, k or d; the coordinate axes for "full"; for a curved manifold's
+        "tangent" and "normal" (n, d, r), a basis of each point.
     """
-    if region == "off":
-        return subspace.complement
-    if region == "on":
-        return subspace.basis
-    own = np if isinstance(subspace.basis, np.ndarray) else jnp  # which outside of a program may lack float64
-    return own.eye(len(subspace.basis), dtype=subspace.basis.dtype)  # pyright: ignore[reportReturnType]
+    if region == "full":
+        own = np if isinstance(subspace.basis, np.ndarray) else jnp  # which outside of a program may lack float64
+        return own.eye(len(subspace.basis), dtype=subspace.basis.dtype)  # pyright: ignore[reportReturnType]
+    manifold = subspace if tangent is None else tangent
+    return {
+        "off": subspace.complement,
+        "normal": manifold.complement,
+        "tangent": manifold.basis,
+        "on": subspace.basis,
+    }[region]
 
 
-def region_dim(region: Region, ambient_dim: int, subspace_dim: int) -> int:
-    """Dimension r of a region."""
-    return {"off": ambient_dim - subspace_dim, "on": subspace_dim, "full": ambient_dim}[region]
+def region_dim(region: Region, ambient_dim: int, subspace_dim: int, tangent_dim: int | None = None) -> int:
+    """Dimension r of a region; `tangent_dim` is that of a curved manifold."""
+    t = subspace_dim if tangent_dim is None else tangent_dim
+    return {
+        "off": ambient_dim - subspace_dim,
+        "normal": ambient_dim - t,
+        "tangent": t,
+        "on": subspace_dim,
+        "full": ambient_dim,
+    }[region]

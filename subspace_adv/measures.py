@@ -71,6 +71,7 @@ class Measure(Variable):
 
     rounding: Rounding
     off: bool  # whether it depends on weights off the subspace: if so, it is ranked among redraws of them
+    of_region: Region | None = None  # recorded where distances in this region are; None: always
     compute: Callable[..., jax.Array]  # of a `Subject`, an array shaped by the dimensions
 
     def __post_init__(self) -> None:
@@ -141,6 +142,9 @@ def distance_parts(name: str) -> tuple[Region, str, Side] | None:
 
 _REGION_WORDS: dict[Region, str] = {
     "off": "orthogonal to the data's subspace",
+    "normal": "normal to the data's manifold at the point",
+    "tangent": "tangent to the data's manifold at the point; a straight step leaves a curved one, by about the square "
+    "of its length over twice the radius of curvature",
     "on": "within the data's subspace",
     "full": "anywhere",
 }
@@ -181,7 +185,7 @@ MEASURES: Rows[Measure] = Rows(
             meaning="L2 norm of the input gradient's part orthogonal to the subspace",
             rounding=Rounding.NEAREST,
             off=True,
-            compute=lambda of: jnp.linalg.norm(of.gradients @ of.subspace.complement, axis=1),
+            compute=lambda of: of.gradient_norm("off"),
         ),
         "gradient_norm_on": Measure(
             dimensions=("point",),
@@ -189,7 +193,26 @@ MEASURES: Rows[Measure] = Rows(
             meaning="L2 norm of the input gradient's part within the subspace",
             rounding=Rounding.NEAREST,
             off=False,
-            compute=lambda of: jnp.linalg.norm(of.gradients @ of.subspace.basis, axis=1),
+            compute=lambda of: of.gradient_norm("on"),
+        ),
+        "gradient_norm_normal": Measure(
+            dimensions=("point",),
+            unit=_GRADIENT_UNIT,
+            meaning="L2 norm of the input gradient's part normal to the data's manifold at the point: the bend within "
+            "the subspace, and all that is orthogonal to that",
+            rounding=Rounding.NEAREST,
+            off=True,
+            of_region="normal",
+            compute=lambda of: of.gradient_norm("normal"),
+        ),
+        "gradient_norm_tangent": Measure(
+            dimensions=("point",),
+            unit=_GRADIENT_UNIT,
+            meaning="L2 norm of the input gradient's part tangent to the data's manifold at the point",
+            rounding=Rounding.NEAREST,
+            off=False,
+            of_region="tangent",
+            compute=lambda of: of.gradient_norm("tangent"),
         ),
         "head_norm_active": Measure(
             dimensions=("point",),
@@ -320,13 +343,14 @@ def _named(names: Iterable[str], regions: tuple[Region, ...], norms: tuple[str, 
 
 def _each(names: Iterable[str], regions: tuple[Region, ...], norms: tuple[str, ...]) -> Iterator[tuple[str, Measure]]:
     families = [name for name in names if "{" in name]
-    yield from ((name, MEASURES[name]) for name in names if name not in families)
+    rows = ((name, MEASURES[name]) for name in names if name not in families)
+    yield from ((name, row) for name, row in rows if row.of_region in (None, *regions))
     for region, norm in itertools.product(regions, norms):
         words = {"region": _REGION_WORDS[region], "norm": norm.upper()}
         for name in families:
             row = MEASURES[name]
             meaning, of_one = row.meaning.format(**words), _of_one(row, region, norm)
-            off = row.off and region != "on"
+            off = row.off and region not in ("on", "tangent")
             told = dataclasses.replace(row, meaning=meaning, compute=of_one, off=off)
             yield name.format(region=region, norm=norm), told
 
@@ -347,6 +371,7 @@ def measure(
     model: Model,
     unseen: int = 0,
     frozen: jax.Array | None = None,
+    tangent: Subspace | None = None,
     beside: bool = True,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
@@ -361,7 +386,8 @@ def measure(
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what, frozen=frozen, beside=beside)
+    what |= {"frozen": frozen, "tangent": tangent, "beside": beside}
+    subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what)
     record = {}
     for name, row in recording.measured.items():
         record[name] = row.compute(subject)

@@ -362,7 +362,7 @@ def _wrong_shapes(model: Model, law: Law, points: Any) -> str | None:
 
 def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
     """Networks that train side by side on all devices, at first and when few are left."""
-    count, (n, _, _, _), m = device.number, program.shape, program.law.padded_width
+    count, n, m = device.number, program.shape.samples, program.law.padded_width
     if program.recipe.trainer == "fused":
         lanes = min(max(cells // 4, _FEW_FUSED_LANES), _FUSED_LANES, cells)  # some are left for other threads
         lanes = -(-lanes // count) * count

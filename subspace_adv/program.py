@@ -12,7 +12,7 @@ from subspace_adv.brackets import is_exact
 from subspace_adv.contracts import Model
 from subspace_adv.costs import Search
 from subspace_adv.data import Shape
-from subspace_adv.geometry import Region, region_dim
+from subspace_adv.geometry import Region
 from subspace_adv.initialization import Law
 from subspace_adv.measures import Recording
 from subspace_adv.norms import NORMS
@@ -86,13 +86,14 @@ class Program(NamedTuple):
         """In each norm the regions that are planes of exact distances: how many of them hold all points."""
         model = self.recipe.model
         exact = (region for region, dim in self._regions if dim == 2 and is_exact(dim, model))
-        return [self.shape.samples if region == "off" else 1 for region in exact for _ in self.recording.norms]
+        of_all = ("on", "full") if self.shape.tangent_dim else ("on", "tangent", "full")
+        return [1 if region in of_all else self.shape.samples for region in exact for _ in self.recording.norms]
 
     @property
     def _regions(self) -> list[tuple[Region, int]]:
         """Those recorded, and their dimensions."""
-        d, k = self.measured_coordinates, self.shape.subspace_dim
-        return [(region, region_dim(region, d, k)) for region in self.recording.regions]
+        measured = self.shape._replace(ambient_dim=self.measured_coordinates)
+        return [(region, measured.region_dim(region)) for region in self.recording.regions]
 
     @property
     def measured_at_once(self) -> int:

@@ -9,7 +9,6 @@ from subspace_adv.brackets import exactness
 from subspace_adv.data import HELDOUT, KINDS, DataSettings, Shape
 from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
-from subspace_adv.geometry import region_dim
 from subspace_adv.loading import committed
 from subspace_adv.manifest import certified_classes
 from subspace_adv.measures import TRAINED, distance_parts, variables
@@ -134,7 +133,7 @@ def _how_exact(store: Store, name: str) -> str:
     if parts is None:
         return ""
     shapes = [settings.shape for settings in store.sweep.datasets_but_for_replicates()]
-    dimensions = {region_dim(parts[0], shape.ambient_dim, shape.subspace_dim) for shape in shapes}
+    dimensions = {shape.region_dim(parts[0]) for shape in shapes}
     return exactness(dimensions, [*models.values(), *(None for _ in own)])
 
 

@@ -119,16 +119,40 @@ def replicates() -> tuple[str, ...]:
     return tuple(sorted((leaf for leaf in leaves() if role(leaf).replicate), key=lambda leaf: leaf != "seed"))
 
 
-def read_where(leaf: str) -> tuple[str, tuple[str, ...]] | None:
-    """Of a field that only some cells read: the field that decides, and its values there; None if all cells read it."""
+Condition = Mapping[str, tuple[str, ...]]
+"""Fields that decide, and the values of each where another field is read: all at once."""
+
+
+def read_where(leaf: str) -> tuple[Condition, ...]:
+    """Of a field that only some cells read: the conditions of which one must hold; none if all cells read it."""
     if leaves()[leaf] == "data" and leaf != "kind":
-        some = tuple(kind for kind, row in KINDS.items() if leaf in row.model_fields)
-        return ("kind", some) if len(some) < len(KINDS) else None
+        alike: dict[tuple, list[str]] = {}  # kinds by what else they ask
+        for kind, row in KINDS.items():
+            if leaf in row.model_fields:
+                alike.setdefault(tuple(row.reads_where(leaf).items()), []).append(kind)
+        if list(alike.values()) == [list(KINDS)] and () in alike:
+            return ()
+        return tuple({"kind": tuple(kinds), **dict(others)} for others, kinds in alike.items())
     if leaves()[leaf] == "network":
         some = tuple(name for name, row in MODELS.items() if leaf in row.reads)
-        return ("architecture", some) if 0 < len(some) < len(MODELS) else None
+        return ({"architecture": some},) if 0 < len(some) < len(MODELS) else ()
     some = readers(leaf)
-    return ("optimizer", some) if some else None
+    return ({"optimizer": some},) if some else ()
+
+
+def deciders(leaf: str) -> set[str]:
+    """The fields on which it depends whether a field is read."""
+    return {decider for condition in read_where(leaf) for decider in condition}
+
+
+def where_read(leaf: str) -> str:
+    """In words, which cells read a field that not all do."""
+
+    def told(decider: str, values: tuple[str, ...]) -> str:
+        return f"{decider} = {' or '.join(map(repr, values))}"
+
+    conditions = (" and ".join(told(*one) for one in condition.items()) for condition in read_where(leaf))
+    return f"read where {', or '.join(conditions)}"
 
 
 def resolved_trainable(init: initialization.Init, trainable: training.Trainable | None) -> training.Trainable:

@@ -12,7 +12,7 @@ from subspace_adv.brackets import Effort
 from subspace_adv.contracts import Design
 from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
-from subspace_adv.geometry import REGIONS, Region, Subspace, region_basis
+from subspace_adv.geometry import LINEAR_REGIONS, Region, Subspace, region_basis
 from subspace_adv.initialization import Law
 from subspace_adv.measures import MEASURES, Recording, Side, distance_name, distance_parts
 from subspace_adv.models import TWO_LAYER
@@ -271,7 +271,7 @@ def _bracketed(
     arguments.word(what, "norm", norm, NORMS)
     if basis is None:
         space = arguments.subspace(what, subspace, d)
-        arguments.word(what, "region", region or "off", REGIONS)
+        arguments.word(what, "region", region or "off", LINEAR_REGIONS)
         directions = np.asarray(region_basis(space, region or "off"))
     elif subspace is not None or region is not None:
         raise UserError(f"{what}: {'subspace' if region is None else 'region'}: {_LEAVE_OUT}")
@@ -308,7 +308,7 @@ def _measured(
     points = arguments.points(what, x)
     n, d = points.shape
     net, space = arguments.network(what, network, d, np.float64), arguments.subspace(what, subspace, d)
-    words = {"regions": REGIONS if asked[0] is None else asked[0], "norms": asked[1]}
+    words = {"regions": LINEAR_REGIONS if asked[0] is None else asked[0], "norms": asked[1]}
     regions, norms = (
         checked(MeasureSettings, name, arguments.names(what, name, given), f"{what}: {name}")
         for name, given in words.items()

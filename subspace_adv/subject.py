@@ -11,7 +11,7 @@ from subspace_adv import streams
 from subspace_adv.attacks import AttackResult, descent_distance, random_direction, universal_attack
 from subspace_adv.brackets import Bracket, Effort, brackets
 from subspace_adv.contracts import Model
-from subspace_adv.geometry import Region, Subspace
+from subspace_adv.geometry import Region, Subspace, region_basis
 from subspace_adv.training import Loss
 from subspace_adv.whitening import Whitened, whitened_gradients
 
@@ -37,6 +37,8 @@ class Subject:
     effort: Effort  # of the attacks
     loss: Loss
     frozen: jax.Array | None  # projection on what no patch of the data spans, (fan-in, fan-in); read of convolutions
+    # Of every training point, (n, d, t) and (n, d, d − t), to the manifold within the subspace; None if not curved.
+    tangent: Subspace | None
     beside: bool  # whether points may lie beside a translate of the subspace that holds another one
 
     def where_right(self, distances: jax.Array) -> jax.Array:
@@ -57,6 +59,12 @@ class Subject:
     def gradients(self) -> jax.Array:
         """∇N at the training points, (n, d)."""
         return self.model.input_gradient(self.network, self.x)
+
+    def gradient_norm(self, region: Region) -> jax.Array:
+        """L2 norms (n,) of the gradients' parts within a region."""
+        basis = region_basis(self.subspace, region, self.tangent)
+        within = self.gradients @ basis if basis.ndim == 2 else jnp.einsum("nd,ndr->nr", self.gradients, basis)
+        return jnp.linalg.norm(within, axis=1)
 
     @cached_property
     def sensitivities(self) -> jax.Array:
@@ -98,7 +106,7 @@ class Subject:
     def brackets(self) -> dict[tuple[Region, str], Bracket]:
         """Distances of the training points by region and norm."""
         what = {"regions": self.regions, "norms": self.norms, "effort": self.effort, "model": self.model}
-        what["beside"] = self.beside
+        what |= {"beside": self.beside, "tangent": self.tangent}
         return brackets(self.network, self.x, self.subspace, self.universal[0], self.key, **what)
 
     @cached_property

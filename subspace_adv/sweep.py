@@ -17,7 +17,6 @@ from subspace_adv.contracts import Design
 from subspace_adv.data import KINDS, DataSettings, Shape
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked, distinct
-from subspace_adv.geometry import region_dim
 from subspace_adv.models import architecture_of, row_name
 from subspace_adv.network import padded_width
 from subspace_adv.norms import NORMS
@@ -27,11 +26,13 @@ from subspace_adv.settings import (
     MeasureSettings,
     NetworkSettings,
     TrainingSettings,
+    deciders,
     leaves,
     read_where,
     replicates,
     role,
     tables,
+    where_read,
 )
 from subspace_adv.sweepfile import RANGE
 
@@ -143,8 +144,11 @@ class Sweep:
 
     def reads(self, leaf: str) -> bool:
         """Whether some cell reads a field."""
-        some = read_where(leaf)
-        return some is None or not set(some[1]).isdisjoint(map(row_name, self.values(some[0])))
+        conditions = read_where(leaf)
+        return not conditions or any(
+            all(not set(values).isdisjoint(map(row_name, self.values(decider))) for decider, values in one.items())
+            for one in conditions
+        )
 
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
         """Value of a field in the given cells (flat indices into the grid, last axis fastest)."""
@@ -267,19 +271,15 @@ def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], so
     dropped: dict[str, list[str]] = {}
     for table in (*tables(), "axes"):
         for leaf, written in document.get(table, {}).items():
-            some = read_where(leaf)
-            if sweep.reads(leaf) or some is None:
+            if sweep.reads(leaf):
                 continue
-            decider, values = some
-            where = f"{decider} = {' or '.join(map(repr, values))}"
-            if leaf in overridden or decider not in overridden:
-                raise UserError(
-                    f"{source(leaf)}: {table}.{leaf} = {brief(written)}: changes nothing; "
-                    f"it is read where {where}; leave it out"
-                )
-            dropped.setdefault(where, []).append(f"{table}.{leaf}")
+            if leaf in overridden or deciders(leaf).isdisjoint(overridden):
+                told = f"{table}.{leaf} = {brief(written)}: changes nothing; it is {where_read(leaf)}; leave it out"
+                raise UserError(f"{source(leaf)}: {told}")
+            dropped.setdefault(where_read(leaf), []).append(f"{table}.{leaf}")
     for where, names in dropped.items():
-        warnings.warn(f"{source('')}: {', '.join(names)}: left out, as read only where {where}", stacklevel=4)
+        told = where.replace("read", "read only", 1)
+        warnings.warn(f"{source('')}: {', '.join(names)}: left out, as {told}", stacklevel=4)
 
 
 def _check_combinations(sweep: Sweep, source: Source) -> None:
@@ -336,15 +336,18 @@ def _check_norms(sweep: Sweep, source: Source) -> None:
     if not rotated:
         return
     for dataset in sweep.datasets_but_for_replicates():
-        for region in regions if not dataset.is_axis_aligned else ():
-            shape = dataset.shape
-            if region != "full" and region_dim(region, shape.ambient_dim, shape.subspace_dim) > 1:
-                way_out = f", or {dataset.to_align}" if dataset.to_align else ""
-                raise UserError(
-                    f"{source('norms')}: measure.norms = {brief(norms)}: {rotated[0]!r} cannot be measured "
-                    f"in region {region!r} of a subspace off the coordinate axes: its norm is not that "
-                    f"of coordinates there; leave {region!r} out of measure.regions{way_out}"
-                )
+        shape = dataset.shape
+        for region in regions:
+            curved = shape.tangent_dim is not None and region in ("normal", "tangent")
+            if region == "full" or shape.region_dim(region) <= 1 or (dataset.is_axis_aligned and not curved):
+                continue
+            way_out = f", or {dataset.to_align}" if dataset.to_align and not curved else ""
+            of = "at points of a curved manifold" if curved else "of a subspace off the coordinate axes"
+            raise UserError(
+                f"{source('norms')}: measure.norms = {brief(norms)}: {rotated[0]!r} cannot be measured in region "
+                f"{region!r} {of}: its norm is not that of coordinates there; leave {region!r} out of "
+                f"measure.regions{way_out}"
+            )
 
 
 def compact(values: tuple) -> Any:

@@ -47,4 +47,4 @@ class BandLimitedData(DrawnData, frozen=True):
         """There are fewer than d/2 frequencies."""
         most, d = max(values["frequencies"]), min(values["ambient_dim"])
         why = f"at least half of ambient_dim = {d}; at most {max((d - 1) // 2, 0)} is possible"
-        return Impossible("frequencies", most, why) if 2 * most >= d else None
+        return Impossible("frequencies", most, why) if 2 * most >= d else super().impossible(values)

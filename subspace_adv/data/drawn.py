@@ -1,12 +1,14 @@
 """Points of a linear subspace by their coordinates in it, and their labels, from a data seed: for several kinds."""
 
 from abc import ABC
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
 from subspace_adv import streams
-from subspace_adv.data.kind import HELDOUT, Data, DataSettings, as_data
+from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, as_data
+from subspace_adv.data.manifolds import MANIFOLDS
 from subspace_adv.fields import DATA, DATA_REPLICATE, Count, Seed
 from subspace_adv.geometry import Subspace
 
@@ -24,8 +26,9 @@ class DrawnData(DataSettings, ABC, frozen=True):
     told_in_span: ClassVar[bool] = True
 
     samples: Annotated[Count, DATA] = 20  # n
-    # Coordinates that are standard normal, or lie on the sphere of radius √k.
-    distribution: Annotated[Literal["gaussian", "sphere"], DATA] = "sphere"
+    # Coordinates that are standard normal, or lie on the sphere of radius √k; of kind subspace, also a curved manifold,
+    # a row of `MANIFOLDS`.
+    distribution: Annotated[Literal["gaussian", "sphere", "circles", "spheres", "curve"], DATA] = "sphere"
     # Random signs; the side of a random hyperplane of the subspace through 0; or points normal around min(2k, n)
     # centres ±√k·eⱼ in random order, with standard deviation CLUSTER_SPREAD in each coordinate, every other centre of
     # each label.
@@ -63,6 +66,12 @@ class DrawnData(DataSettings, ABC, frozen=True):
     def label_draws(self) -> int:
         """Only a halfspace needs the points."""
         return self.samples * (self.shape.subspace_dim if self.labels == "halfspace" else 1)
+
+    @classmethod
+    def impossible(cls, values: Mapping[str, tuple]) -> Impossible | None:
+        """Curved manifolds are of kind subspace."""
+        curved = next((name for name in values["distribution"] if name in MANIFOLDS), None)
+        return curved and Impossible("distribution", curved, "is of kind 'subspace' alone; choose another one")
 
     def _centres(self) -> np.ndarray:
         """The centres ±√k·eⱼ of clusters in random order, (2k, k); every other one carries the label +1."""

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from subspace_adv.fields import Table, role_in
-from subspace_adv.geometry import Subspace
+from subspace_adv.geometry import Region, Subspace, region_dim
 
 HELDOUT = 16
 """Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""
@@ -20,15 +20,22 @@ class Shape(NamedTuple):
     ambient_dim: int  # d
     subspace_dim: int  # k
     span_dim: int  # r, of the linear span of the subspace: k, or k + 1 where it is affine
+    tangent_dim: int | None = None  # t, of a curved manifold within the subspace; None where the points are not on one
+
+    def region_dim(self, region: Region) -> int:
+        """Dimension of a region of perturbations."""
+        return region_dim(region, self.ambient_dim, self.subspace_dim, self.tangent_dim)
 
 
 class Data(NamedTuple):
-    """Training points, the subspace they lie in, and further points of it, in coordinates of its linear span."""
+    """Training points, the subspace they lie in, and further points like them, in coordinates of its linear span."""
 
     x: np.ndarray  # (n, r) float32
     y: np.ndarray  # (n,) float32, −1 or +1
     subspace: Subspace  # float64 bases, (r, k) and (r, r − k)
     heldout: np.ndarray  # (HELDOUT, r) float32
+    # Of a curved manifold at each training point, float64, (n, r, t) and (n, r, r − t); None where there is none.
+    tangent: Subspace | None = None
 
 
 class Impossible(NamedTuple):
@@ -85,6 +92,12 @@ class DataSettings(Table, ABC, frozen=True):
         return kind(**told)
 
     @classmethod
+    def reads_where(cls, leaf: str) -> Mapping[str, tuple[str, ...]]:
+        """Of one of its fields: others of them and their values where it is read; none if it always is."""
+        del leaf
+        return {}
+
+    @classmethod
     def impossible(cls, values: Mapping[str, tuple]) -> Impossible | None:
         """What values of a grid cannot go together, if any.
 
@@ -95,6 +108,8 @@ class DataSettings(Table, ABC, frozen=True):
         return None
 
 
-def as_data(x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray) -> Data:
+def as_data(
+    x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray, tangent: Subspace | None = None
+) -> Data:
     """Points and labels in the types that data have."""
-    return Data(np.asarray(x, np.float32), np.asarray(y, np.float32), subspace, np.asarray(heldout, np.float32))
+    return Data(*(np.asarray(part, np.float32) for part in (x, y)), subspace, np.asarray(heldout, np.float32), tangent)

@@ -55,4 +55,4 @@ class PatchesData(DrawnData, frozen=True):
         """The subspace of a patch has no more dimensions than the patch."""
         k, q = max(values["patch_dim"]), min(values["patch_size"])
         why = f"over patch_size = {q}; at most {q} is possible"
-        return Impossible("patch_dim", k, why) if k > q else None
+        return Impossible("patch_dim", k, why) if k > q else super().impossible(values)

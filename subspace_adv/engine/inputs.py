@@ -29,7 +29,7 @@ def arguments(name: str, program: Program, lanes: int) -> tuple:
     f64 = array(jnp.float64, lanes)
     lane = {leaf: array(entry, lanes) for leaf, entry in entries().items()}
     own = () if program.shared_data else (lanes,)
-    n, d, k, r = program.shape
+    n, d, k, r, t = program.shape
 
     def arrays_of(shapes: Spans) -> Spans:
         return jax.tree.map(lambda shape: array(jnp.float64, *own, *shape), shapes, is_leaf=_is_shape)
@@ -43,9 +43,9 @@ def arguments(name: str, program: Program, lanes: int) -> tuple:
     )
     trained = jax.eval_shape(functools.partial(training.finish, model=program.recipe.model), state)
     subspace = Subspace(array(jnp.float64, *own, r, k), array(jnp.float64, *own, r, r - k))
-    data = Data(
-        array(jnp.float32, *own, n, r), array(jnp.float32, *own, n), subspace, array(jnp.float32, *own, HELDOUT, r)
-    )
+    tangent = t and Subspace(array(jnp.float64, *own, n, r, t), array(jnp.float64, *own, n, r, r - t))
+    x, heldout = (array(jnp.float32, *own, number, r) for number in (n, HELDOUT))
+    data = Data(x, array(jnp.float32, *own, n), subspace, heldout, tangent)  # pyright: ignore[reportArgumentType]
     points = (array(jnp.float32, *own, *program.input_shape), array(jnp.float32, *own, n))
     return {
         "fill": (state, lane, spans, array(jnp.bool_, lanes)),

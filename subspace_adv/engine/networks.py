@@ -126,16 +126,20 @@ def _measured(
 ) -> dict[str, jax.Array]:
     """What is measured of a network whose weights off the span a key draws; without one, its own."""
     points: Any = data  # traced
-    (x, y, subspace, heldout), law = points, program.law
+    (x, y, subspace, heldout, tangent), law = points, program.law
     if program.canonical:
         net = _in_canonical(program, trained, lane, decay, spans, off_key)
         x, heldout = (jnp.pad(points, ((0, 0), (0, law.off_dim))) for points in (x, heldout))
-        subspace, unseen = beside_span(subspace, law.off_dim), law.ambient_dim - law.span_dim - law.off_dim
+        unseen = law.ambient_dim - law.span_dim - law.off_dim
+        placed = functools.partial(beside_span, dimension=law.off_dim)
     else:
         net = ambient(program, trained, lane, decay, spans, off_key)
-        x, heldout = x @ spans.data.basis.T, heldout @ spans.data.basis.T
-        subspace, unseen = in_ambient(subspace, spans.data), 0
+        x, heldout, unseen = x @ spans.data.basis.T, heldout @ spans.data.basis.T, 0
+        placed = functools.partial(in_ambient, span=spans.data)
     what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen, "beside": False}
+    if tangent is not None:
+        what["tangent"] = placed(tangent)
     if not isinstance(program.recipe.model.fields, Dense):
         what["frozen"] = jnp.eye(law.ambient_dim) - spans.inputs @ spans.inputs.T
-    return measures.measure(net, x, y, subspace, heldout, streams.measuring_key(lane["seed"]), **what)
+    key = streams.measuring_key(lane["seed"])
+    return measures.measure(net, x, y, placed(subspace), heldout, key, **what)

@@ -27,7 +27,13 @@ Load = Callable[..., Any]
 # Okabe and Ito's palette, whose colours readers with any colour vision tell apart.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 COLOURS = ("#000000", ORANGE, BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REGION_WORDS = {"off": "off the subspace", "on": "on the subspace", "full": "anywhere"}
+REGION_WORDS = {
+    "off": "off the subspace",
+    "normal": "normal to the manifold",
+    "tangent": "tangent to the manifold",
+    "on": "on the subspace",
+    "full": "anywhere",
+}
 _BOUNDARY_TICKS = 101  # along each side of a square in which a boundary is looked for
 DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
 

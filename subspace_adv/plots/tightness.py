@@ -14,7 +14,13 @@ from subspace_adv.tables import EXACT, TIGHT, Tightness, regions_and_norms, tigh
 _GAPS = 401  # at which shares are drawn
 _LEAST_REACH = 0.1  # of the axis of gaps, upper/lower − 1
 _MOST_REACH = 10.0
-_LOOKS = {"off": (ORANGE, "-"), "on": (BLUE, "--"), "full": ("black", "-.")}
+_LOOKS = {
+    "off": (ORANGE, "-"),
+    "normal": (ORANGE, ":"),
+    "tangent": (BLUE, ":"),
+    "on": (BLUE, "--"),
+    "full": ("black", "-."),
+}
 
 
 def is_open(dataset: xr.Dataset) -> bool:
@@ -41,7 +47,7 @@ def tightnesses(dataset: xr.Dataset) -> Figure:
         ax.set_title(f"{NORMS[norm].symbol} norm", pad=14)
         _finish(ax, gaps)
     axes[0].set_ylabel("points (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_LOOKS))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     networks = int(is_trained(dataset["status"]).sum())
     unflippable = sum(points.unflippable for points in found.values())
     note = f"correctly classified points of {networks:,} networks"
