@@ -1,18 +1,16 @@
 """The predicted laws of the off gradient (F3, F14, F19 in docs/theory.md) against what a sweep measured."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from subspace_adv.data import KINDS, Shape
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import gain
 from subspace_adv.parametrizations import PARAMETRIZATIONS
-from subspace_adv.theory import chi_cdf, length_bounds
+from subspace_adv.theory import chi_cdf
 from subspace_adv.training import DIVERGED, PENDING
 
 _GOLDEN = (5**0.5 - 1) / 2
@@ -209,17 +207,18 @@ def _measured(dataset: xr.Dataset) -> _Measured:
     def column(values: xr.DataArray) -> np.ndarray:
         return values.values.reshape(1, -1, 1)
 
-    shapes = _shapes(setting("kind").values.ravel(), lambda leaf: setting(leaf).values.ravel())
-    d, k = (np.array([getattr(s, size) for s in shapes]).reshape(1, -1, 1) for size in ("ambient_dim", "subspace_dim"))
-    codimension = d - k
-    gradient, decay = recorded("gradient_norm_off"), np.abs(recorded("predicted_decay"))
+    d, codimension = column(setting("ambient_dim")), column(setting("ambient_dim") - setting("span_dim"))
+    off, learned = recorded("gradient_norm_off"), recorded("gradient_norm_off_learned")
+    gradient = np.where(learned > 0, np.sqrt(np.maximum(off**2 - learned**2, 0)), off)  # what never learns of it
+    decay = np.abs(recorded("predicted_decay"))
     name = "predicted_gradient_norm_off"
     lower, upper, median = (recorded(f"{name}{side}") for side in ("_lower_bound", "_upper_bound", ""))
-    scale = np.where(np.isnan(median), np.float32(np.nan), upper / length_bounds(np.maximum(codimension, 1))[1])
+    scale = recorded("predicted_off_deviation") * recorded("head_norm_active")
+    scale = np.where(np.isnan(median), np.float32(np.nan), scale)
     scale, lower, upper = (np.where(values == 0, np.float32(np.nan), values) for values in (scale, lower, upper))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # where the scale is NaN, 0 or tiny
         ratio = (gradient / scale).astype(np.float32)
-        bounded = gradient / lower, gradient / upper
+        bounded = off / lower, off / upper
         per_decay = np.where(np.isnan(ratio), np.float32(np.nan), gradient / decay / np.sqrt(codimension))
         squares = recorded("gradient_off_whitened") / recorded("predicted_off_deviation").astype(np.float64) ** 2
     freedom = np.where(np.isfinite(squares), recorded("gradient_off_freedom"), np.nan)
@@ -248,21 +247,6 @@ def _measured(dataset: xr.Dataset) -> _Measured:
 
 def _kind(architecture: str, depth: int) -> str:
     return f"{'' if architecture == 'mlp' else architecture + ', '}depth {depth}"
-
-
-def _shapes(kinds: np.ndarray, column: Callable[[str], np.ndarray]) -> list[Shape]:
-    """Sizes of the data that networks were trained on, given the kind of each and a column of each of its fields."""
-
-    @functools.cache
-    def shape(kind: str, values: tuple) -> Shape:
-        row = KINDS[kind]
-        return row(**dict(zip(row.model_fields, values, strict=True))).shape
-
-    columns = {leaf: column(leaf).tolist() for kind in set(kinds) for leaf in KINDS[kind].model_fields}
-    return [
-        shape(kind, tuple(columns[leaf][place] for leaf in KINDS[kind].model_fields))
-        for place, kind in enumerate(kinds.tolist())
-    ]
 
 
 def _independent(valid: np.ndarray) -> tuple[np.ndarray, ...]:

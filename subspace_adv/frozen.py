@@ -20,10 +20,11 @@ class Frozen(NamedTuple):
 
     span: InputSpan  # of all that a neuron sees
     exists: bool  # whether something is off it
+    all_off: bool  # whether nothing else is off the subspace, which then is the span of the data
     is_dense: bool  # whether a neuron sees the whole point, whose off gradient then is that of frozen weights alone
-    # Dimensions of frozen weights that the off gradient at each point has, alike in each: the codimension; of
-    # convolutions what a filter has where patches tile the points, and all points with patches in their span are in
-    # the data's subspace. 0 where there are none such.
+    # Dimensions of frozen weights that the off gradient at each point has, alike in each: those off the span of the
+    # data; of convolutions what a filter has where patches tile the points, and all points with patches in their span
+    # are in the data's subspace. 0 where there are none such.
     freedom: int
 
 
@@ -37,12 +38,12 @@ def frozen_part(design: Design, settings: DataSettings) -> Frozen | None:
     shape, fields = settings.shape, model.fields
     span = input_span(settings, fields)
     if isinstance(fields, Dense):
-        exists = shape.subspace_dim == shape.span_dim < shape.ambient_dim
-        return Frozen(span, exists, True, shape.ambient_dim - shape.subspace_dim if exists else 0)
+        all_off = shape.subspace_dim == shape.span_dim
+        return Frozen(span, not span.is_whole, all_off, True, shape.ambient_dim - shape.span_dim)
     places = fields.places(0) ** fields.dimensions
     tiled = fields.kernel == fields.stride and places * fields.fan_in == shape.ambient_dim
     alike = tiled and places * span.dimension == shape.subspace_dim
-    return Frozen(span, not span.is_whole, False, span.fan_in - span.dimension if alike else 0)
+    return Frozen(span, not span.is_whole, True, False, span.fan_in - span.dimension if alike else 0)
 
 
 def over_grid(

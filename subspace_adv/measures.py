@@ -187,6 +187,15 @@ MEASURES: Rows[Measure] = Rows(
             off=True,
             compute=lambda of: of.gradient_norm("off"),
         ),
+        "gradient_norm_off_learned": Measure(
+            dimensions=("point",),
+            unit=_GRADIENT_UNIT,
+            meaning="L2 norm of the part of gradient_norm_off that training changes: within the span of the data; 0 "
+            "where the subspace is that span",
+            rounding=Rounding.NEAREST,
+            off=False,
+            compute=lambda of: of.gradient_norm_learned,
+        ),
         "gradient_norm_on": Measure(
             dimensions=("point",),
             unit=_GRADIENT_UNIT,
@@ -235,8 +244,9 @@ MEASURES: Rows[Measure] = Rows(
         "gradient_off_whitened": Measure(
             dimensions=(),
             unit="(output per input length)²",
-            meaning="sum of squares of the off gradients at all training points, whitened: of as many independent "
-            "numbers as gradient_off_freedom tells, of the variance of the first layer's weights that never learn",
+            meaning="sum of squares of the gradients off the span of the data at all training points, whitened: of as "
+            "many independent numbers as gradient_off_freedom tells, of the variance of the first layer's weights "
+            "that never learn",
             rounding=Rounding.NEAREST,
             off=True,
             compute=lambda of: of.whitened.squares,
@@ -244,7 +254,7 @@ MEASURES: Rows[Measure] = Rows(
         "gradient_off_freedom": Measure(
             dimensions=(),
             unit="1",
-            meaning="number of the independent numbers that the off gradients at all training points are made of",
+            meaning="number of the independent numbers that these gradients are made of",
             rounding=Rounding.NEAREST,
             off=False,
             compute=lambda of: of.whitened.rank,
@@ -372,6 +382,7 @@ def measure(
     unseen: int = 0,
     frozen: jax.Array | None = None,
     tangent: Subspace | None = None,
+    learned: int = 0,
     beside: bool = True,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
@@ -386,7 +397,7 @@ def measure(
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    what |= {"frozen": frozen, "tangent": tangent, "beside": beside}
+    what |= {"frozen": frozen, "tangent": tangent, "learned": learned, "beside": beside}
     subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what)
     record = {}
     for name, row in recording.measured.items():

@@ -102,7 +102,8 @@ def predict(
         return np.broadcast_to(values, sweep.shape).astype(np.float32).reshape(-1)
 
     def per_point(factor: np.ndarray) -> np.ndarray:
-        return per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
+        frozen = per_cell(scale * factor)[:, None] * recorded["head_norm_active"]
+        return np.hypot(recorded["gradient_norm_off_learned"], frozen)
 
     inits = setting("init", None)
     gains = np.vectorize(gain, otypes=[np.float32])(inits)
@@ -114,12 +115,12 @@ def predict(
     freedom = of_frozen(lambda frozen: frozen.freedom, 0)
     scale = np.where(freedom > 0, deviation, np.nan)
     dense = np.where(of_frozen(lambda frozen: frozen.is_dense, False), 1, np.nan)
-    codimension = np.maximum(freedom, 1)
+    codimension, all_off = np.maximum(freedom, 1), of_frozen(lambda frozen: frozen.all_off, False)
     lower_bound, upper_bound = theory.length_bounds(codimension)
     universal = theory.universal_distance(
         recorded["output"],
         recorded["head_sum_active"],
-        *(per_cell(values)[:, None] for values in (scale, codimension, setting("width"))),
+        *(per_cell(values)[:, None] for values in (np.where(all_off, scale, np.nan), codimension, setting("width"))),
     )
     wrong = _signed(sweep, recorded["output"], labels[which]) <= 0
     gradient = "predicted_gradient_norm_off"

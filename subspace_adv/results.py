@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspace_adv.brackets import exactness
-from subspace_adv.data import HELDOUT, KINDS, DataSettings, Shape
+from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.loading import committed
@@ -74,6 +74,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     shared, along = _settings(sweep)
     # Where a subspace lies changes neither labels nor coordinates within it.
     along_data = [axis for axis in data_axes(sweep) if not role(axis).tells_place]
+    shared_sizes, sizes = _sizes(sweep, datasets, which)
     which = which[tuple(slice(None) if axis in along_data else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
@@ -86,6 +87,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         coords={
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
             **along,
+            **sizes,
             "label": ((*along_data, "point"), labels[which]),
             "input": ((*along_data, "point", "feature"), inputs[which]),
             "heldout_input": ((*along_data, "heldout", "feature"), heldout[which]),
@@ -93,6 +95,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
         attrs={
             "name": sweep.name,
             **shared,
+            **shared_sizes,
             **{leaf: v for leaf, v in _measured(sweep).items() if leaf not in axes},
             **_origin(store),
         },
@@ -149,7 +152,7 @@ def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.nda
     """What cells read, as it was for them: what they all share, and coordinates along the axis that decides it."""
     shared, along = {}, {}
     for leaf, table in leaves().items():
-        if leaf in sweep.axes or table == "measure":
+        if leaf in (*sweep.axes, *_SIZES) or table == "measure":
             continue
         values = _as_read(sweep, leaf)
         if len(set(values)) == 1:
@@ -159,17 +162,38 @@ def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.nda
     return shared, along
 
 
+_SIZES = ("samples", "ambient_dim", "subspace_dim", "span_dim")
+
+
+def _sizes(
+    sweep: Sweep, datasets: list[DataSettings], which: np.ndarray
+) -> tuple[dict[str, int], dict[str, tuple[list[str], np.ndarray]]]:
+    """Sizes of the data that are no axes: those that all cells share, and coordinates along the axes they follow from.
+
+    Args:
+        sweep: the sweep.
+        datasets: the distinct ones of the grid.
+        which: the dataset of each cell, as from `datasets.grid_data`.
+    """
+    shared, along = {}, {}
+    for size in _SIZES:
+        if size in sweep.axes:
+            continue
+        values = np.array([getattr(dataset.shape, size) for dataset in datasets])[which]
+        varying = [i for i in range(values.ndim) if (values != values.take([0], axis=i)).any()]
+        if varying:
+            values = values[tuple(slice(None) if i in varying else 0 for i in range(values.ndim))]
+            along[size] = [axis for i, axis in enumerate(sweep.axes) if i in varying], values
+        else:
+            shared[size] = int(values.flat[0])
+    return shared, along
+
+
 def _as_read(sweep: Sweep, leaf: str) -> list:
     """Values of a leaf that is no axis, one for each value of what decides it, and none where no cell reads it."""
     [value] = sweep.values(leaf)
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
-    if leaf in Shape._fields:
-        shapes: dict[type[DataSettings], set] = {KINDS[kind]: set() for kind in sweep.values("kind")}
-        for dataset in sweep.datasets_but_for_replicates():
-            shapes[type(dataset)].add(getattr(dataset.shape, leaf))
-        # What follows from axes of the data, as the length of a signal does from its patches, is one value nowhere.
-        return [value for [value] in shapes.values()] if all(len(found) == 1 for found in shapes.values()) else []
     return [value] if sweep.reads(leaf) else []
 
 

@@ -39,6 +39,7 @@ class Subject:
     frozen: jax.Array | None  # projection on what no patch of the data spans, (fan-in, fan-in); read of convolutions
     # Of every training point, (n, d, t) and (n, d, d − t), to the manifold within the subspace; None if not curved.
     tangent: Subspace | None
+    learned: int  # of the complement's columns, the first ones: those within the span of the data, where weights learn
     beside: bool  # whether points may lie beside a translate of the subspace that holds another one
 
     def where_right(self, distances: jax.Array) -> jax.Array:
@@ -60,6 +61,11 @@ class Subject:
         """∇N at the training points, (n, d)."""
         return self.model.input_gradient(self.network, self.x)
 
+    @property
+    def gradient_norm_learned(self) -> jax.Array:
+        """L2 norms (n,) of the gradients' parts off the subspace and within the span of the data."""
+        return jnp.linalg.norm(self.gradients @ self.subspace.complement[:, : self.learned], axis=1)
+
     def gradient_norm(self, region: Region) -> jax.Array:
         """L2 norms (n,) of the gradients' parts within a region."""
         basis = region_basis(self.subspace, region, self.tangent)
@@ -73,8 +79,8 @@ class Subject:
 
     @cached_property
     def whitened(self) -> Whitened:
-        """The gradients off the subspace at all training points, as independent numbers."""
-        space = self.subspace.complement
+        """The gradients off the span of the data at all training points, as independent numbers."""
+        space = self.subspace.complement[:, self.learned :]
         return whitened_gradients(self.model, self.network, self.sensitivities, space, self.frozen, self.unseen)
 
     @cached_property

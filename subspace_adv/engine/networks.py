@@ -137,6 +137,7 @@ def _measured(
         x, heldout, unseen = x @ spans.data.basis.T, heldout @ spans.data.basis.T, 0
         placed = functools.partial(in_ambient, span=spans.data)
     what = {"recording": program.recording, "model": program.recipe.model, "unseen": unseen, "beside": False}
+    what["learned"] = subspace.complement.shape[1]  # in coordinates of the span, nothing is off it
     if tangent is not None:
         what["tangent"] = placed(tangent)
     if not isinstance(program.recipe.model.fields, Dense):

@@ -60,7 +60,7 @@ def remedies(dataset: xr.Dataset) -> Figure:
 def codimension(dataset: xr.Dataset) -> Figure:
     """As `remedies`, but against the codimension, one line an arm; the dataset must have an axis `ambient_dim`."""
     coords, attrs = dataset.coords, dataset.attrs
-    subspace_dim = coords["subspace_dim"].values[0] if "subspace_dim" in coords else attrs["subspace_dim"]
+    subspace_dim = coords["subspace_dim"].values.flat[0] if "subspace_dim" in coords else attrs["subspace_dim"]
     lines = [(panel_label(panel), panel.arm) for panel in panels(dataset)]
     label = "codimension (ambient_dim − subspace_dim)"
     column = Column("ambient_dim", label, dataset["ambient_dim"].values - subspace_dim, "", lines)
