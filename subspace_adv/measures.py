@@ -83,6 +83,8 @@ class Measure(Variable):
         super().__post_init__()
         if not isinstance(self.off, bool):
             raise ValueError(f"off {self.off!r}: must be True or False")
+        if self.of_region not in (None, *REGIONS):
+            raise ValueError(f"of_region {self.of_region!r}: must be a region, or None")
         if not isinstance(self.rounding, Rounding):
             raise ValueError(f"rounding {self.rounding!r}: must be a Rounding")
         if not callable(self.compute):

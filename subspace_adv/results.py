@@ -71,10 +71,9 @@ def dataset_of(store: Store) -> "xr.Dataset":
     with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
         arrays |= predict(sweep, arrays, datasets, which, labels)
     axes = list(sweep.axes)
-    shared, along = _settings(sweep)
+    shared, along = _settings(sweep, datasets, which)
     # Where a subspace lies changes neither labels nor coordinates within it.
     along_data = [axis for axis in data_axes(sweep) if not role(axis).tells_place]
-    shared_sizes, sizes = _sizes(sweep, datasets, which)
     which = which[tuple(slice(None) if axis in along_data else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
@@ -87,7 +86,6 @@ def dataset_of(store: Store) -> "xr.Dataset":
         coords={
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
             **along,
-            **sizes,
             "label": ((*along_data, "point"), labels[which]),
             "input": ((*along_data, "point", "feature"), inputs[which]),
             "heldout_input": ((*along_data, "heldout", "feature"), heldout[which]),
@@ -95,7 +93,6 @@ def dataset_of(store: Store) -> "xr.Dataset":
         attrs={
             "name": sweep.name,
             **shared,
-            **shared_sizes,
             **{leaf: v for leaf, v in _measured(sweep).items() if leaf not in axes},
             **_origin(store),
         },
@@ -148,9 +145,17 @@ def _shown(name: str, axes: list[str]) -> str:
     return f"{name}_value" if name in axes else name
 
 
-def _settings(sweep: Sweep) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]:
-    """What cells read, as it was for them: what they all share, and coordinates along the axis that decides it."""
-    shared, along = {}, {}
+def _settings(
+    sweep: Sweep, datasets: list[DataSettings], which: np.ndarray
+) -> tuple[dict[str, Any], dict[str, tuple[Any, np.ndarray]]]:
+    """What cells read, as it was for them: what they all share, and coordinates along the axis that decides it.
+
+    Args:
+        sweep: the sweep.
+        datasets: the distinct ones of the grid.
+        which: the dataset of each cell, as from `datasets.grid_data`.
+    """
+    shared, along = _sizes(sweep, datasets, which)
     for leaf, table in leaves().items():
         if leaf in (*sweep.axes, *_SIZES) or table == "measure":
             continue
@@ -167,13 +172,10 @@ _SIZES = ("samples", "ambient_dim", "subspace_dim", "span_dim")
 
 def _sizes(
     sweep: Sweep, datasets: list[DataSettings], which: np.ndarray
-) -> tuple[dict[str, int], dict[str, tuple[list[str], np.ndarray]]]:
+) -> tuple[dict[str, Any], dict[str, tuple[Any, np.ndarray]]]:
     """Sizes of the data that are no axes: those that all cells share, and coordinates along the axes they follow from.
 
-    Args:
-        sweep: the sweep.
-        datasets: the distinct ones of the grid.
-        which: the dataset of each cell, as from `datasets.grid_data`.
+    Arguments as of `_settings`.
     """
     shared, along = {}, {}
     for size in _SIZES:
@@ -183,7 +185,7 @@ def _sizes(
         varying = [i for i in range(values.ndim) if (values != values.take([0], axis=i)).any()]
         if varying:
             values = values[tuple(slice(None) if i in varying else 0 for i in range(values.ndim))]
-            along[size] = [axis for i, axis in enumerate(sweep.axes) if i in varying], values
+            along[size] = tuple(axis for i, axis in enumerate(sweep.axes) if i in varying), values
         else:
             shared[size] = int(values.flat[0])
     return shared, along

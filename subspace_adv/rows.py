@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from typing import TypeVar
 
 Row = TypeVar("Row")
+_TOLD = 30  # names that a message lists at most
 
 
 class UnknownName(ValueError, KeyError):
@@ -92,11 +93,14 @@ def one_of(value: object, known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, otherwise_all: bool = True) -> str:
-    """A hint naming the known names nearest to a mistyped one, or all of them where none is near."""
+    """A hint naming the known names nearest to a mistyped one, or some or all of them where none is near."""
     known = sorted(known)
     if close := near(name, known):
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; known: {', '.join(known)}" if known and otherwise_all else ""
+    if not known or not otherwise_all:
+        return ""
+    more = ", …" if len(known) > _TOLD else ""
+    return f"; known: {', '.join(known[:_TOLD])}{more}"
 
 
 def near(name: str, known: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ LINES = [
 ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.
 PARTS = {
-    "data": ["kind", "line", "chessboard", "drawn", "subspace", "patches", "band_limited"],
+    "data": ["kind", "line", "chessboard", "manifolds", "drawn", "subspace", "patches", "band_limited"],
     "models": [
         "fused",
         "compiled",

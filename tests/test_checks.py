@@ -13,7 +13,7 @@ from test_predictions import predicted
 from subspace_adv import UserError, checks, theory
 from subspace_adv.checks import check
 from subspace_adv.datasets import grid_data
-from subspace_adv.results import _settings
+from subspace_adv.results import _settings, _sizes
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING
 
@@ -62,6 +62,7 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
         "status": np.full(sweep.cells, CONVERGED, np.int8),
         "steps": rng.integers(0, 50, sweep.cells).astype(float),
         "output": rng.standard_normal((sweep.cells, n)),
+        "gradient_norm_off_learned": np.zeros((sweep.cells, n), np.float32),
         "head_norm_active": (head * np.sqrt(active)).astype(np.float32),
         "head_sum_active": (head * active).astype(np.float32),
     }
@@ -79,12 +80,14 @@ def simulated(sweep: Sweep, rng: np.random.Generator, factor=1.0) -> xr.Dataset:
     arrays["gradient_off_whitened"] = (found["predicted_off_deviation"] ** 2 * squares).astype(np.float32)
     arrays["gradient_off_freedom"] = freedom.astype(np.float32)
     settings = {**sweep.data.model_dump(), **sweep.network.model_dump(exclude_none=True)}
+    shared, along = _sizes(sweep, datasets, which)
+    settings = {leaf: value for leaf, value in settings.items() if leaf not in along} | shared
     return xr.Dataset(
         {
             name: ((*sweep.axes, "point")[: len(sweep.axes) + a.ndim - 1], a.reshape((*sweep.shape, *a.shape[1:])))
             for name, a in arrays.items()
         },
-        coords={axis: np.array(values) for axis, values in sweep.axes.items()},
+        coords={axis: np.array(values) for axis, values in sweep.axes.items()} | along,
         attrs={"name": sweep.name} | {leaf: v for leaf, v in settings.items() if leaf not in sweep.axes},
     )
 
@@ -326,7 +329,7 @@ def test_settings_as_results_tell_them_are_those_set(overrides):
     """The sizes of a line, what is trained by default, and what differs along an axis."""
     sweep = read(WIDE, *overrides)
     dataset = simulated(sweep, np.random.default_rng(0))
-    shared, along = _settings(sweep)
+    shared, along = _settings(sweep, *grid_data(sweep))
     told = dataset.assign_coords(along)
     told.attrs = {"name": sweep.name, **shared}
     assert set(along) | set(shared) | set(sweep.axes) >= {"ambient_dim", "subspace_dim", "trainable"}

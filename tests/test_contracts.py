@@ -80,7 +80,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "distribution",
             "labels",
             "data_seed",
-            *("patches", "patch_size", "patch_dim", "frequencies"),
+            *("patches", "patch_size", "patch_dim", "frequencies", "radii", "spacing"),
         },
         "network": {
             *("architecture", "init", "trainable", "parametrization", "width", "depth"),
@@ -125,6 +125,7 @@ def test_recorded_variables():
         "output",
         "gradient_norm_off",
         "gradient_norm_on",
+        "gradient_norm_off_learned",
         "head_norm_active",
         "head_sum_active",
         "gradient_off_whitened",

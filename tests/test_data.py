@@ -56,7 +56,7 @@ def test_chessboard_is_the_grid_at_half_height_labelled_by_parity(x64):
 def test_shapes_are_those_of_the_data(settings):
     """Without the points having been drawn; and the span is the least that holds them all."""
     data, place, shape = load_data(settings), load_span(settings, complete=True), settings.shape
-    assert shape == (len(data.x), len(place.basis), data.subspace.basis.shape[1], data.x.shape[1])
+    assert shape == (len(data.x), len(place.basis), data.subspace.basis.shape[1], data.x.shape[1], None)
     assert place.basis.shape[1] == np.linalg.matrix_rank(data.x, tol=1e-4) == shape.span_dim
     assert place.complement.shape == (shape.ambient_dim, shape.ambient_dim - shape.span_dim)
     assert load_span(settings).complement.size == 0
@@ -74,7 +74,7 @@ def test_points_and_labels_are_float32_and_bases_float64(settings):
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_points_lie_in_the_subspace_and_lengths_are_those_of_the_ambient_space(settings, x64):
     data, basis, subspace = in_space(settings)
-    (_, d, k, _), rotation = settings.shape, np.concatenate(subspace, axis=1)
+    (_, d, k, *_), rotation = settings.shape, np.concatenate(subspace, axis=1)
     assert subspace.basis.shape == (d, k)
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(d), atol=1e-12)
     for points in (data.x, data.heldout):

@@ -59,7 +59,8 @@ def test_region_basis_projects_on_the_region(x64, directions, region):
     d, k = directions.shape
     basis = np.asarray(region_basis(Subspace.from_directions(directions), region))
     on = directions @ np.linalg.pinv(directions)
-    expected = {"on": on, "off": np.eye(d) - on, "full": np.eye(d)}[region]
+    off = np.eye(d) - on
+    expected = {"on": on, "tangent": on, "off": off, "normal": off, "full": np.eye(d)}[region]
     assert basis.shape == (d, region_dim(region, d, k))
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     np.testing.assert_allclose(basis @ basis.T, expected, atol=1e-12)
@@ -94,4 +95,5 @@ def test_a_subspace_of_a_span_in_ambient_coordinates_and_beside_it(directions, x
 
 
 def test_region_dimensions():
-    assert [region_dim(region, 7, 2) for region in ("off", "on", "full")] == [5, 2, 7]
+    assert [region_dim(region, 7, 2) for region in REGIONS] == [5, 5, 2, 2, 7]
+    assert [region_dim(region, 7, 3, 1) for region in REGIONS] == [4, 6, 1, 3, 7]

@@ -81,7 +81,7 @@ def measured(data: Data, networks: Network, regions: tuple = ALL) -> Measured:
     with jax.enable_x64(True):
         one = functools.partial(measures.measure, recording=recording, model=TWO_LAYER)
         batched = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None, 0)))
-        record = batched(networks, *wide, jax.random.split(jax.random.key(1), len(networks.head)))
+        record = batched(networks, *wide[:4], jax.random.split(jax.random.key(1), len(networks.head)))
         return Measured(data, networks, jax.tree.map(np.asarray, record))
 
 
@@ -271,6 +271,7 @@ def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, 
 
     monkeypatch.setattr(brackets, "bracket", bracket)
     what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "beside": False}
+    what["tangent"] = None
     network, x = Network(*map(jnp.zeros, ((1, 5), 1, 1, ()))), jnp.zeros((points, 5))
     found = brackets.brackets(network, x, subspace, universal, jax.random.key(0), **what)
     assert set(found) == set(lowers)

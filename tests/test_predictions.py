@@ -37,6 +37,7 @@ def recorded(sweep: Sweep, points: int) -> dict[str, np.ndarray]:
         "status": np.full(sweep.cells, CONVERGED, np.int8),
         "steps": rng.integers(0, 50, sweep.cells).astype(float),
         "output": rng.standard_normal(shape).astype(np.float32),
+        "gradient_norm_off_learned": np.zeros(shape, np.float32),
         "head_norm_active": rng.random(shape, np.float32),
         "head_sum_active": rng.random(shape, np.float32) * 2,
     }
@@ -140,7 +141,7 @@ def test_pending_and_diverged_cells_are_nan():
     record = recorded(sweep, 7)
     record["status"][:] = CONVERGED, PENDING, DIVERGED
     record["steps"][1] = np.nan
-    for name in ("output", "head_norm_active", "head_sum_active"):
+    for name in ("output", "gradient_norm_off_learned", "head_norm_active", "head_sum_active"):
         record[name][1:] = np.nan
     for values in predicted(sweep, record).values():
         assert np.isfinite(values[0]).all()

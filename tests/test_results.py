@@ -13,7 +13,7 @@ from shell import MANY, TINY, environment, read
 
 from subspace_adv import Network, UserError, load_networks, open_results, plan, planning, run
 from subspace_adv.data import ChessboardData
-from subspace_adv.datasets import load_data, load_span
+from subspace_adv.datasets import grid_data, load_data, load_span
 from subspace_adv.measures import variables
 from subspace_adv.results import _settings
 from subspace_adv.store import Store
@@ -62,6 +62,7 @@ def test_dimensions_are_the_axes_in_order_and_the_points(tiny):
         "margin",
         "output",
         "gradient_norm_off",
+        "gradient_norm_off_learned",
         "gradient_norm_on",
         "head_norm_active",
         "head_sum_active",
@@ -190,7 +191,8 @@ SIZES = ("ambient_dim", "subspace_dim", "samples")
 
 def told(*overrides: str) -> tuple[dict, dict]:
     """Attributes and coordinates that tell of a sweep's settings, the latter as lists with their dimension."""
-    shared, along = _settings(read("", *overrides))
+    sweep = read("", *overrides)
+    shared, along = _settings(sweep, *grid_data(sweep))
     return shared, {leaf: (dim, values.tolist()) for leaf, (dim, values) in along.items()}
 
 
@@ -236,17 +238,21 @@ def test_sizes_that_differ_by_kind_are_coordinates_along_it():
     shared, along = told("kind=chessboard,subspace,line", "subspace_dim=1")
     assert not shared.keys() & set(SIZES)
     assert along == {
-        "ambient_dim": ("kind", [3, 20, 2]),
-        "subspace_dim": ("kind", [2, 1, 1]),
-        "samples": ("kind", [25, 20, 7]),
+        "ambient_dim": (("kind",), [3, 20, 2]),
+        "subspace_dim": (("kind",), [2, 1, 1]),
+        "span_dim": (("kind",), [3, 1, 1]),
+        "samples": (("kind",), [25, 20, 7]),
     }
     shared, along = told("kind=subspace,line", "subspace_dim=1", "ambient_dim=2,3")
-    assert (shared["subspace_dim"], along) == (1, {"samples": ("kind", [20, 7])})
+    assert (shared["subspace_dim"], along["samples"]) == (1, (("kind",), [20, 7]))
 
 
-def test_sizes_that_follow_from_axes_are_told_as_one_value_nowhere():
-    shared, along = told("kind=patches", "patches=2,3")
-    assert "patch_size" in shared and "subspace_dim" not in shared.keys() | along and "ambient_dim" not in shared.keys()
+def test_sizes_that_follow_from_axes_are_told_along_them():
+    shared, along = told("kind=patches", "patches=2,3", "patch_size=8", "data_seed=0:4")
+    assert shared["patch_size"] == 8 and along["ambient_dim"] == (("patches",), [16, 24])
+    assert along["subspace_dim"] == along["span_dim"] == (("patches",), [2, 3])
+    _, along = told("kind=subspace,line", "subspace_dim=1", "ambient_dim=2,3")
+    assert "ambient_dim" not in along and along["samples"] == (("kind",), [20, 7])
     assert told("kind=patches")[0]["ambient_dim"] == told("kind=patches")[0]["patches"] * shared["patch_size"]
 
 

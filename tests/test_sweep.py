@@ -501,10 +501,12 @@ def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
         **dict.fromkeys(("ambient_dim", "basis"), ("kind", "subspace", "line,chessboard")),
         **dict.fromkeys(("patches", "patch_size", "patch_dim"), ("kind", "patches", "line,chessboard,subspace")),
         "frequencies": ("kind", "band-limited", "line,chessboard,subspace,patches"),
+        "radii": ("distribution", "circles", "gaussian,sphere,curve"),
+        "spacing": ("distribution", "curve", "gaussian,sphere,spheres"),
     }.get(leaf, ("kind", "subspace", "line,chessboard"))
     default = getattr(getattr(read(""), leaves()[leaf]), leaf)
     for given in (value, f"{others},{value}", others):
-        sweep = read("", f"{decider}={given}")
+        sweep = read("", f"{decider}={given}", *(["kind=subspace"] if decider == "distribution" else []))
         assert sweep.reads(leaf) == (given != others)
         assert (f"\n{leaf} = " in sweep.to_toml()) == sweep.reads(leaf)
         assert sweep.values(leaf) == (default,)
@@ -532,7 +534,7 @@ F32 = np.finfo(np.float32)
 LIMITS = {  # leaf: numbers just inside, and the next ones outside
     **dict.fromkeys(("ambient_dim", "samples", "width", "patches", "patch_size"), ((1, 2**24), (0, 2**24 + 1))),
     "patch_dim": ((1, 8), (0, 9)),
-    "frequencies": ((1, 9), (0, 10)),
+    "frequencies": ((1, 10), (0, 11)),
     "redraws": ((0, 999), (-1, 1000)),
     "subspace_dim": ((1, 20), (0, 21)),
     "depth": ((1, 64), (0, 65)),
@@ -554,8 +556,8 @@ LIMITS = {  # leaf: numbers just inside, and the next ones outside
 @pytest.mark.parametrize("leaf", LIMITS)
 def test_limits_hold_on_both_sides_of_each(leaf):
     decider = {"momentum": ["optimizer=momentum"], "batch_size": ["optimizer=sgd", "kind=subspace"]}.get(leaf)
-    some = read_where(leaf) if leaves()[leaf] == "data" else None
-    decider = decider or ([f"kind={some[1][0]}"] if some else [])
+    some = read_where(leaf) if leaves()[leaf] == "data" else ()
+    decider = decider or [f"{name}={values[0]}" for name, values in (some[0] if some else {}).items()]
     decider += ["subspace_dim=1"] * (leaf == "ambient_dim")
     inside, outside = LIMITS[leaf]
     for value in inside:
