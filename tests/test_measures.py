@@ -16,7 +16,7 @@ from subspace_adv.attacks import AttackResult
 from subspace_adv.brackets import Effort
 from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
-from subspace_adv.geometry import Subspace, in_ambient, region_basis
+from subspace_adv.geometry import REGIONS, Subspace, in_ambient, region_basis
 from subspace_adv.initialization import Law, init_network
 from subspace_adv.measures import Recording, variables
 from subspace_adv.models import TWO_LAYER, certificates, trained_fields
@@ -254,42 +254,48 @@ def _flips(rng: np.random.Generator, basis: np.ndarray, order: float, points: in
 
 
 @pytest.mark.parametrize("norms", [("l2",), ("linf", "l2", "l1"), ("l1", "linf")])
-@pytest.mark.parametrize("regions", [("full", "on", "off"), ("full",), ("on", "off")])
+@pytest.mark.parametrize(
+    "regions", [("full", "on", "off"), ("full",), ("on", "off"), ("full", "tangent", "normal", "on"), REGIONS]
+)
 def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, norms, monkeypatch, x64):
-    """At their lengths in each norm: those off and on count in the full space, the universal one but for on."""
+    """At their lengths in each norm, in every region that holds the one they lie in; the universal one lies in off."""
     rng, points, order = np.random.default_rng(0), 30, {"linf": np.inf, "l2": 2, "l1": 1}
     subspace = Subspace.axis_aligned(5, 2)
+    line = Subspace.axis_aligned(5, 1)  # of each point the same, so that a flip along it can be made as the others are
+    tangent = Subspace(*(jnp.broadcast_to(part, (points, *part.shape)) for part in line))
     bases = {region: np.asarray(region_basis(subspace, region)) for region in ALL}
+    bases |= {"tangent": np.asarray(line.basis), "normal": np.asarray(line.complement)}
+    parts = {"off": ["off"], "tangent": ["tangent"], "on": ["tangent", "on"], "normal": ["off", "normal"]}
+    parts["full"] = list(bases)
     universal = _flips(rng, bases["off"], 2, points)
     lowers = {case: rng.uniform(0, 1, points) for case in itertools.product(regions, norms)}
     attacked = {(region, norm): _flips(rng, bases[region], order[norm], points) for region, norm in lowers}
-    dims = {3: "off", 2: "on", 5: "full"}
+    dims = {3: "off", 2: "on", 5: "full", 1: "tangent", 4: "normal"}
 
     def bracket(network, x, basis, begin, *, norm, effort, model, shared):
-        assert shared == (basis.shape[1] != 3)
-        return jnp.asarray(lowers[dims[basis.shape[1]], norm]), attacked[dims[basis.shape[1]], norm]
+        region = dims[basis.shape[-1]]
+        assert shared == (region in ("on", "full")) and (basis.ndim == 3) == (region in ("tangent", "normal"))
+        return jnp.asarray(lowers[region, norm]), attacked[region, norm]
 
     monkeypatch.setattr(brackets, "bracket", bracket)
     what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "beside": False}
-    what["tangent"] = None
+    what["tangent"] = tangent
     network, x = Network(*map(jnp.zeros, ((1, 5), 1, 1, ()))), jnp.zeros((points, 5))
     found = brackets.brackets(network, x, subspace, universal, jax.random.key(0), **what)
     assert set(found) == set(lowers)
     for (region, norm), (lower, upper) in found.items():
-        within = {"off": ["off"], "on": ["on"], "full": ALL}[region]
-        flips = [flip for (where, _), flip in attacked.items() if where in within]
-        flips += [universal] if region != "on" else []
+        flips = [flip for (where, _), flip in attacked.items() if where in parts[region]]
+        flips += [universal] if "off" in parts[region] else []
         lengths = [np.where(f.is_adv, np.linalg.norm(f.delta, order[norm], axis=1), np.inf) for f in flips]
         np.testing.assert_allclose(upper, np.min(lengths, axis=0), rtol=1e-11)
         shorter = [other for other in norms if order[other] >= order[norm]]
         np.testing.assert_array_equal(lower, np.max([lowers[region, other] for other in shorter], axis=0))
         for other in shorter:
             assert (found[region, other][1] <= upper).all()  # to the last bit
-        if norm == "l2" and region != "on":
+        if norm == "l2" and "off" in parts[region]:
             assert (upper <= universal.distance).all()
-        if region == "full":
-            for part in set(within) & set(regions):
-                assert (upper <= found[part, norm][1]).all()
+        for part in set(parts[region]) & set(regions):
+            assert (upper <= found[part, norm][1]).all()
 
 
 def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_counts(monkeypatch, x64):
