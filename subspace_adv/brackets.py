@@ -31,11 +31,15 @@ class Beginnings(NamedTuple):
 
     keys: jax.Array  # typed PRNG keys (n,) of random starts
     toward: jax.Array  # (n, d), of every point the nearest other one that the network tells apart; itself if none is
+    there: jax.Array  # (n,), which points there are: what is found at the others does not matter
 
     @classmethod
-    def of(cls, network: Any, x: jax.Array, key: jax.Array, model: Model) -> "Beginnings":
-        """At points (n, d), by a typed PRNG key."""
-        return cls(streams.attack_keys(key, len(x)), _nearest_of_other_sign(model.output(network, x), x))
+    def of(
+        cls, network: Any, x: jax.Array, key: jax.Array, model: Model, there: jax.Array | None = None
+    ) -> "Beginnings":
+        """At points (n, d), by a typed PRNG key; without `there`, at all of them."""
+        there = jnp.ones(len(x), bool) if there is None else there
+        return cls(streams.attack_keys(key, len(x)), _nearest_of_other_sign(model.output(network, x), x, there), there)
 
 
 class Bracket(NamedTuple):
@@ -58,6 +62,7 @@ def brackets(
     model: Model,
     beside: bool,
     tangent: Subspace | None,
+    there: jax.Array,
 ) -> dict[tuple[Region, str], Bracket]:
     """Distances of every point by region and norm (F9 in docs/theory.md).
 
@@ -77,8 +82,9 @@ def brackets(
         model: kind of the network.
         beside: whether points may lie beside a translate of the subspace that holds another one.
         tangent: of every point, to the manifold within the subspace, if that is curved.
+        there: (n,), which points there are; of the others no distances are looked for where that saves time.
     """
-    begin = Beginnings.of(network, x, key, model)
+    begin = Beginnings.of(network, x, key, model, there)
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
     done: dict[tuple[Region, str], Bracket] = {}
     for region in sorted(regions, key=REGIONS.index):
@@ -195,7 +201,10 @@ def _by_kernel(
     """Arguments and results as of `bracket`."""
     assert model.kernel
     effort_of = {"steps": effort.steps, "restarts": effort.restarts, "gap": effort.gap}
-    lower, distance, delta = model.kernel.bracket(network, x, basis, *begin, norm=norm, **effort_of)
+    points = jnp.where(begin.there[:, None], x, jnp.nan)  # at which the kernel looks for nothing
+    lower, distance, delta = model.kernel.bracket(
+        network, points, basis, begin.keys, begin.toward, norm=norm, **effort_of
+    )
     return lower, AttackResult(delta, distance, jnp.isfinite(distance))
 
 
@@ -243,10 +252,10 @@ def _in_plane(
     return jax.tree.map(lambda a: a[:, 0], each)
 
 
-def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array) -> jax.Array:
-    """For every point (n, d), the nearest one whose output (n,) has the other sign; itself where there is none."""
+def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array, there: jax.Array) -> jax.Array:
+    """For every point (n, d), the nearest one that is there and has an output (n,) of the other sign; else itself."""
     positive = outputs >= 0
     gap = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
-    gap = jnp.where(positive[:, None] == positive[None], jnp.inf, gap)
+    gap = jnp.where((positive[:, None] == positive[None]) | ~there[None], jnp.inf, gap)
     nearest = jnp.argmin(gap, axis=1)
     return jnp.where(jnp.isfinite(jnp.min(gap, axis=1))[:, None], x[nearest], x)

@@ -163,7 +163,7 @@ MEASURES: Rows[Measure] = Rows(
             meaning="training loss, averaged over the points, without the weight penalty",
             rounding=Rounding.NEAREST,
             off=False,
-            compute=lambda of: jnp.mean(loss_value(of.margins, of.loss)),
+            compute=lambda of: jnp.sum(loss_value(of.margins, of.loss)) / jnp.sum(jnp.abs(of.y)),
         ),
         "margin": Measure(
             dimensions=(),
@@ -405,6 +405,8 @@ def measure(
     for name, row in recording.measured.items():
         record[name] = row.compute(subject)
         _check(name, row, record[name], {"point": len(x), "heldout": len(heldout)})
+        if "point" in row.dimensions:
+            record[name] = jnp.where(subject.there, record[name], jnp.nan)
     return record
 
 

@@ -37,15 +37,16 @@ def input_gradient(network: Network, x: jax.Array) -> jax.Array:
     return active.astype(x.dtype) @ (network.head[:, None] * network.weight)
 
 
-def padded_width(width: int) -> int:
-    """Least of 2^k, 1.25·2^k and 1.5625·2^k (rounded up) that holds `width` neurons.
+def padded_size(size: int) -> int:
+    """Least of 2^k, 1.25·2^k and 1.5625·2^k (rounded up) that holds a number of neurons or of points.
 
-    Networks are padded with inert neurons (F11 in docs/theory.md) up to this width, so that neighbouring widths
-    share a compiled program. It depends on the width alone, so the other cells of a sweep cannot change a
-    cell's rounding. At most 28 % is padding; 25, 50, 100, 200, 400, 800 and powers of two have none.
+    Networks are padded with inert neurons (F11 in docs/theory.md), and data with points without a label, up to this
+    number, so that neighbouring widths and samples share a compiled program. It depends on the number alone, so the
+    other cells of a sweep cannot change a cell's rounding. At most 28 % is padding; 20, 25, 50, 100, 200, 400, 800 and
+    powers of two have none.
     """
     power = 1
-    while 2 * power <= width:
+    while 2 * power <= size:
         power *= 2
     steps = (power, -(-5 * power // 4), -(-25 * power // 16), 2 * power)
-    return next(step for step in steps if step >= width)
+    return next(step for step in steps if step >= size)

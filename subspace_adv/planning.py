@@ -20,6 +20,7 @@ from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, Recording
 from subspace_adv.models import ASKED, architecture_of, unread
+from subspace_adv.network import padded_size
 from subspace_adv.optimizers import OPTIMIZERS
 from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.program import LARGE_PRODUCT, Program, parameter_shapes
@@ -309,6 +310,8 @@ def _program(
     reduced, why_reduced = False, f"nothing is known to be frozen in networks of {design.architecture}"
     if model.has_frozen_part:
         reduced, why_reduced = reduction(span, recipe.optimizer, value("weight_decay"))
+    if settings.pads and OPTIMIZERS[recipe.optimizer].full_batch:  # minibatches are drawn of all points
+        shape = shape._replace(samples=padded_size(shape.samples))
     program = Program(law, recipe, recording, shape, reduced, shared_data=True)
     _check_model(design.architecture, program)
     return program, settings, (why_reduced, why_trainer)

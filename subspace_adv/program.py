@@ -30,7 +30,7 @@ class Program(NamedTuple):
     law: Law
     recipe: Recipe
     recording: Recording
-    shape: Shape  # of the data
+    shape: Shape  # of the data, the samples padded
     reduced: bool  # trained in coordinates of the data's span, or of all of R^d
     shared_data: bool  # one dataset for all cells of the group, or one of equal shape for each
 

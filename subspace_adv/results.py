@@ -65,9 +65,12 @@ def dataset_of(store: Store) -> "xr.Dataset":
             without = ", ".join(sorted(missing))
             raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
         for name in recorded:
-            values = arrays[name]
-            place = (cells, slice(chunk[name].shape[1])) if values.ndim == 2 else cells
-            values[place] = chunk[name]
+            values, found = arrays[name], chunk[name]
+            if values.ndim == 2:  # points that fill up either array are left out
+                width = min(values.shape[1], found.shape[1])
+                values[cells, :width] = found[:, :width]
+            else:
+                values[cells] = found
     with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
         arrays |= predict(sweep, arrays, datasets, which, labels)
     axes = list(sweep.axes)

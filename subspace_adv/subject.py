@@ -12,7 +12,7 @@ from subspace_adv.attacks import AttackResult, descent_distance, random_directio
 from subspace_adv.brackets import Bracket, Effort, brackets
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import Region, Subspace, region_basis
-from subspace_adv.training import Loss
+from subspace_adv.training import Loss, signed_outputs
 from subspace_adv.whitening import Whitened, whitened_gradients
 
 
@@ -26,7 +26,7 @@ class Subject:
 
     network: Any  # parameters of the model's
     x: jax.Array  # (n, d), training points
-    y: jax.Array  # (n,), labels −1 or +1
+    y: jax.Array  # (n,), labels −1 or +1; 0 of points that only fill up the arrays
     subspace: Subspace  # the data's
     heldout: jax.Array  # (h, d), further points of the subspace
     key: jax.Array  # typed PRNG key of the attacks' random starts and of the random direction
@@ -42,6 +42,11 @@ class Subject:
     learned: int  # of the complement's columns, the first ones: those within the span of the data, where weights learn
     beside: bool  # whether points may lie beside a translate of the subspace that holds another one
 
+    @property
+    def there(self) -> jax.Array:
+        """Which training points there are, (n,)."""
+        return self.y != 0
+
     def where_right(self, distances: jax.Array) -> jax.Array:
         """Distances (n,), and 0 where a point is misclassified."""
         return jnp.where(self.margins <= 0, 0, distances)
@@ -53,8 +58,8 @@ class Subject:
 
     @cached_property
     def margins(self) -> jax.Array:
-        """y·N at the training points, (n,)."""
-        return self.y * self.outputs
+        """y·N at the training points, (n,); inf where there is none."""
+        return signed_outputs(self.y, self.outputs)
 
     @cached_property
     def gradients(self) -> jax.Array:
@@ -75,7 +80,7 @@ class Subject:
     @cached_property
     def sensitivities(self) -> jax.Array:
         """a(x) at the training points, (n, k): of two layers, the output weights of active neurons and 0 of others."""
-        return self.model.sensitivity(self.network, self.x)
+        return jnp.where(self.there[:, None], self.model.sensitivity(self.network, self.x), 0)
 
     @cached_property
     def whitened(self) -> Whitened:
@@ -112,7 +117,7 @@ class Subject:
     def brackets(self) -> dict[tuple[Region, str], Bracket]:
         """Distances of the training points by region and norm."""
         what = {"regions": self.regions, "norms": self.norms, "effort": self.effort, "model": self.model}
-        what |= {"beside": self.beside, "tangent": self.tangent}
+        what |= {"beside": self.beside, "tangent": self.tangent, "there": self.there}
         return brackets(self.network, self.x, self.subspace, self.universal[0], self.key, **what)
 
     @cached_property

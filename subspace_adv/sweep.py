@@ -18,7 +18,7 @@ from subspace_adv.data import KINDS, DataSettings, Shape
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked, distinct
 from subspace_adv.models import architecture_of, row_name
-from subspace_adv.network import padded_width
+from subspace_adv.network import padded_size
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.rows import nearest
@@ -170,7 +170,7 @@ class Sweep:
         """What shapes the model of cells with given values, on data of a shape; fields left out have their first."""
         fields: dict[str, Any] = {leaf: at[leaf] if leaf in at else self.values(leaf)[0] for leaf in DESIGNED}
         width = fields["width"]
-        padded = padded_width(width) if architecture_of(fields["architecture"]).pads else width
+        padded = padded_size(width) if architecture_of(fields["architecture"]).pads else width
         fields["width"] = padded
         return Design(ambient_dim=shape.ambient_dim, **fields)
 

@@ -57,6 +57,11 @@ def loss_slope(margins: jax.Array, loss: Loss) -> jax.Array:
     return -jax.nn.sigmoid(-margins) if loss == "logistic" else -jnp.exp(-margins)
 
 
+def signed_outputs(y: jax.Array, outputs: jax.Array) -> jax.Array:
+    """y·N(x), (n,); inf where there is no point, of label 0, which so has neither loss nor margin."""
+    return jnp.where(y == 0, jnp.inf, y * outputs)
+
+
 def transformation(hyper: Hyper, optimizer: str) -> optax.GradientTransformation:
     """The optimizer as an optax transformation; weight decay enters before momentum or Adam's moments."""
     return optax.chain(optax.add_decayed_weights(hyper.weight_decay), OPTIMIZERS[optimizer].make(hyper))
@@ -70,7 +75,7 @@ def train(
     Args:
         network: initial parameters, a pytree of the model's.
         x: points (n, d).
-        y: labels (n,), −1 or +1.
+        y: labels (n,), −1 or +1; 0 of points that only fill up the arrays.
         hyper: learning rate, weight decay, stop rule.
         key: of the minibatch order, as from `streams.training_keys` (read by optimizers on minibatches).
         recipe: model, loss, optimizer and trained parameters; static.
@@ -188,10 +193,10 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     """
     params = _changed(state)
     outputs, pullback = recipe.model.form.outputs_and_pullback(params, x)
-    margins = y * outputs
-    status = _status(state, margins, hyper)
+    margins = signed_outputs(y, outputs)
+    status = _status(state, margins, y, hyper)
 
-    output_gradient = _point_weights(state, hyper, len(y), recipe) * y * loss_slope(margins, recipe.loss)
+    output_gradient = _point_weights(state, hyper, y, recipe) * y * loss_slope(margins, recipe.loss)
     gradient = _trained(pullback(output_gradient), recipe)
     updates, opt_state = transformation(hyper, recipe.optimizer).update(
         gradient, state.opt_state, _trained(params, recipe)
@@ -213,17 +218,18 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     return state._replace(params=renamed(params, named(params) | moved))
 
 
-def _status(state: TrainState, margins: jax.Array, hyper: Hyper) -> jax.Array:
+def _status(state: TrainState, margins: jax.Array, y: jax.Array, hyper: Hyper) -> jax.Array:
     status = jnp.where(state.step >= hyper.max_steps, STEP_LIMIT, PENDING)
     status = jnp.where((state.step > 0) & (jnp.min(margins) > hyper.stop_margin), CONVERGED, status)
-    status = jnp.where(jnp.all(jnp.isfinite(margins)), status, DIVERGED)
+    status = jnp.where(jnp.all(jnp.abs(margins) < jnp.inf, where=y != 0), status, DIVERGED)
     return jnp.where(state.status == PENDING, status, state.status).astype(jnp.int8)
 
 
-def _point_weights(state: TrainState, hyper: Hyper, n: int, recipe: Recipe) -> jax.Array | float:
+def _point_weights(state: TrainState, hyper: Hyper, y: jax.Array, recipe: Recipe) -> jax.Array:
     """Weight of each point in the loss: 1/n, or the mean over this step's minibatch of a shuffled epoch."""
     if OPTIMIZERS[recipe.optimizer].full_batch:
-        return 1 / n
+        return 1 / jnp.sum(jnp.abs(y))
+    n = len(y)  # no data on minibatches are padded
     batches = -(-n // hyper.batch_size)
     epoch, batch = jnp.divmod(state.step, batches)
     rank = random.permutation(streams.epoch_key(state.key, epoch), n)

@@ -195,7 +195,7 @@ def test_the_point_to_start_toward_is_the_nearest_of_the_other_sign(x64):
             network = network._replace(head_bias=10.0 * (-1) ** i)
         positive = reference.output(network, x) >= 0
         outputs = output(Network(*map(jnp.asarray, network)), jnp.asarray(x))
-        toward = np.asarray(brackets._nearest_of_other_sign(outputs, jnp.asarray(x)))
+        toward = np.asarray(brackets._nearest_of_other_sign(outputs, jnp.asarray(x), jnp.ones(len(x), bool)))
         for j in range(len(x)):
             others = x[positive != positive[j]]
             expected = min(others, key=lambda other, at=x[j]: np.linalg.norm(other - at)) if len(others) else x[j]

@@ -20,7 +20,7 @@ from subspace_adv.geometry import REGIONS, Subspace, in_ambient, region_basis
 from subspace_adv.initialization import Law, init_network
 from subspace_adv.measures import Recording, variables
 from subspace_adv.models import TWO_LAYER, certificates, trained_fields
-from subspace_adv.network import Network, output
+from subspace_adv.network import Network
 from subspace_adv.optimizers import Hyper
 from subspace_adv.training import Recipe
 
@@ -330,7 +330,7 @@ def test_every_point_is_attacked_with_its_own_key_and_the_better_certificate_cou
     lower, found = brackets.bracket(network, x, jnp.eye(3), begin, norm="l1", effort=effort, model=TWO_LAYER)
     drawn = [float(jax.random.uniform(own, (), jnp.float64)) for own in jax.random.split(key, len(x))]
     np.testing.assert_array_equal(found.distance, drawn)
-    np.testing.assert_array_equal(found.delta, brackets._nearest_of_other_sign(output(network, x), x))
+    np.testing.assert_array_equal(found.delta, begin.toward)
     first, known = x @ network.weight[neuron] + network.bias[neuron], np.maximum(x[:, 0], x[:, 1] + found.distance)
     is_open = found.distance > known * 1.5
     expected = np.where(is_open, known + np.maximum(first, 0) * found.distance, known)

@@ -181,10 +181,10 @@ def test_padded_width_is_the_least_allowed_width():
     """Allowed are 2^k and, rounded up, 5/4 and 25/16 of it."""
     allowed = sorted({-(-factor * 2**k // 16) for factor in (16, 20, 25) for k in range(16)})
     for width in range(1, 3000):
-        assert network.padded_width(width) == min(a for a in allowed if a >= width)
+        assert network.padded_size(width) == min(a for a in allowed if a >= width)
 
 
 def test_padded_width_wastes_little_and_nothing_at_usual_widths():
     for width in (1, 25, 50, 100, 200, 400, 800, *(2**k for k in range(15))):
-        assert network.padded_width(width) == width
-    assert max(network.padded_width(width) / width for width in range(1, 10_000)) <= 1.28
+        assert network.padded_size(width) == width
+    assert max(network.padded_size(width) / width for width in range(1, 10_000)) <= 1.28

@@ -16,7 +16,7 @@ from subspace_adv.datasets import cell_data, data_axes, grid_data, input_span, l
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.models import MODELS, fused
-from subspace_adv.network import padded_width
+from subspace_adv.network import padded_size
 from subspace_adv.optimizers import Hyper
 from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
 from subspace_adv.receptive_fields import DENSE
@@ -92,7 +92,7 @@ def test_groups_are_the_cells_of_one_program(planned):
         assert program.law.init == only("init")
         assert program.recipe.optimizer == only("optimizer")
         assert program.recording.restarts == only("restarts")
-        assert {padded_width(width) for width in sweep.column("width", group.cells).tolist()} == {
+        assert {padded_size(width) for width in sweep.column("width", group.cells).tolist()} == {
             program.law.padded_width
         }
         assert group.max_steps == sweep.column("max_steps", group.cells).max()

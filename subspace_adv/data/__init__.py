@@ -3,7 +3,7 @@
 from subspace_adv.data.band_limited import BandLimitedData
 from subspace_adv.data.chessboard import ChessboardData
 from subspace_adv.data.drawn import CLUSTER_SPREAD
-from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
+from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data, padded
 from subspace_adv.data.line import LineData
 from subspace_adv.data.patches import PatchesData
 from subspace_adv.data.subspace import SubspaceData
@@ -41,4 +41,5 @@ __all__ = [
     "Shape",
     "SubspaceData",
     "as_data",
+    "padded",
 ]

@@ -59,6 +59,11 @@ class DataSettings(Table, ABC, frozen=True):
     to_align: ClassVar[str] = ""  # what a user can do for the subspace to be one of coordinate axes, if anything
 
     @property
+    def pads(self) -> bool:
+        """Whether data of several numbers of points share arrays, the smaller filled up with points without a label."""
+        return "samples" in type(self).model_fields
+
+    @property
     @abstractmethod
     def shape(self) -> Shape:
         """Its sizes, known without drawing it."""
@@ -106,6 +111,18 @@ class DataSettings(Table, ABC, frozen=True):
         """
         del values
         return None
+
+
+def padded(data: Data, samples: int) -> Data:
+    """Data with room for so many points; those that fill them up are 0, without a label."""
+
+    def grown(of_points: np.ndarray) -> np.ndarray:
+        return np.pad(of_points, [(0, samples - len(of_points)), *((0, 0) for _ in of_points.shape[1:])])
+
+    if len(data.x) == samples:
+        return data
+    tangent = data.tangent and Subspace(*map(grown, data.tangent))
+    return data._replace(x=grown(data.x), y=grown(data.y), tangent=tangent)
 
 
 def as_data(

@@ -11,8 +11,8 @@ import numpy as np
 
 from subspace_adv import theory, training
 from subspace_adv.contracts import Model, named, renamed
-from subspace_adv.datasets import cell_data, load_data
-from subspace_adv.engine.inputs import arguments, points_of, spans_of
+from subspace_adv.datasets import cell_data
+from subspace_adv.engine.inputs import arguments, data_of, points_of, spans_of
 from subspace_adv.engine.networks import Lane, Spans, hyper_of
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
@@ -319,7 +319,7 @@ def _in_batches(
         for values in jax.tree.leaves(networks):
             values[1:][rows[1:] == rows[:-1]] = np.nan
         here = datasets[:1] if program.shared_data else [datasets[i] for i in which[rows]]
-        inputs = [(load_data(dataset), spans_of(name, program, dataset)) for dataset in here]
+        inputs = [(data_of(program, dataset), spans_of(name, program, dataset)) for dataset in here]
         data, spans = inputs[0] if program.shared_data else jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
         own = (networks, _take(settings, rows), decay[rows])
         return (*own, data, spans) if name == "measure" else (*own, spans)

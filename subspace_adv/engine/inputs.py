@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import training
-from subspace_adv.data import HELDOUT, Data, DataSettings
+from subspace_adv.data import HELDOUT, Data, DataSettings, padded
 from subspace_adv.datasets import load_data, load_patch_span, load_span
 from subspace_adv.engine.networks import Spans, fresh, hyper_of
 from subspace_adv.engine.pinned import pinned
@@ -87,9 +87,14 @@ def _input_basis(program: Program, settings: DataSettings) -> np.ndarray:
     return np.asarray(load_span(settings).basis) if isinstance(fields, Dense) else load_patch_span(settings, fields)
 
 
+def data_of(program: Program, settings: DataSettings) -> Data:
+    """A dataset, padded to the program's number of points."""
+    return padded(load_data(settings), program.shape.samples)
+
+
 def points_of(program: Program, settings: DataSettings) -> tuple[np.ndarray, np.ndarray]:
     """What the first layer sees of the training points, in the coordinates that networks train in, and labels."""
-    data, fields = load_data(settings), program.recipe.model.fields
+    data, fields = data_of(program, settings), program.recipe.model.fields
     if program.reduced and isinstance(fields, Dense):
         return data.x, data.y
     seen: Any = fields.patches(data.x @ load_span(settings).basis.T)  # pyright: ignore[reportArgumentType]

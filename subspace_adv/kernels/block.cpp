@@ -55,7 +55,7 @@ inline int64_t begin_of(int64_t k, int64_t count, int64_t parts) { return k * co
 template <class X>
 class Block {
  public:
-  explicit Block(Batch& batch) : batch_(batch), inputs_(batch.inputs), points_(batch.points) {
+  explicit Block(Batch& batch) : batch_(batch), inputs_(batch.inputs), points_(labelled(batch)) {
     neurons_ = (batch.neurons + kGroup - 1) / kGroup * kGroup;  // those past the real ones are zero, and stay so
     record_ = inputs_ + 2;
     words_ = (points_ + kWord - 1) / kWord;
@@ -98,6 +98,17 @@ class Block {
   }
 
  private:
+  // Points of any network's up to its last one with a label: those after only fill up the arrays.
+  static int64_t labelled(const Batch& batch) {
+    int64_t most = 1;
+    for (int64_t row = 0; row < batch.y_rows; ++row) {
+      int64_t count = batch.points;
+      while (count > most && batch.y[row * batch.points + count - 1] == 0) --count;
+      most = count > most ? count : most;
+    }
+    return most;
+  }
+
   // Fills a lane with the next network that is pending, or with zeros.
   void take_next(int lane) {
     int64_t network;
@@ -116,10 +127,15 @@ class Block {
     }
     if (!found) return;
     if constexpr (sizeof(X) != sizeof(float)) {
-      load_points(batch_.x + network * batch_.x_rows / batch_.networks * points_ * inputs_, lane);
+      load_points(batch_.x + network * batch_.x_rows / batch_.networks * batch_.points * inputs_, lane);
     }
-    const float* y = batch_.y + network * batch_.y_rows / batch_.networks * points_;
-    for (int64_t i = 0; i < points_; ++i) y_[i][lane] = y[i];
+    const float* y = batch_.y + network * batch_.y_rows / batch_.networks * batch_.points;
+    float count = 0;
+    for (int64_t i = 0; i < points_; ++i) {
+      y_[i][lane] = y[i];
+      count += y[i] != 0;
+    }
+    share_[lane] = 1 / count;
     rate_[lane] = batch_.learning_rate[network];
     decay_[lane] = batch_.weight_decay[network];
     momentum_[lane] = batch_.momentum[network];
@@ -241,10 +257,11 @@ class Block {
     Floats least = all(__builtin_inff());
     Ints diverged = {};
     for (int64_t i = 0; i < points_; ++i) {
-      Floats margin = output_[i] * y_[i];
+      // Where there is no point, of label 0, the loss has no slope, and no margin is less.
+      Floats margin = y_[i] == 0.0f ? all(__builtin_inff()) : output_[i] * y_[i];
       output_[i] = margin;
       least = margin < least ? margin : least;
-      diverged |= (bits_of(margin) & 0x7fffffff) >= 0x7f800000;
+      diverged |= (Ints)((bits_of(margin) & 0x7fffffff) >= 0x7f800000) & (Ints)(y_[i] != 0.0f);
     }
     Ints limit = step_ >= max_steps_, converged = (step_ > 0) & (Ints)(least > stop_margin_);
     Ints status = limit & kStepLimit;
@@ -254,9 +271,8 @@ class Block {
 
   // Derivative of the mean loss in the output at each point.
   void loss_slopes() {
-    float share = 1.0f / points_;
     for (int64_t i = 0; i < points_; ++i) {
-      Floats margin = output_[i], weight = y_[i] * -share;
+      Floats margin = output_[i], weight = y_[i] * -share_;
       slope_[i] = batch_.loss == kLogistic ? weight / (exp(margin) + 1.0f) : weight * exp(-margin);
     }
   }
@@ -337,6 +353,7 @@ class Block {
   int occupied_ = 0;
   Ints taken_ = {}, step_ = {}, max_steps_ = {}, left_ = {};
   Floats head_bias_ = {}, head_bias_residue_ = {}, head_bias_velocity_ = {}, rate_ = {}, decay_ = {}, momentum_ = {}, stop_margin_ = {};
+  Floats share_ = {};  // of each point in the mean loss
 };
 
 template <class X>

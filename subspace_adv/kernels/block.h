@@ -17,7 +17,7 @@ struct Batch {
   int64_t loss;
   int64_t x_rows, y_rows;  // divide the number of networks
   bool has_bias, train_head, has_momentum;
-  const float *x, *y;  // rows of points × inputs and of points
+  const float *x, *y;  // rows of points × inputs and of points; y is 0 where there is no point
   const float *learning_rate, *weight_decay, *momentum, *stop_margin;
   const int32_t* max_steps;
   float* params;    // rows: weight rows (inputs × neurons), bias, head, head bias
