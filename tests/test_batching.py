@@ -157,9 +157,10 @@ FIELDS = {  # values of each field that may be an axis, beside other settings
     "kind": ({}, ("line", "chessboard")),
     "ambient_dim": (SUBSPACE, (4, 3)),
     "subspace_dim": (SUBSPACE, (3, 4)),
-    "samples": (SUBSPACE, (5, 6)),
+    "samples": (SUBSPACE, (6, 7, 9)),  # the first two padded alike
     "basis": (SUBSPACE | {"init": "torch"}, ("random", "axis-aligned")),
     "distribution": (SUBSPACE, ("sphere", "gaussian")),
+    "spacing": ({"kind": "subspace", "ambient_dim": 4, "distribution": "circles", "samples": 5}, ("random", "even")),
     "labels": (SUBSPACE, ("random", "clusters")),
     "data_seed": (SUBSPACE, (0, 1)),
     "patches": (PATCHES, (2, 3)),

@@ -388,3 +388,23 @@ def test_sanitizers_find_nothing(tmp_path, sanitizer):
     subprocess.run([*compiler, f"-DSETS={','.join(sets)}", "-pthread", main, *objects, "-o", driver], check=True)
     told = subprocess.run([driver], check=True, capture_output=True, text=True).stdout
     assert tuple(told.split()) == sets
+
+
+@needs_kernel
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("loss", ["logistic", "exponential"])
+def test_points_without_a_label_change_no_bit(own, loss):
+    """Networks of several numbers of points side by side: each as with its points alone, whatever stands for others."""
+    given = networks(40, 6, 9, 2, own=True, momentum=True, max_steps=60) if own else networks(40, 6, 9, 2, max_steps=60)
+    rng = np.random.default_rng(0)
+    y, x = given.y.copy(), given.x.copy()
+    counts = rng.integers(1, 10, 40) if own else np.full(1, 5)
+    for row, count in enumerate(counts):
+        y.reshape(-1, 9)[row, count:] = 0
+        x.reshape(-1, 9, 2)[row, count:] = rng.choice([0, 1e30, 5])
+    found = advance(given._replace(x=x, y=y), loss=loss)
+    for count in np.unique(counts):
+        chosen = np.flatnonzero(counts == count) if own else slice(None)
+        alone = rows(given, chosen)
+        alone = alone._replace(x=alone.x[..., :count, :], y=alone.y[..., :count])
+        assert_same(rows(found, chosen), advance(alone, loss=loss))

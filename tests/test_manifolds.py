@@ -160,7 +160,7 @@ def test_on_linear_data_tangent_is_on_and_normal_is_off_to_the_byte(kernel, tmp_
             assert mine.tobytes() == its.tobytes() and (mine > 0).any()
 
 
-@pytest.mark.parametrize("optimizer", ["gd", "adam"])
+@pytest.mark.parametrize("optimizer", ["gd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_what_is_measured_at_points_of_a_curved_manifold_agrees_with_numpy(optimizer, tmp_path):
     """In coordinates of the span, and in all of R^d, where adam trains."""
     found = run(read(CURVED, f"optimizer={optimizer}", "learning_rate=0.05"), tmp_path)
@@ -187,6 +187,7 @@ def test_what_is_measured_at_points_of_a_curved_manifold_agrees_with_numpy(optim
                 np.testing.assert_allclose(sizes["tangent"], nearest, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_grid_of_distributions_is_as_it_is_alone(tmp_path):
     """Of other dimensions, so of other programs, and read under other settings."""
     overrides = ["distribution=circles,curve,gaussian", "seed=0:2", "regions=off,tangent"]

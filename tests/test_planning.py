@@ -99,10 +99,11 @@ def test_groups_are_the_cells_of_one_program(planned):
         datasets, which = cell_data(sweep, group.cells)
         assert program.shared_data == (len(datasets) == 1)
         assert set(which) == set(range(len(datasets)))
-        n, d, k, r = program.shape
+        n, d, k, r, _ = program.shape
         for settings in datasets:
             data = load_data(settings)
-            assert (*data.x.shape, *data.heldout.shape) == (n, r, 16, r)
+            padded = padded_size(len(data.x)) if settings.pads and program.recipe.optimizer != "sgd" else len(data.x)
+            assert (padded, data.x.shape[1], *data.heldout.shape) == (n, r, 16, r)
             assert data.subspace.basis.shape == (r, k)
             assert load_span(settings).basis.shape == (d, r) == program.law[2:4]
 
@@ -118,6 +119,16 @@ def test_the_order_of_axes_only_renames_cells():
 
     orders = list(itertools.permutations(("seed", "width", "data_seed", "ambient_dim")))
     assert all(grouped(order) == grouped(orders[0]) for order in orders[1:])
+
+
+def test_samples_that_are_padded_alike_share_a_program():
+    """But where minibatches are drawn of them."""
+    text = '[data]\nkind = "subspace"\n[axes]\nsamples = "5:81"\n'
+    groups = plan(read(text)).groups
+    assert [group.program.shape.samples for group in groups] == [5, 7, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80]
+    assert sum(len(group.cells) for group in groups) == 76
+    assert len(plan(read(text, "optimizer=sgd")).groups) == 76
+    assert len(plan(read('[axes]\nkind = ["line", "chessboard"]\n')).groups) == 2  # of 7 and 25 points
 
 
 def test_widths_that_are_padded_alike_share_a_program():
@@ -280,7 +291,7 @@ def test_regions_that_are_no_line_are_planes_or_searched(monkeypatch):
     searched = {kind: [search.dimension for search in program.searches] for kind, program in programs.items()}
     assert searched == {"chessboard": [3], "line": [], "subspace": [4]}
     planes = {kind: program.planes for kind, program in programs.items()}
-    assert planes == {"chessboard": [1], "line": [1], "subspace": [9, 1]}
+    assert planes == {"chessboard": [1], "line": [1], "subspace": [10, 1]}
     monkeypatch.setitem(MODELS._rows, "mlp", in_its_stead(plane=None))
     program = plan(read(tables["chessboard"])).groups[0].program
     assert ([search.dimension for search in program.searches], program.planes) == ([2, 3], [])

@@ -100,7 +100,7 @@ class Block {
  private:
   // Points of any network's up to its last one with a label: those after only fill up the arrays.
   static int64_t labelled(const Batch& batch) {
-    int64_t most = 1;
+    int64_t most = 0;
     for (int64_t row = 0; row < batch.y_rows; ++row) {
       int64_t count = batch.points;
       while (count > most && batch.y[row * batch.points + count - 1] == 0) --count;
