@@ -199,7 +199,7 @@ def test_plan(tmp_path, command):
     assert lines["groups"].endswith(" 2")
     assert lines["programs"].endswith("6 to compile, each once")
     assert lines["chunks"].endswith(" 16")
-    assert lines["bytes"].endswith(" 1.81 MB on disk, before compression")  # 2,000 · (441 + 465)
+    assert lines["bytes"].endswith(" 1.92 MB on disk, before compression")  # 2,000 · (469 + 493)
     assert lines["net-steps"].endswith("1.2e+05")
     planned = plan(read(TINY, "seed=0:1000"))
     taken = planned.seconds(runner.cores())

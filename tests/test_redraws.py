@@ -176,6 +176,6 @@ def test_redraws_may_differ_between_networks(tmp_path):
 def test_a_measure_of_weights_within_the_subspace_alone_is_not_ranked():
     assert {name for name, row in MEASURES.items() if not row.off} == {
         *("loss", "margin", "output", "gradient_norm_on", "head_norm_active", "head_sum_active"),
-        "gradient_off_freedom",
+        *("gradient_norm_tangent", "gradient_norm_off_learned", "gradient_off_freedom"),
     }
     assert all(row.rounding in Rounding for row in MEASURES.values())
