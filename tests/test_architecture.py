@@ -44,7 +44,7 @@ PARTS = {
     ],
     "attacks": ["crossing", "universal", "fmn", "fab"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
-    "plots": ["panels", "line", "chessboard", "medians", "robustness", "tightness"],
+    "plots": ["panels", "line", "chessboard", "medians", "phase", "robustness", "tightness"],
 }
 FOLDER = Path(subspace_adv.__file__).parent
 

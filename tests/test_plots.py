@@ -28,7 +28,7 @@ from subspace_adv.plots.tightness import tightnesses
 from subspace_adv.runner import run
 from subspace_adv.sweep import Sweep
 from subspace_adv.tables import median_interval
-from subspace_adv.training import CONVERGED, DIVERGED, PENDING
+from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
 
 WIDTH = 8
 REMEDIES = {"init_scale": (1.0, 0.5), "weight_decay": (0.0, 0.001, 0.003)}
@@ -272,6 +272,22 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
         expected = medians.sel(weight_decay=decay, init_scale=[0.5, 1.0]).values  # in the order of x
         np.testing.assert_array_equal(container.lines[0].get_xdata(), [0.5, 1.0])
         np.testing.assert_allclose(container.lines[0].get_ydata(), np.where(np.isinf(expected), np.nan, expected))
+
+
+def test_the_map_of_both_remedies_has_the_medians_in_ascending_order_and_hatches_what_does_not_converge() -> None:
+    dataset, _ = synthetic(SEEDS | {"init_scale": (1.0, 0.5, 0.25), "weight_decay": (0.0, 0.003, 0.001)})
+    distance = dataset["distance_off_l2_upper"]
+    distance.loc[{"init_scale": 0.25, "weight_decay": 0.003}] = np.inf
+    dataset["status"].loc[{"init_scale": 1.0, "weight_decay": 0.001}] = STEP_LIMIT
+    figure = plots.phase(dataset)
+    [mesh] = figure.axes[0].images
+    medians = distance.median("point").median("seed").sel(init_scale=[0.25, 0.5, 1.0], weight_decay=[0, 0.001, 0.003])
+    expected = medians.transpose("weight_decay", "init_scale").values
+    assert np.isinf(expected).sum() == 1
+    np.testing.assert_allclose(mesh.get_array().filled(np.nan), np.where(np.isinf(expected), np.nan, expected))
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0.25", "0.5", "1"]
+    assert [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()] == [(1.5, 0.5)]
+    assert not plots.is_map(synthetic(SEEDS | REMEDIES)[0])
 
 
 def test_a_sweep_without_seeds_has_no_intervals_and_names_what_it_holds_fixed() -> None:

@@ -20,6 +20,7 @@ from subspace_adv.plots.chessboard import surfaces
 from subspace_adv.plots.line import boundaries
 from subspace_adv.plots.medians import SIZES, codimension, drawn_against, remedies, size
 from subspace_adv.plots.panels import Load, are_known, first_values, is_trained, panels, varies
+from subspace_adv.plots.phase import is_map, phase
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.plots.tightness import is_open, tightnesses
 from subspace_adv.results import open_results
@@ -74,6 +75,7 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
         ),
         **{along: (varies(dataset, along), partial(size, dataset, along)) for along in SIZES},
         "remedies": (bool(drawn_against(dataset)), lambda: remedies(dataset)),
+        "phase": (is_map(dataset), lambda: phase(dataset)),
         "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
         "tightness": (is_open(dataset), lambda: tightnesses(dataset)),
         "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),
