@@ -10,6 +10,7 @@ import xarray as xr
 from subspace_adv.errors import UserError
 from subspace_adv.initialization import gain
 from subspace_adv.parametrizations import PARAMETRIZATIONS
+from subspace_adv.snapshots import MARGIN_LEVEL, STEP, final, measured_along
 from subspace_adv.theory import chi_cdf
 from subspace_adv.training import DIVERGED, PENDING
 
@@ -63,6 +64,15 @@ class Ranks(NamedTuple):
     p_value: float  # χ², of the counts of all ranks
 
 
+class AtSnapshot(NamedTuple):
+    """How networks fit the law that were measured before their stop."""
+
+    dimension: str  # "step" or "margin_level"
+    at: float  # value along it
+    at_points: Fit | None  # as of `Check`, of those that had not stopped; and so the other
+    whitened: tuple[Fit, ...]
+
+
 class Check(NamedTuple):
     """Outcome of comparing laws and measurement."""
 
@@ -75,6 +85,7 @@ class Check(NamedTuple):
     bounds: tuple[Bound, ...]
     exponents: tuple[Exponent, ...]
     ranks: tuple[Ranks, ...]
+    snapshots: tuple[AtSnapshot, ...]
 
 
 class _Measured(NamedTuple):
@@ -111,6 +122,7 @@ def check(dataset: xr.Dataset) -> Check:
     Raises:
         UserError: if there is nothing to compare.
     """
+    whole, dataset = dataset, final(dataset)
     predicted = ~np.isnan(dataset["predicted_off_deviation"].values)
     status = dataset["status"].values
     left_out = {"pending": int((status == PENDING).sum()), "diverged": int((status == DIVERGED).sum())}
@@ -131,7 +143,19 @@ def check(dataset: xr.Dataset) -> Check:
         bounds=_bounds(measured),
         exponents=_exponents(measured),
         ranks=_ranks(dataset),
+        snapshots=tuple(_at_snapshots(whole)),
     )
+
+
+def _at_snapshots(dataset: xr.Dataset) -> Iterator[AtSnapshot]:
+    """Of every snapshot that some network has come to."""
+    for dimension in (one for one in (STEP, MARGIN_LEVEL) if one in dataset.dims):
+        there = measured_along(dataset, dimension)
+        for place, at in enumerate(there[dimension].values[:-1].tolist()):
+            measured = _measured(there.isel({dimension: place}, drop=True))
+            at_points, whitened = _fit_at_points(measured), tuple(_fits_of_networks(measured))
+            if at_points or whitened:
+                yield AtSnapshot(dimension, at, at_points, whitened)
 
 
 def _fit_at_points(measured: _Measured) -> Fit | None:

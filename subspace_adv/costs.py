@@ -19,6 +19,7 @@ _PROGRAM_SECONDS = 11.0  # to compile a group's programs, but for what searches
 _XLA_SECONDS = 3.0  # more, where XLA compiles the training
 # For each pair of region and norm that is searched, or a plane.
 _SEARCH_SECONDS: dict[Measurer, float] = {"kernel": 1.0, "xla": 8.0}
+MEASURE_SECONDS = 4.0  # to compile one more program that measures, and searches nothing
 # A pair of neurons: all crossings of the kinks of a plane.
 _PLANE_SECONDS: dict[Measurer, float] = {"kernel": 2e-9, "xla": 1.1e-7}
 _TYPICAL_STEPS = 0.3  # of max_steps: networks of sweeps/ stop after 0.03 to 0.5 of theirs, on the average

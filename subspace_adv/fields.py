@@ -1,5 +1,6 @@
 """The fields of a sweep file: what they are to a cell, their role, and which numbers they admit."""
 
+import itertools
 import math
 import re
 from typing import Annotated, Any, NamedTuple
@@ -19,15 +20,17 @@ class Role(NamedTuple):
     tells_place: bool = False  # it tells where in R^d the span of the data lies, and changes nothing within the span
     entry: type | None = None  # of NumPy, of its entry in a cell's arrays; None where it has none
     replicate: bool = False  # cells that differ in it alone are repetitions of one experiment
-    axis: bool = True  # it may be an axis; a list may not
+    axis: bool = True  # it may be an axis
+    listed: bool = False  # its value is a list; it is no axis then
 
 
 DATA = Role(shapes=True, tells_points=True)
-DATA_LIST = DATA._replace(axis=False)
+DATA_LIST = DATA._replace(axis=False, listed=True)
 DATA_REPLICATE = DATA._replace(replicate=True)
 PLACE = Role(shapes=True, tells_place=True)
 STATIC = Role(shapes=True)
-STATIC_LIST = STATIC._replace(axis=False)
+STATIC_LIST = STATIC._replace(axis=False, listed=True)
+SWITCH = STATIC._replace(axis=False)
 
 
 def run_time(entry: type, *, shapes: bool = False, replicate: bool = False) -> Role:
@@ -56,7 +59,7 @@ def role_in(table: type[Table], leaf: str) -> Role:
     if len(roles) != 1:
         raise TypeError(
             f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_REPLICATE, "
-            "PLACE, STATIC, STATIC_LIST or run_time(dtype)"
+            "PLACE, STATIC, STATIC_LIST, SWITCH or run_time(dtype)"
         )
     return roles[0]
 
@@ -101,6 +104,28 @@ def distinct(values: tuple) -> tuple:
     return values
 
 
+def ascending(values: tuple) -> tuple:
+    """The values, of which there must be some, each over the one before; none is listed twice."""
+    if not values:
+        raise ValueError("must list at least one value; leave it out for none")
+    for before, after in itertools.pairwise(distinct(values)):
+        if after < before:
+            raise ValueError(f"must ascend; {after!r} comes after {before!r}")
+    return values
+
+
+def log_spaced(written: Any) -> Any:
+    """Whole numbers from `{log = [a, b], n = k}`, evenly spaced on a logarithmic scale; anything else as it is."""
+    if not isinstance(written, dict):
+        return written
+    match written:
+        case {"log": [int(first), int(last)], "n": int(number), **rest} if not rest:
+            if 1 <= first < last and number >= 2:
+                spaced = np.rint(np.geomspace(first, last, number)).astype(np.int64)
+                return tuple(dict.fromkeys(spaced.tolist()))  # small ones may be one number
+    raise ValueError("must be a list, or {log = [a, b], n = k} of whole numbers, 1 ≤ a < b and k ≥ 2")
+
+
 def _no_nan(value: float) -> float:
     if math.isnan(value):
         raise ValueError("must be a number, not NaN")
@@ -133,5 +158,6 @@ BelowOne = Annotated[
     float, Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(_in_float32), AfterValidator(_below_one_in_float32)
 ]
 Level = Annotated[float, AfterValidator(_no_nan), AfterValidator(_in_float32)]
+Finite = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_in_float32)]
 Count = Annotated[int, Field(ge=1, le=2**24)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

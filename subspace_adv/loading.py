@@ -25,8 +25,11 @@ from subspace_adv.planning import Chunk, cut
 from subspace_adv.program import parameter_shapes
 from subspace_adv.receptive_fields import Dense
 from subspace_adv.rows import nearest
+from subspace_adv.snapshots import MARGIN_LEVEL, NEVER, STEP, during, snapshots_of
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DESIGNED, Sweep
+
+Arrays = dict[str, np.ndarray]
 
 
 @struct.dataclass
@@ -58,12 +61,21 @@ class Networks:
         return outputs.reshape(points.shape[:-1])
 
 
-def load_networks(folder: str | Path, *, module: type[linen.Module] | None = None, **coordinates: Any) -> Any:
+def load_networks(
+    folder: str | Path,
+    *,
+    module: type[linen.Module] | None = None,
+    step: float | None = None,
+    margin_level: float | None = None,
+    **coordinates: Any,
+) -> Any:
     """Trained networks of a results folder.
 
     Args:
         folder: a results folder.
         module: of networks of your own class, that class: nothing that a folder names is imported.
+        step: one of `at_steps`, if the sweep says `keep_networks`: as they were then. By default as at their stop.
+        margin_level: or one of `at_margins`.
         **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
             kept). Axes not named are kept whole.
 
@@ -71,12 +83,13 @@ def load_networks(folder: str | Path, *, module: type[linen.Module] | None = Non
         Of architecture "mlp" with depth 1 a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias (…); of
         others `Networks`, their `params` as flax has them, and `apply`. Float32 host arrays with leading axes as in the
         Dataset. Widths and dimensions are those of the largest network selected; smaller ones are padded with zeros,
-        which changes no output. Networks not yet trained are NaN.
+        which changes no output. Networks not yet trained are NaN, and so are those that stopped before a snapshot.
 
     Raises:
         UserError: for an unknown axis or value, networks of several architectures, or a folder that cannot be read.
     """
     store = Store.open(folder)
+    snapshot = _snapshot(store, {STEP: step, MARGIN_LEVEL: margin_level})
     _start_jax()
     selected, shape = _select(store.sweep, coordinates)
     chosen, back = np.unique(selected, return_inverse=True)
@@ -85,7 +98,8 @@ def load_networks(folder: str | Path, *, module: type[linen.Module] | None = Non
         raise UserError(
             f"module: is of networks of your own class, and these are of {design.architecture}; leave it out"
         )
-    found = (_as_saved if is_class_name(design.architecture) else _in_ambient)(store, chosen, design)
+    read = _as_saved if is_class_name(design.architecture) else _in_ambient
+    found = read(store, chosen, design, snapshot)
     if found is None:
         raise UserError(f"{folder}: none of the networks selected is trained yet; run the sweep to its end")
     if module is not None:
@@ -99,6 +113,38 @@ def load_networks(folder: str | Path, *, module: type[linen.Module] | None = Non
         if made_of is None and not is_class_name(design.architecture)
         else Networks(params, made_of, design.ambient_dim)
     )
+
+
+def _snapshot(store: Store, wanted: dict[str, float | None]) -> int | None:
+    """Which snapshot is wanted, of those that every network has; None of networks at their stop."""
+    given = {dimension: value for dimension, value in wanted.items() if value is not None}
+    if not given:
+        return None
+    snapshots = snapshots_of(store.sweep.measure)
+    if len(given) > 1:
+        raise UserError(f"{STEP} and {MARGIN_LEVEL}: select networks by one of the two")
+    [(dimension, value)] = given.items()
+    if dimension not in snapshots.dimensions:
+        leaf = {STEP: "at_steps", MARGIN_LEVEL: "at_margins"}[dimension]
+        raise UserError(f"{dimension} = {brief(value)}: networks were not measured so; that takes measure.{leaf}")
+    if not snapshots.networks:
+        told = "no networks were saved but those at their stop; that takes measure.keep_networks = true"
+        raise UserError(f"{dimension} = {brief(value)}: {told}")
+    values = snapshots.values(dimension)
+    place = _position(dimension, values, value)
+    return None if place == len(values) - 1 else snapshots.dimensions[dimension].start + place
+
+
+def _at(arrays: Arrays, snapshot: int | None) -> Arrays:
+    """What was saved of networks at their stop, or before it, by its name at the stop."""
+    before = {during(name) for name in arrays}
+    at_stop = {name: values for name, values in arrays.items() if name not in before}
+    if snapshot is None:
+        return at_stop
+    return {
+        name: arrays[during(name)][:, snapshot] if during(name) in arrays else values
+        for name, values in at_stop.items()
+    }
 
 
 def _one_design(sweep: Sweep, cells: np.ndarray) -> Design:
@@ -119,7 +165,7 @@ def _one_design(sweep: Sweep, cells: np.ndarray) -> Design:
     return sweep.design(at, shape)._replace(width=at["width"])
 
 
-def _in_ambient(store: Store, cells: np.ndarray, design: Design) -> Any:
+def _in_ambient(store: Store, cells: np.ndarray, design: Design, snapshot: int | None) -> Any:
     """Parameters of cells (ascending), in ambient coordinates; None if none is trained."""
     sweep, model = store.sweep, architecture_of(design.architecture).model(design)
     fan_in = design.ambient_dim if isinstance(model.fields, Dense) else model.fields.fan_in
@@ -130,7 +176,9 @@ def _in_ambient(store: Store, cells: np.ndarray, design: Design) -> Any:
         any_trained = True
         mine = np.isin(of_chunk, cells)
         place = np.searchsorted(cells, of_chunk[mine])
-        trained = {name: values[mine] for name, values in arrays.items()}
+        trained = {name: values[mine] for name, values in _at(arrays, snapshot).items()}
+        never = trained["steps"] == NEVER
+        trained["steps"] = np.where(never, 0, trained["steps"])  # of no network
         group = next(group for group in groups if of_chunk[0] in group.cells)
         networks = engine.ambient_networks(sweep, Chunk(number, group, of_chunk[mine]), trained)
         for name, held in named(networks).items():
@@ -138,18 +186,19 @@ def _in_ambient(store: Store, cells: np.ndarray, design: Design) -> Any:
             sizes = tuple(map(min, held.shape[1:], found[name].shape[1:]))  # neurons beyond are padding
             within = tuple(map(slice, sizes))
             found[name][(place, *within)] = held[(slice(None), *within)]
+            found[name][place[never]] = np.nan
     return renamed(like, found) if any_trained else None
 
 
-def _as_saved(store: Store, cells: np.ndarray, design: Design) -> Any:
+def _as_saved(store: Store, cells: np.ndarray, design: Design, snapshot: int | None) -> Any:
     """Parameters of cells (ascending) of the user's own class, without it; None if none is trained."""
     found: dict[str, np.ndarray] = {}
     measure, redraws = store.sweep.measure, max(store.sweep.values("redraws"))
     recorded = {*TRAINED, *variables(measure.regions, measure.norms, redraws)}
     for _, of_chunk, arrays in committed(store, cells):
-        mine = np.isin(of_chunk, cells)
-        for name in arrays.keys() - recorded:
-            values = arrays[name]
+        mine, then = np.isin(of_chunk, cells), _at(arrays, snapshot)
+        for name in then.keys() - recorded:
+            values = then[name]
             all_of_them = found.setdefault(name, np.full((len(cells), *values.shape[1:]), np.nan, np.float32))
             if all_of_them.shape[1:] != values.shape[1:]:
                 raise UserError(f"{design.architecture}: parameters {name} of several shapes are selected; select one")
@@ -197,9 +246,6 @@ def load_points(folder: str | Path, **coordinates: Any) -> Points:
         heldout[i, :, :of_one] = data.heldout.astype(np.float64) @ span.T
         bases[i, :of_one, : settings.shape.subspace_dim] = span @ np.asarray(data.subspace.basis)
     return Points(*(part[which].reshape((*shape, *part.shape[1:])) for part in (x, y, heldout, bases)))
-
-
-Arrays = dict[str, np.ndarray]
 
 
 def committed(store: Store, only: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray, Arrays]]:

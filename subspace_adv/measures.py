@@ -115,6 +115,10 @@ class Recording:
         """What is measured of a network, by name."""
         return _named(self.measures, self.regions, self.norms)
 
+    def during(self, *, brackets: bool) -> "Recording":
+        """What is recorded of a network before its stop: no ranks among redraws, and brackets only if asked for."""
+        return dataclasses.replace(self, redraws=0, measures=_rows(self.measures, brackets))
+
     @property
     def variables(self) -> dict[str, Variable]:
         """What is recorded, by name: ranks among redraws too."""
@@ -322,6 +326,17 @@ def variables(regions: tuple[Region, ...], norms: tuple[str, ...], redraws: int 
     """What is recorded of all rows, by name."""
     measured = _named(MEASURES, regions, norms)
     return measured | (_ranks(measured, redraws) if redraws else {})
+
+
+def variables_during(regions: tuple[Region, ...], norms: tuple[str, ...], *, brackets: bool) -> dict[str, Variable]:
+    """What is recorded of all rows before a network's stop, by name."""
+    return {**_named(_rows(tuple(MEASURES), brackets), regions, norms)}
+
+
+def _rows(names: tuple[str, ...], brackets: bool) -> tuple[str, ...]:
+    """Some rows, without those of brackets unless these are asked for: they alone are searched for."""
+    ends = [distance_name("{region}", "{norm}", side) for side in ("lower", "upper")]
+    return tuple(name for name in names if brackets or name not in ends)
 
 
 def rank_name(name: str) -> str:

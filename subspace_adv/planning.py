@@ -27,6 +27,7 @@ from subspace_adv.program import LARGE_PRODUCT, Program, parameter_shapes
 from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import NetworkSettings, resolved_trainable, role
+from subspace_adv.snapshots import Snapshots, during, snapshots_of
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer
 
@@ -34,7 +35,7 @@ _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a ti
 _MEASURED_NETWORKS = 32  # a call and device, of groups that have as many
 _CALL_SECONDS = 0.25  # between two looks at what the kernel has done
 _CHUNK_SECONDS = 40  # of one core, if all its networks run to max_steps: what is lost when the machine dies
-_MAX_CHUNK_CELLS = 4096
+_MAX_CHUNK_NETWORKS = 4096  # held until a chunk is saved: of each cell one, and those before its stop
 _MIN_CHUNK_CELLS = {"fused": 256, "xla": 64}  # the kernel's lanes are many, and all cores share them
 _MIN_CHUNKS = 16  # of a large enough group, so that cores share it evenly
 
@@ -58,6 +59,7 @@ class Group(NamedTuple):
     tail_lanes: int  # the same at the end of a chunk, when few are left
     measured: int  # networks that one call measures
     least_chunk: int  # cells below which the device has too little to do
+    snapshots: Snapshots = Snapshots()  # of every network
 
     @property
     def step_flops(self) -> int:
@@ -101,19 +103,30 @@ class Group(NamedTuple):
         """Cells in each chunk of the group but the last."""
         affordable = int(_CHUNK_SECONDS / (self.step_seconds * max(self.max_steps, 1)))
         share = max(-(-len(self.cells) // _MIN_CHUNKS), _MIN_CHUNK_CELLS[self.program.recipe.trainer])
-        return max(min(affordable, share, _MAX_CHUNK_CELLS), self.least_chunk)
+        held = 1 + self.snapshots.number
+        return max(min(affordable, share, _MAX_CHUNK_NETWORKS // held), self.least_chunk // held, 1)
 
     @property
     def programs(self) -> int:
-        """Compiled programs: fill, advance, advance few, measure."""
-        return 3 if self.lanes == self.tail_lanes else 4
+        """Compiled programs: fill, advance, advance few, measure, measure before the stop."""
+        return 3 + (self.lanes != self.tail_lanes) + (self.program_during not in (None, self.program))
+
+    @property
+    def program_during(self) -> Program | None:
+        """What measures networks before their stop, if any are."""
+        recording = self.program.recording.during(brackets=self.snapshots.brackets)
+        return self.program._replace(recording=recording) if self.snapshots.number else None
 
     @property
     def cell_bytes(self) -> int:
         """Bytes a cell takes in the results folder, uncompressed."""
-        p = self.program
-        recorded = p.recording.variables.values()
-        return 4 * p.size + 5 + sum(4 * v.values(p.shape.samples) for v in recorded)
+
+        def of_one(program: Program) -> int:
+            return sum(4 * v.values(program.shape.samples) for v in program.recording.variables.values())
+
+        size, then = 4 * self.program.size, self.program_during
+        during = self.snapshots.number * (of_one(then) + 4 + self.snapshots.networks * size) if then else 0
+        return size + 5 + of_one(self.program) + during
 
 
 class Plan(NamedTuple):
@@ -149,12 +162,16 @@ class Plan(NamedTuple):
 
     def _seconds(self, group: Group, cores: int) -> Seconds:
         p, searches, planes, by = group.program, group.program.searches, group.program.planes, group.measurer
+        sizes = p.shape.samples, HELDOUT, p.law.padded_width
+        measuring = costs.measuring_seconds(*sizes, searches, sum(planes), by)
+        then = measuring if group.snapshots.brackets else costs.measuring_seconds(*sizes, [], 0, by)
+        compiling = costs.compiling_seconds(len(searches) + len(planes), p.recipe.trainer, by)
         return costs.seconds(
             net_steps=int(self.sweep.column("max_steps", group.cells).sum(dtype=np.int64)),
             step=group.step_seconds,
             networks=len(group.cells),
-            measuring=costs.measuring_seconds(p.shape.samples, HELDOUT, p.law.padded_width, searches, sum(planes), by),
-            compiling=costs.compiling_seconds(len(searches) + len(planes), p.recipe.trainer, by),
+            measuring=measuring + group.snapshots.number * then,
+            compiling=compiling + costs.MEASURE_SECONDS * (group.program_during not in (None, p)),
             cores=cores,
         )
 
@@ -260,7 +277,8 @@ def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = No
         why = reasons[program]
         program = program._replace(shared_data=len(datasets[program]) == 1)
         measured, least_chunk = _measured(program, len(cells), device), 1 if device.is_cpu else lanes
-        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes, measured, least_chunk))
+        snapshots = snapshots_of(sweep.measure)
+        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes, measured, least_chunk, snapshots))
     chunks = []
     for group in groups:
         for start in range(0, len(group.cells), group.chunk_cells):
@@ -325,7 +343,8 @@ def _check_model(architecture: str, program: Program) -> None:
     """
     model, parameters = program.recipe.model, named(program.parameters)
     told = f"architecture {architecture!r}: "
-    taken = {*TRAINED, *program.recording.variables} & parameters.keys()
+    recorded = {*TRAINED, *program.recording.variables}
+    taken = (recorded | {during(name) for name in (*recorded, *parameters)}) & parameters.keys()
     if taken:
         raise UserError(f"{told}calls a parameter {min(taken)!r}, as what is recorded is; give it another name")
     if not model.has_frozen_part:

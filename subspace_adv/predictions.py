@@ -13,8 +13,9 @@ from subspace_adv.measures import Dimension, Variable
 from subspace_adv.optimizers import OPTIMIZERS, OffPart, readers
 from subspace_adv.parametrizations import PARAMETRIZATIONS
 from subspace_adv.reduction import reduction
+from subspace_adv.snapshots import during
 from subspace_adv.sweep import Sweep
-from subspace_adv.training import CONVERGED, STEP_LIMIT
+from subspace_adv.training import CONVERGED, PENDING, STEP_LIMIT
 
 _DECAY_HOLDS = (
     "NaN where training moves the part in ways of its own: adam, but for points and region on coordinate axes apart "
@@ -137,6 +138,24 @@ def predict(
         f"{gradient}_upper_bound": per_point(upper_bound),
         "predicted_distance_universal": np.where(wrong & ~np.isnan(universal), np.float32(0), universal),
     }
+
+
+def predict_during(
+    sweep: Sweep,
+    recorded: dict[str, np.ndarray],
+    datasets: Sequence[DataSettings],
+    which: np.ndarray,
+    labels: np.ndarray,
+    snapshots: int,
+) -> dict[str, np.ndarray]:
+    """As `predict`, of every snapshot of what was recorded: arrays named by `during`, (cells, snapshots, …)."""
+    names = [name for name in recorded if during(name) in recorded]
+    found = []
+    for one in range(snapshots):
+        then = {name: recorded[during(name)][:, one] for name in names}
+        then["status"] = np.where(np.isnan(then["steps"]), PENDING, STEP_LIMIT)
+        found.append(predict(sweep, then, datasets, which, labels))
+    return {during(name): np.stack([values[name] for values in found], axis=1) for name in PREDICTIONS}
 
 
 def _off_untrained(setting: Setting, of_frozen: OfFrozen) -> np.ndarray:

@@ -9,6 +9,7 @@ from xarray import Dataset
 
 from subspace_adv import bench, checks, tables
 from subspace_adv.progress import Terminal, count
+from subspace_adv.snapshots import final
 
 _WIDEST = 10_000  # more than any table needs
 _CUT = "…"  # what rich puts for what it leaves out
@@ -38,6 +39,7 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
         dataset: as of `open_results`.
         epsilons: the sizes; some typical ones by default.
     """
+    dataset = final(dataset)
     rows = tables.summarize(dataset)
     varying = [axis for axis in rows[0].arm if dataset.sizes[axis] > 1]
     first, *others = rows[0].distance
@@ -146,6 +148,7 @@ def print_check(found: checks.Check) -> None:
             fits.add_row(name, fit.of or "all", f"{fit.sample:,}", f"{fit.p_value:.3g}", _precise(fit.scale))
     print_table(fits)
     print("A sample has one number of each seed, from changing cells; p of Kolmogorov and Smirnov, intervals of 95 %.")
+    _print_snapshots(found.snapshots)
     bounds = table("bound", "held by", "of the sample", "promised")
     for bound in found.bounds:
         sample = " ".join((f"{bound.sample.estimate:.2%}", f"[{bound.sample.low:.2%}, {bound.sample.high:.2%}]"))
@@ -165,6 +168,21 @@ def print_check(found: checks.Check) -> None:
             ranks.add_row(one.variable, f"{one.sample:,}", f"{one.p_value:.3g}")
         print_table(ranks)
         print("Ranks are uniform whatever the variable, attacks and certificates included (F16); p of the χ² test.")
+
+
+def _print_snapshots(found: Sequence[checks.AtSnapshot]) -> None:
+    """The law before the stop, a line a snapshot; of several depths, one each."""
+    for dimension, of_it in itertools.groupby(found, key=lambda one: one.dimension):
+        made = table(dimension, "networks", *("sample, a point", "p", "scale"), *("sample, whitened", "p", "scale"))
+        for one in of_it:
+            for fit in one.whitened or [None]:
+                made.add_row(f"{one.at:g}", fit.of or "all" if fit else "all", *_fit(one.at_points), *_fit(fit))
+        print_table(made)
+        print("The same of networks before their stop, and not yet stopped.")
+
+
+def _fit(fit: checks.Fit | None) -> list[str]:
+    return [f"{fit.sample:,}", f"{fit.p_value:.3g}", _precise(fit.scale)] if fit else 3 * ["–"]
 
 
 def _precise(found: checks.Interval) -> str:

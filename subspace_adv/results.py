@@ -1,5 +1,6 @@
 """A results folder as labelled arrays, and its trained networks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.loading import committed
 from subspace_adv.manifest import certified_classes
-from subspace_adv.measures import TRAINED, distance_parts, variables
+from subspace_adv.measures import TRAINED, Variable, distance_parts, variables, variables_during
 from subspace_adv.models import architecture_of, is_class_name
-from subspace_adv.predictions import PREDICTIONS, predict
+from subspace_adv.predictions import PREDICTIONS, predict, predict_during
 from subspace_adv.settings import leaves, resolved_trainable, role
+from subspace_adv.snapshots import MARGIN_LEVEL, NEVER, STEP, Snapshots, at_margin, during, snapshots_of
 from subspace_adv.store import Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import PENDING, STATUS_MEANINGS
@@ -30,7 +32,9 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         folder: a results folder, complete or not.
 
     Returns:
-        A Dataset with one dimension per axis of the sweep, in its order, `point` and `heldout`. Cells not yet done
+        A Dataset with one dimension per axis of the sweep, in its order, `point` and `heldout`. What was measured
+        before networks stopped too is along `step` or `margin_level`, and last, at inf, as it was at their stop:
+        `final` takes that. Cells not yet done
         have status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
         unit; coordinates `label` and `input` are the training points, `heldout_input` those held out. What the
         theory predicts of a cell stands beside, as `predicted_…`; NaN where it predicts nothing. Where `loss` is an
@@ -50,29 +54,12 @@ def dataset_of(store: Store) -> "xr.Dataset":
     datasets, which = grid_data(sweep)
     labels, inputs, heldout = _points(datasets)
     table = variables(sweep.measure.regions, sweep.measure.norms, max(sweep.values("redraws")))
-    arrays: dict[str, np.ndarray] = {
-        "status": np.full(sweep.cells, PENDING, np.int8),
-        "steps": np.full(sweep.cells, np.nan, np.float64),
-    }
-    inner = {name: variable.dimensions for name, variable in (table | PREDICTIONS).items()}
-    for name, variable in table.items():
-        shape = (sweep.cells, variable.values(labels.shape[1])) if inner[name] else (sweep.cells,)
-        arrays[name] = np.full(shape, np.nan, np.float32)
-    for _, cells, chunk in committed(store):
-        redraws = int(sweep.column("redraws", cells)[0])
-        recorded = {*TRAINED, *variables(sweep.measure.regions, sweep.measure.norms, redraws)}
-        if missing := recorded - chunk.keys():
-            without = ", ".join(sorted(missing))
-            raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
-        for name in recorded:
-            values, found = arrays[name], chunk[name]
-            if values.ndim == 2:  # points that fill up either array are left out
-                width = min(values.shape[1], found.shape[1])
-                values[cells, :width] = found[:, :width]
-            else:
-                values[cells] = found
+    arrays = _recorded(store, labels.shape[1])
     with np.errstate(all="ignore"):  # beyond float32's range predictions are inf
         arrays |= predict(sweep, arrays, datasets, which, labels)
+        snapshots = snapshots_of(sweep.measure)
+        if snapshots.number:
+            arrays |= predict_during(sweep, arrays, datasets, which, labels, snapshots.number)
     axes = list(sweep.axes)
     shared, along = _settings(sweep, datasets, which)
     # Where a subspace lies changes neither labels nor coordinates within it.
@@ -80,14 +67,12 @@ def dataset_of(store: Store) -> "xr.Dataset":
     which = which[tuple(slice(None) if axis in along_data else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
-            _shown(name, axes): (
-                (*axes, *inner.get(name, ())),
-                values.reshape((*sweep.shape, *values.shape[1:])),
-            )
-            for name, values in arrays.items()
+            name: ((*axes, *dimensions), values.reshape((*sweep.shape, *values.shape[1:])))
+            for name, dimensions, values in _variables(table | PREDICTIONS, arrays, axes, snapshots)
         },
         coords={
             **{axis: np.array(values) for axis, values in sweep.axes.items()},
+            **{dimension: np.array(snapshots.values(dimension)) for dimension in snapshots.dimensions},
             **along,
             "label": ((*along_data, "point"), labels[which]),
             "input": ((*along_data, "point", "feature"), inputs[which]),
@@ -102,17 +87,64 @@ def dataset_of(store: Store) -> "xr.Dataset":
     )
     for name, variable in (table | PREDICTIONS).items():
         meaning = variable.meaning + (_how_exact(store, name) if name.startswith("distance_") else "")
-        dataset[_shown(name, axes)].attrs = {"long_name": meaning, "units": variable.unit}
-    dataset["status"].attrs = {
-        "long_name": "outcome of training",
-        "flag_values": np.arange(len(STATUS_MEANINGS), dtype=np.int8),
-        "flag_meanings": " ".join(STATUS_MEANINGS),
-    }
-    dataset["steps"].attrs = {"long_name": "gradient steps taken", "units": "1"}
-    dataset["label"].attrs = {"long_name": "training label, −1 or +1; 0 where there is no such point"}
-    dataset["input"].attrs = {"long_name": f"training point, {_COORDINATES}", "units": "input length"}
-    dataset["heldout_input"].attrs = {"long_name": f"held-out point, {_COORDINATES}", "units": "input length"}
+        for shown in {_shown(name, axes), at_margin(_shown(name, axes))} & dataset.data_vars.keys():
+            dataset[shown].attrs = {"long_name": meaning, "units": variable.unit}
+    for name, attrs in _TOLD.items():
+        if name in dataset.variables:
+            dataset[name].attrs = attrs
     return dataset
+
+
+def _recorded(store: Store, points: int) -> dict[str, np.ndarray]:
+    """What was recorded of all cells, (cells, …), by name; NaN where pending, or stopped before a snapshot."""
+    sweep = store.sweep
+    measure, count = sweep.measure, snapshots_of(sweep.measure).number
+    arrays: dict[str, np.ndarray] = {
+        "status": np.full(sweep.cells, PENDING, np.int8),
+        "steps": np.full(sweep.cells, np.nan, np.float64),
+    }
+    for name, variable in variables(measure.regions, measure.norms, max(sweep.values("redraws"))).items():
+        arrays[name] = np.full((sweep.cells, *variable.shape(points)), np.nan, np.float32)
+    then = {"steps"}
+    if count:
+        then |= variables_during(measure.regions, measure.norms, brackets=measure.brackets_during).keys()
+        for name in then:
+            arrays[during(name)] = np.full((sweep.cells, count, *arrays[name].shape[1:]), np.nan, arrays[name].dtype)
+    for _, cells, chunk in committed(store):
+        redraws = int(sweep.column("redraws", cells)[0])
+        recorded = {*TRAINED, *variables(measure.regions, measure.norms, redraws)}
+        recorded |= {during(name) for name in then} if count else set()
+        if missing := recorded - chunk.keys():
+            without = ", ".join(sorted(missing))
+            raise UserError(f"{store.folder}: was measured without {without}; run the sweep into another folder")
+        for name in recorded:
+            values, found = arrays[name], chunk[name]
+            both = [slice(min(sizes)) for sizes in zip(values.shape[1:], found.shape[1:], strict=True)]
+            values[(cells, *both)] = found[(slice(None), *both)]  # points that fill up either are left out
+    if count:
+        steps = arrays[during("steps")]
+        steps[steps == NEVER] = np.nan
+    return arrays
+
+
+def _variables(
+    table: dict[str, Variable], arrays: dict[str, np.ndarray], axes: list[str], snapshots: Snapshots
+) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+    """Name, dimensions beside the axes, and values (cells, …) of every variable: of its snapshots, then of the stop."""
+    at_stop = {name: values for name, values in arrays.items() if name in table or name in TRAINED}
+    for name, values in at_stop.items():
+        inner = table[name].dimensions if name in table else ()
+        along = snapshots.dimensions if during(name) in arrays else {}
+        if name == "steps":
+            along = {dimension: part for dimension, part in along.items() if dimension == MARGIN_LEVEL}
+        if not along or (name == "steps" and STEP in snapshots.dimensions):
+            yield _shown(name, axes), inner, values
+        for dimension, part in along.items():
+            shown = _shown(name, axes)
+            if dimension == MARGIN_LEVEL and STEP in snapshots.dimensions:
+                shown = at_margin(shown)
+            all_of_them = np.concatenate([arrays[during(name)][:, part], values[:, None]], axis=1)
+            yield shown, (dimension, *inner), all_of_them
 
 
 def _how_exact(store: Store, name: str) -> str:
@@ -141,6 +173,28 @@ def _how_exact(store: Store, name: str) -> str:
 
 
 _COORDINATES = "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace"
+_STEPS_TAKEN = {"long_name": "gradient steps taken", "units": "1"}
+_TOLD: dict[str, dict[str, Any]] = {
+    "status": {
+        "long_name": "outcome of training",
+        "flag_values": np.arange(len(STATUS_MEANINGS), dtype=np.int8),
+        "flag_meanings": " ".join(STATUS_MEANINGS),
+    },
+    "steps": _STEPS_TAKEN,
+    at_margin("steps"): _STEPS_TAKEN,
+    "label": {"long_name": "training label, −1 or +1; 0 where there is no such point"},
+    "input": {"long_name": f"training point, {_COORDINATES}", "units": "input length"},
+    "heldout_input": {"long_name": f"held-out point, {_COORDINATES}", "units": "input length"},
+    STEP: {
+        "long_name": "gradient steps after which networks were measured; NaN after their stop; inf: at their stop",
+        "units": "1",
+    },
+    MARGIN_LEVEL: {
+        "long_name": "networks were measured after the first step at which their margin exceeded this; NaN where it "
+        "never did; inf: at their stop",
+        "units": "output",
+    },
+}
 
 
 def _shown(name: str, axes: list[str]) -> str:
@@ -204,8 +258,13 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
 
 def _measured(sweep: Sweep) -> dict[str, Any]:
     """`[measure]`, as the attrs of any file format can hold it."""
-    settings = sweep.measure.model_dump()
-    return settings | {leaf: ", ".join(settings[leaf]) for leaf in settings if not role(leaf).axis}
+    read = {leaf: value for leaf, value in sweep.measure.model_dump(exclude_none=True).items() if sweep.reads(leaf)}
+    return {leaf: _plain(value) for leaf, value in read.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a number or a text."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value
 
 
 def _origin(store: Store) -> dict[str, str]:

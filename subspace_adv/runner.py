@@ -174,7 +174,7 @@ class _Workers:
         # Training beside measurement would take both longer than one after the other, each on all cores.
         beside = workers() if group.fused else 1
         for chunk, trained in engine.train(self._sweep, group, drain(waiting), self._listener.progress, self._stop):
-            arrays = trained | engine.measure(self._sweep, chunk, trained, self._stop, beside)
+            arrays = engine.saved(chunk, trained) | engine.measure(self._sweep, chunk, trained, self._stop, beside)
             with self._committing:
                 self._store.commit(chunk.number, arrays)
 

@@ -14,15 +14,19 @@ from subspace_adv.fields import (
     DATA,
     STATIC,
     STATIC_LIST,
+    SWITCH,
     BelowOne,
     Count,
+    Finite,
     Level,
     NotNegative,
     Positive,
     Role,
     Seed,
     Table,
+    ascending,
     distinct,
+    log_spaced,
     role_in,
     run_time,
 )
@@ -36,6 +40,17 @@ from subspace_adv.receptive_fields import Layout, Padding
 _Regions = Annotated[tuple[Region, ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)]
 _Norms = Annotated[
     tuple[Annotated[str, PlainValidator(NORMS.name)], ...], AS_TUPLE, Field(min_length=1), AfterValidator(distinct)
+]
+_Steps = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31 - 1)], ...] | None,
+    BeforeValidator(log_spaced),
+    AS_TUPLE,
+    AfterValidator(lambda steps: steps if steps is None else ascending(steps)),
+]
+_Margins = Annotated[
+    tuple[Finite, ...] | None,
+    AS_TUPLE,
+    AfterValidator(lambda levels: levels if levels is None else ascending(levels)),
 ]
 
 
@@ -92,6 +107,19 @@ class MeasureSettings(Table, frozen=True):
     restarts: Annotated[int, Field(ge=1, le=10_000), STATIC] = 32
     gap: Annotated[NotNegative, STATIC] = 0.01
     redraws: Annotated[int, Field(ge=0, le=999), STATIC] = 0
+    at_steps: Annotated[_Steps, STATIC_LIST] = None  # where networks are measured before their stop
+    at_margins: Annotated[_Margins, STATIC_LIST] = None  # likewise, once their margin exceeds these
+    brackets_during: Annotated[bool, SWITCH] = False  # whether brackets too are, there
+    keep_networks: Annotated[bool, SWITCH] = False  # whether their parameters there are saved
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether networks are measured before their stop."""
+        return bool(self.at_steps or self.at_margins)
+
+
+OF_SNAPSHOTS = ("brackets_during", "keep_networks")
+"""Fields that are read only where networks are measured before their stop."""
 
 
 def tables() -> Mapping[str, type[Table]]:

@@ -23,6 +23,7 @@ from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart
 from subspace_adv.rows import nearest
 from subspace_adv.settings import (
+    OF_SNAPSHOTS,
     MeasureSettings,
     NetworkSettings,
     TrainingSettings,
@@ -144,6 +145,8 @@ class Sweep:
 
     def reads(self, leaf: str) -> bool:
         """Whether some cell reads a field."""
+        if leaf in OF_SNAPSHOTS:
+            return self.measure.has_snapshots
         conditions = read_where(leaf)
         return not conditions or any(
             all(not set(values).isdisjoint(map(row_name, self.values(decider))) for decider, values in one.items())
@@ -226,7 +229,8 @@ def _axes(document: dict[str, Any], source: Source) -> dict[str, tuple]:
         if leaf not in leaves():
             raise UserError(f"{where}: no such axis{nearest(leaf, [one for one in leaves() if role(one).axis])}")
         if not role(leaf).axis:
-            raise UserError(f"{where}: cannot be an axis; {leaf} is a list already; set it in [{leaves()[leaf]}]")
+            why = f"{leaf} is a list already" if role(leaf).listed else f"{leaf} is one for all networks"
+            raise UserError(f"{where}: cannot be an axis; {why}; set it in [{leaves()[leaf]}]")
         axes[leaf] = _axis(leaf, written, where)
     return axes
 
@@ -268,6 +272,10 @@ def _check_distinct_in_float32(values: tuple[float, ...]) -> None:
 
 def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Source) -> None:
     """Refuse what is written and read by no cell; warn of it where the command line, not the file, made it so."""
+    for leaf in OF_SNAPSHOTS if not sweep.measure.has_snapshots else ():
+        if (written := document.get("measure", {}).get(leaf)) is not None:
+            told = "changes nothing; it is read with at_steps or at_margins; leave it out"
+            raise UserError(f"{source(leaf)}: measure.{leaf} = {brief(written)}: {told}")
     dropped: dict[str, list[str]] = {}
     for table in (*tables(), "axes"):
         for leaf, written in document.get(table, {}).items():
@@ -304,6 +312,7 @@ def _check_combinations(sweep: Sweep, source: Source) -> None:
     _check_parametrizations(sweep, named)
     _check_designs(sweep, named)
     _check_norms(sweep, source)
+    _check_snapshots(sweep, named)
 
 
 def _check_parametrizations(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
@@ -348,6 +357,19 @@ def _check_norms(sweep: Sweep, source: Source) -> None:
                 f"{region!r} {of}: its norm is not that of coordinates there; leave {region!r} out of "
                 f"measure.regions{way_out}"
             )
+
+
+def _check_snapshots(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
+    """No network is trained beyond `max_steps`, nor beyond the step at which its margin exceeds `stop_margin`."""
+    for leaf, end in (("at_steps", "max_steps"), ("at_margins", "stop_margin")):
+        listed, last = getattr(sweep.measure, leaf), min(sweep.values(end))
+        if listed and listed[-1] > last:
+            told = f"{listed[-1]} is over {end} = {last}, where training ends; at most {last} is possible"
+            raise UserError(f"{named(leaf, brief(list(listed)))}: {told}")
+    try:
+        _check_distinct_in_float32(sweep.measure.at_margins or ())
+    except ValueError as error:
+        raise UserError(f"{named('at_margins', brief(list(sweep.measure.at_margins or ())))}: {error}") from None
 
 
 def compact(values: tuple) -> Any:

@@ -77,7 +77,7 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
         if name in names:
             raise UserError(f"command line: {name} is set twice")
         names.add(name)
-        values = [_parse(token) for token in text.split(",")]
+        values = [_parse(token) for token in ([text] if text.startswith("{") else text.split(","))]
         axes = document.setdefault("axes", {})
         if name == "name":
             document["name"] = text
@@ -86,8 +86,8 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
         elif text.startswith("["):
             plain = re.sub(r"[][\s\"']", "", text).strip(",")
             raise UserError(f"command line: {override!r}: a list has no brackets here; write {name}={plain or 'a,b'}")
-        elif not role(name).axis:
-            document.setdefault(leaves()[name], {})[name] = values
+        elif role(name).listed:
+            document.setdefault(leaves()[name], {})[name] = values[0] if isinstance(values[0], dict) else values
         elif RANGE.fullmatch(text):
             axes[name] = text
         elif len(values) > 1 or name in axes:

@@ -4,6 +4,8 @@
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +22,7 @@ Loss = Literal["logistic", "exponential"]
 Trainable = Literal["all", "hidden"]
 Trainer = Literal["fused", "xla"]
 SETTLING_STEPS = 256
-"""Steps after which XLA's program adds the changes to the parameters."""
+"""Of these steps of a network each, XLA's program adds the changes to its parameters after the last."""
 
 PENDING, CONVERGED, STEP_LIMIT, DIVERGED = range(4)
 STATUS_MEANINGS = ("pending", "converged", "step_limit", "diverged")
@@ -89,7 +91,8 @@ def train(
 
     state = start(network, hyper, key, recipe=recipe)
     state = jax.lax.while_loop(lambda state: state.status == PENDING, go_on, state)
-    return finish(state, recipe.model), state.status, state.step
+    status = jnp.where(are_finite(state), state.status, jnp.int8(DIVERGED))
+    return finish(state, recipe.model), status, state.step
 
 
 def start(network: Any, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> TrainState:
@@ -104,11 +107,25 @@ def start(network: Any, hyper: Hyper, key: jax.Array, *, recipe: Recipe) -> Trai
 
 def finish(state: TrainState, model: Model) -> Any:
     """The parameters held by a training state; leading axes are kept."""
-    return model.form.from_training(_changed(state))
+    return model.form.from_training(_changed(_settled(state)))
+
+
+def are_finite(state: TrainState) -> Any:
+    """Whether all parameters held by a training state are finite; of JAX's arrays or NumPy's, leading axes are kept.
+
+    Else a network that has stopped has diverged: a step may overflow weights of neurons that it puts to sleep
+    everywhere, which no output shows.
+    """
+    leading = state.step.shape
+    each = [(abs(leaf) < math.inf).reshape(*leading, -1).all(-1) for leaf in jax.tree.leaves(_changed(state))]
+    return functools.reduce(operator.and_, each)
 
 
 def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe, steps: int) -> TrainState:
-    """Take gradient steps until the network stops, `steps` at most.
+    """Take gradient steps until the network stops, `steps` at most, and by XLA's program up to where it settles.
+
+    Where a call ends changes nothing in the steps that follow, to the last bit: a network can be made to stop sooner,
+    by another `hyper`, looked at, set to PENDING and advanced further.
 
     Batched by `vmap`, the networks go to the model's kernel or advance together until the last one is done; either
     way each ends as it would alone, up to rounding.
@@ -116,7 +133,7 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
 
     @jax.custom_batching.custom_vmap
     def run(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper) -> TrainState:
-        return _loop(lambda state: step(state, x, y, hyper, recipe=recipe), state, steps, recipe)
+        return _loop(lambda state, turn: step(state, x, y, hyper, turn, recipe=recipe), state, steps, recipe)
 
     @run.def_vmap  # pyright: ignore[reportFunctionMemberAccess]
     def run_batch(size: int, in_batched: list, *arguments: Any) -> tuple[TrainState, Any]:
@@ -130,35 +147,39 @@ def advance(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, reci
             state = recipe.model.kernel.advance(state, x, y, hyper, recipe, steps)
         else:
             own = [0 if batched else None for batched in in_batched[1:3]]
-            one = jax.vmap(functools.partial(step, recipe=recipe), in_axes=(0, *own, 0))
-            state = _loop(lambda state: one(state, x, y, hyper), state, steps, recipe)
+            one = jax.vmap(functools.partial(step, recipe=recipe), in_axes=(0, *own, 0, 0))
+            state = _loop(lambda state, turn: one(state, x, y, hyper, turn), state, steps, recipe)
         return state, jax.tree.map(lambda _: True, state)
 
-    state = run(state, x, y, hyper)
-    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(_changed(state))]))
-    # A step may overflow weights of neurons that it puts to sleep everywhere: no output shows that.
-    return state._replace(status=jnp.where((state.status == PENDING) | finite, state.status, jnp.int8(DIVERGED)))
+    return run(state, x, y, hyper)
 
 
-def _loop(take: Callable[[TrainState], TrainState], state: TrainState, steps: int, recipe: Recipe) -> TrainState:
-    """Steps of one network or of several, until all have stopped.
+def _loop(
+    take: Callable[[TrainState, jax.Array], TrainState], state: TrainState, steps: int, recipe: Recipe
+) -> TrainState:
+    """Steps of one network or of several, until each has stopped, has taken `steps` or settles.
 
     Parameters that are not compensated change in every step. XLA copies them in every round of a loop, so two steps
-    are taken in one.
+    are taken in one. Which of the two a step is depends on its number alone, not on where the call began: compiled
+    code of the two may round differently.
     """
-    together = 1 if recipe.model.form.compensated or steps % 2 else 2
+    together = 1 if recipe.model.form.compensated else 2
+    begin = state.step
+    end = begin + jnp.minimum(steps, SETTLING_STEPS - begin % SETTLING_STEPS)
 
-    def busy(carry: tuple) -> jax.Array:
-        count, state = carry
-        return (count < steps) & jnp.any(state.status == PENDING)
+    def goes_on(state: TrainState) -> jax.Array:
+        return (state.status == PENDING) & (state.step < end)
 
-    def body(carry: tuple) -> tuple:
-        count, state = carry
-        for _ in range(together):
-            state = take(state)
-        return count + together, state
+    def body(state: TrainState) -> TrainState:
+        for turn in range(together):
+            state = take(state, goes_on(state) & (state.step % together == turn))
+        return state
 
-    return _settle(jax.lax.while_loop(busy, body, (jnp.int32(0), state))[1])
+    state = jax.lax.while_loop(lambda state: jnp.any(goes_on(state)), body, state)
+    if not recipe.model.form.compensated:
+        return state
+    # Once at each: where it rounds a tie, settling again may change the last bit.
+    return _where((state.step > begin) & (state.step % SETTLING_STEPS == 0), _settled(state), state)
 
 
 def _trained(params: Any, recipe: Recipe) -> dict[str, jax.Array]:
@@ -173,7 +194,7 @@ def _changed(state: TrainState) -> Any:
     return renamed(state.params, held | {name: held[name] + change for name, change in state.change.items()})
 
 
-def _settle(state: TrainState) -> TrainState:
+def _settled(state: TrainState) -> TrainState:
     """Add the changes to the parameters; what rounding keeps from them remains a change (Kahan 1965).
 
     A step changes a parameter by some ten-thousandth of itself: added to it one by one, in float32, changes would lose
@@ -185,8 +206,20 @@ def _settle(state: TrainState) -> TrainState:
     return state._replace(params=params, change=change)
 
 
-def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe: Recipe) -> TrainState:
-    """Check the stop rule, then take one gradient step unless the network has stopped.
+def _where(now: jax.Array, one: TrainState, other: TrainState) -> TrainState:
+    """A state whose parameters and changes are those of one where it is time, else of the other."""
+
+    def choose(one: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.where(now.reshape(now.shape + (1,) * (one.ndim - now.ndim)), one, other)
+
+    params, change = jax.tree.map(choose, (one.params, one.change), (other.params, other.change))
+    return other._replace(params=params, change=change)
+
+
+def step(
+    state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, turn: jax.Array | bool = True, *, recipe: Recipe
+) -> TrainState:
+    """Check the stop rule, then take one gradient step unless the network has stopped; nothing if it is not its turn.
 
     The outputs that decide whether the last step was the final one are those the next gradient needs, so the
     check is free; a network that stops is never touched again.
@@ -194,7 +227,7 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
     params = _changed(state)
     outputs, pullback = recipe.model.form.outputs_and_pullback(params, x)
     margins = signed_outputs(y, outputs)
-    status = _status(state, margins, y, hyper)
+    status = jnp.where(turn, _status(state, margins, y, hyper), state.status)
 
     output_gradient = _point_weights(state, hyper, y, recipe) * y * loss_slope(margins, recipe.loss)
     gradient = _trained(pullback(output_gradient), recipe)
@@ -206,7 +239,7 @@ def step(state: TrainState, x: jax.Array, y: jax.Array, hyper: Hyper, *, recipe:
         rates = recipe.model.rates(hyper.width)
         updates = {name: rates[name] * update for name, update in updates.items()}  # pyright: ignore
     moving = state.change if recipe.model.form.compensated else _trained(params, recipe)
-    going_on = status == PENDING
+    going_on = turn & (status == PENDING)
     moved, opt_state, taken = jax.tree.map(
         lambda new, old: jnp.where(going_on, new, old),
         (optax.apply_updates(moving, updates), opt_state, state.step + 1),

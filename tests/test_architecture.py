@@ -14,7 +14,19 @@ LINES = [
     ["errors", "rows", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
     ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
-    ["settings", "sweepfile", "sweep", "classes", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
+    [
+        "settings",
+        "snapshots",
+        "sweepfile",
+        "sweep",
+        "classes",
+        "pitfalls",
+        "datasets",
+        "devices",
+        "costs",
+        "program",
+        "planning",
+    ],
     ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
@@ -43,8 +55,8 @@ PARTS = {
         "module",
     ],
     "attacks": ["crossing", "universal", "fmn", "fab"],
-    "engine": ["pinned", "kept", "networks", "inputs", "programs", "chunks"],
-    "plots": ["panels", "line", "chessboard", "medians", "phase", "robustness", "tightness"],
+    "engine": ["pinned", "kept", "networks", "inputs", "programs", "pauses", "chunks"],
+    "plots": ["panels", "line", "chessboard", "medians", "phase", "robustness", "tightness", "trajectories"],
 }
 FOLDER = Path(subspace_adv.__file__).parent
 

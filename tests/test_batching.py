@@ -354,16 +354,20 @@ def counts(monkeypatch) -> Counter:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "attack_steps", "shapes"),
+    ("trainer", "attack_steps", "shapes", "snapshots"),
     [
-        pytest.param("xla", 39, {"width": (3, 6)}, marks=pytest.mark.slow),
-        pytest.param(None, 37, {"depth": (2, 3), "width": (3,)}, marks=pytest.mark.slow),
-        (None, 38, {"width": (3,)}),
+        pytest.param("xla", 39, {"width": (3, 6)}, {}, marks=pytest.mark.slow),
+        pytest.param(None, 37, {"depth": (2, 3), "width": (3,)}, {}, marks=pytest.mark.slow),
+        (None, 38, {"width": (3,)}, {}),
+        (None, 36, {"width": (3,)}, {"at_steps": (0, 1, 2), "at_margins": (-1.0, 0.0)}),
+        pytest.param("xla", 35, {"width": (3,)}, {"at_steps": (0, 1, 2)}, marks=pytest.mark.slow),
     ],
 )
-def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(counts, trainer, attack_steps, shapes):
+def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(
+    counts, trainer, attack_steps, shapes, snapshots
+):
     # An attack effort that no other test has, so that nothing is compiled already.
-    settings = {"attack_steps": attack_steps, "max_steps": 2, "trainable": "all"}
+    settings = {"attack_steps": attack_steps, "max_steps": 2, "trainable": "all"} | snapshots
     whole = sweep(settings, shapes | {"seed": tuple(range(522)), "init_scale": (1.0, 0.5)})
     planned = plan(whole, trainer)
     groups = np.prod([len(values) for values in shapes.values()])
@@ -372,7 +376,7 @@ def test_programs_are_traced_and_compiled_once_whatever_the_number_of_chunks(cou
         for chunk in planned.chunks:
             engine.train_and_measure(whole, chunk)
         assert counts["compile"] == planned.programs
-        assert counts["measure"] == len(planned.groups)
+        assert counts["measure"] == len(planned.groups) * (2 if snapshots else 1)
         # A batching rule is traced beside the function of one network.
         advances = sum(1 + (group.lanes != group.tail_lanes) for group in planned.groups)
         by_kernel = planned.groups[0].program.recipe.trainer == "fused"

@@ -55,7 +55,7 @@ def test_signatures():
     assert parameters(subspace_adv.plan)[:2] == ["sweep", "trainer"]
     assert parameters(subspace_adv.run)[:2] == ["sweep", "out"]
     assert parameters(subspace_adv.open_results) == ["folder"]
-    assert parameters(subspace_adv.load_networks) == ["folder", "module", "coordinates"]
+    assert parameters(subspace_adv.load_networks) == ["folder", "module", "step", "margin_level", "coordinates"]
     assert parameters(subspace_adv.load_points) == ["folder", "coordinates"]
     assert parameters(subspace_adv.Sweep) == ["name", "data", "network", "training", "measure", "axes"]
     assert parameters(subspace_adv.train) == ["x", "y", "network", "settings"]
@@ -96,7 +96,10 @@ def test_tables_and_fields_of_the_sweep_file():
             "stop_margin",
             "max_steps",
         },
-        "measure": {"regions", "norms", "attack_steps", "restarts", "gap", "redraws"},
+        "measure": {
+            *("regions", "norms", "attack_steps", "restarts", "gap", "redraws"),
+            *("at_steps", "at_margins", "brackets_during", "keep_networks"),
+        },
     }
     leaves = [leaf for leaves in fields.values() for leaf in leaves]
     assert len(leaves) == len(set(leaves))  # so that an axis is a leaf's bare name

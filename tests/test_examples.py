@@ -44,7 +44,7 @@ def line_of(out: str, begin: str) -> str:
 def test_every_example_and_section_is_tested_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"one_network.py", "read_results.py", "panel.py"}
     sections = ["A kind of data", "A model", "A flax network of your own", "An optimizer", "A norm", "An attack"]
-    assert list(SCRIPTS) == [*sections, "A measure"]
+    assert list(SCRIPTS) == [*sections, "A measure", "During training"]
     assert all(len(found) == 1 for found in SCRIPTS.values())
 
 
@@ -203,3 +203,17 @@ def test_a_flax_network_of_ones_own(tmp_path):
         for words in ("outputs of the first", "as recorded")
     )
     assert len(first) == 7 and first == pytest.approx(recorded, abs=0.011)
+
+
+@pytest.mark.slow
+def test_networks_are_looked_at_during_training(tmp_path):
+    """The off gradient shrinks as its weights decay, and is as predicted."""
+    out = script("During training", tmp_path)
+    rows = [numbers(line_of(out, f"at step {step}: ")) for step in ("0", "10", "100", "inf")]
+    for measured, predicted in rows:
+        assert measured == pytest.approx(predicted, rel=0.05)
+    first, second = numbers(line_of(out, "steps to a margin of 0 and of 0.5: "))
+    assert 1 <= first < second <= 1000
+    recorded, computed = (numbers(line_of(out, f"outputs at step 10, {by}: ")) for by in ("recorded", "by NumPy"))
+    assert len(recorded) == 6 and np.abs(recorded).max() > 0.001
+    np.testing.assert_allclose(recorded, computed, atol=0.0011)

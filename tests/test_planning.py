@@ -18,7 +18,7 @@ from subspace_adv.measures import variables
 from subspace_adv.models import MODELS, fused
 from subspace_adv.network import padded_size
 from subspace_adv.optimizers import Hyper
-from subspace_adv.planning import _MAX_CHUNK_CELLS, Group, Plan
+from subspace_adv.planning import _MAX_CHUNK_NETWORKS, Group, Plan
 from subspace_adv.receptive_fields import DENSE
 from subspace_adv.reduction import reduction
 from subspace_adv.training import SETTLING_STEPS, Trainer, transformation
@@ -496,7 +496,7 @@ def test_every_cell_has_its_own_data():
 def test_chunks_are_neither_tiny_nor_huge():
     for text in ("", "[network]\nwidth = 10000\n[training]\nmax_steps = 1000000\n", "[training]\nmax_steps = 0\n"):
         for group in plan(read(text, "seed=0:30000")).groups:
-            assert 1 <= group.chunk_cells <= _MAX_CHUNK_CELLS
+            assert 1 <= group.chunk_cells <= _MAX_CHUNK_NETWORKS
             seconds_each = group.max_steps * group.step_seconds
             assert group.chunk_cells == 1 or group.chunk_cells * seconds_each <= 40
             assert group.chunk_cells >= 64 or (group.chunk_cells + 1) * seconds_each > 40

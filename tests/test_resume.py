@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shell import COMMAND, MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, start, write
 
-from subspace_adv import UserError, open_results, run, store
+from subspace_adv import UserError, load_networks, open_results, run, store
 from subspace_adv.runner import Listener
 
 SECONDS = 0.4  # a chunk takes longer by
@@ -82,13 +83,13 @@ def assert_resumes(folder: Path, whole: dict[str, tuple], text: str = MANY, chun
     assert {path.name for path in (folder / "chunks").iterdir()} == set(after)
 
 
-def kill_and_resume(folder: Path, whole: dict[str, tuple], moment: random.Random) -> None:
-    write(folder, MANY)
+def kill_and_resume(folder: Path, whole: dict[str, tuple], moment: random.Random, text: str = MANY) -> None:
+    write(folder, text)
     process = start_slowly(folder, "out", moment.randrange(MANY_CHUNKS))
     time.sleep(moment.uniform(0, 2 * SECONDS))
     process.kill()
     process.communicate()
-    assert_resumes(folder / "out", whole)
+    assert_resumes(folder / "out", whole, text)
 
 
 def test_a_killed_run_goes_on(tmp_path, whole):
@@ -99,6 +100,20 @@ def test_a_killed_run_goes_on(tmp_path, whole):
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_runs_killed_at_random_moments_go_on(tmp_path, whole, seed):
     kill_and_resume(tmp_path, whole, random.Random(seed))
+
+
+DURING = MANY.replace("[axes]", "at_steps = [0, 7, 30]\nat_margins = [-0.3, 0.0]\nkeep_networks = true\n[axes]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_runs_that_are_measured_on_the_way_go_on_too(tmp_path, seed):
+    """In chunks that are whole or not there, snapshots and networks before their stop included."""
+    run(read(DURING), tmp_path / "whole")
+    kill_and_resume(tmp_path, content(tmp_path / "whole"), random.Random(seed), DURING)
+    one, other = (load_networks(tmp_path / name, step=7) for name in ("whole", "out"))
+    for field, again in zip(one, other, strict=True):
+        np.testing.assert_array_equal(again, field, strict=True)
 
 
 DEEP = """

@@ -201,7 +201,11 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "empty list in brackets": ("", ("seed=[]",), ("command line: 'seed=[]': a list has no", "write seed=a,b")),
     "name in brackets": ("", ("name=[a]",), ("command line: name = '[a]': must be letters",)),
     "misspelt part of a field": ("", ("sclae=1",), ("command line: sclae: no such field; did you mean 'init_scale'?",)),
-    "part of several fields": ("", ("steps=9",), ("command line: steps: ", "mean 'attack_steps' or 'max_steps'?")),
+    "part of several fields": (
+        "",
+        ("steps=9",),
+        ("command line: steps: ", "mean 'at_steps' or 'attack_steps' or 'max_steps'?"),
+    ),
     "norm in capitals": (
         "",
         ("norms=linf,L2",),
@@ -513,7 +517,7 @@ def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
 
 
 def test_what_all_cells_read_is_always_written():
-    told = read("", "trainable=all").to_toml()
+    told = read("", "trainable=all", "at_steps=1", "at_margins=0.1").to_toml()
     of_convolutions = {"kernel", "stride", "mixing", "padding", "layout"}
     others = {"momentum", "batch_size"} | of_convolutions | set(tables()["data"].model_fields)
     for leaf in set(leaves()) - others | {"kind"}:
@@ -571,7 +575,8 @@ def test_limits_hold_on_both_sides_of_each(leaf):
 
 
 def test_every_number_has_limits():
-    numbers = {leaf for leaf in leaves() if isinstance(read("", "kind=subspace").values(leaf)[0], int | float)}
+    values = {leaf: read("", "kind=subspace").values(leaf)[0] for leaf in leaves()}
+    numbers = {leaf for leaf, value in values.items() if isinstance(value, int | float) and value is not False}
     assert numbers == set(LIMITS) | {"kernel", "stride", "mixing"}  # whose limits are those of the data
 
 

@@ -173,7 +173,8 @@ def ended(
 def _end(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, recipe: training.Recipe):
     def train(hyper: Hyper) -> training.TrainState:
         state = training.start(network, hyper, jax.random.key(0), recipe=recipe)
-        return training.advance(state, x, y, hyper, recipe=recipe, steps=20)
+        state = training.advance(state, x, y, hyper, recipe=recipe, steps=20)
+        return state._replace(status=jnp.where(training.are_finite(state), state.status, DIVERGED))
 
     return jax.vmap(train)(hyper)
 

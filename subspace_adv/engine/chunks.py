@@ -14,6 +14,7 @@ from subspace_adv.contracts import Model, named, renamed
 from subspace_adv.datasets import cell_data
 from subspace_adv.engine.inputs import arguments, data_of, points_of, spans_of
 from subspace_adv.engine.networks import Lane, Spans, hyper_of
+from subspace_adv.engine.pauses import Pauses
 from subspace_adv.engine.pinned import pinned
 from subspace_adv.engine.programs import compiled
 from subspace_adv.measures import Measure, Rounding, Variable
@@ -22,6 +23,7 @@ from subspace_adv.parametrizations import PARAMETRIZATIONS
 from subspace_adv.planning import Chunk, Group
 from subspace_adv.program import Program
 from subspace_adv.settings import entries
+from subspace_adv.snapshots import NEVER, Snapshots, during
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import DIVERGED, PENDING, TrainState
 
@@ -57,7 +59,7 @@ def train_and_measure(
         Cancelled: soon after `stop` is set.
     """
     [(_, trained)] = train(sweep, chunk.group, [chunk], on_progress, stop)
-    return trained | measure(sweep, chunk, trained, stop)
+    return saved(chunk, trained) | measure(sweep, chunk, trained, stop)
 
 
 def _cell_settings(sweep: Sweep, cells: np.ndarray) -> Lane:
@@ -80,6 +82,29 @@ class _Job:
         shapes = jax.eval_shape(functools.partial(_outcome, model=chunk.group.program.recipe.model), empty)
         self.trained = {name: np.zeros((total, *leaf.shape[1:]), leaf.dtype) for name, leaf in shapes.items()}
         self.begun, self.left = 0, total
+        if count := chunk.group.snapshots.number:
+            names = [name for name in self.trained if name != "status"]
+            of_one = {name: self.trained[name] for name in names}
+            self.trained |= {
+                during(name): np.zeros((total, count, *a.shape[1:]), a.dtype) for name, a in of_one.items()
+            }
+            self.trained[during("steps")][:] = NEVER
+
+    def take(self, outcome: dict[str, np.ndarray], lanes: np.ndarray, rows: np.ndarray) -> None:
+        """Networks of lanes, of some rows, have stopped."""
+        for name, values in outcome.items():
+            self.trained[name][rows] = values[lanes]
+        self.left -= len(lanes)
+
+    def take_snapshots(
+        self, outcome: dict[str, np.ndarray], lanes: np.ndarray, rows: np.ndarray, snapshots: np.ndarray
+    ) -> None:
+        """Networks of lanes, of some rows, are where they are to be measured; not those that have diverged."""
+        well = outcome["status"][lanes] != DIVERGED
+        lanes, place = lanes[well], (rows[well], snapshots[well])
+        for name, values in outcome.items():
+            if name != "status":
+                self.trained[during(name)][place] = values[lanes]
 
 
 def _unbegun(jobs: Iterable[_Job]) -> Iterator[_Job]:
@@ -105,7 +130,7 @@ class _Inputs(NamedTuple):
 class _Lanes:
     """Networks that train side by side, each for a cell of some chunk."""
 
-    def __init__(self, program: Program, count: int) -> None:
+    def __init__(self, program: Program, count: int, snapshots: Snapshots) -> None:
         self.empty, settings, *_ = arguments("fill", program, count)
         state, self.settings = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (self.empty, settings))
         self.settings["batch_size"][:] = 1  # by which idle lanes divide
@@ -113,6 +138,7 @@ class _Lanes:
         self.inputs: _Inputs | None = None
         self.jobs: list[_Job | None] = [None] * count  # idle where None
         self.rows, self.counted = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.pauses = Pauses(snapshots, count)
 
     @property
     def count(self) -> int:
@@ -136,6 +162,7 @@ class _Lanes:
         if len(filled) and self.inputs:
             replace = np.zeros(self.count, bool)
             replace[filled], self.counted[filled] = True, 0
+            self.pauses.begin(filled)
             with pinned(x64=True):
                 fill = compiled("fill", self.program, self.count)
                 self.state = fill(self.state, self.settings, self.inputs.spans, replace)
@@ -162,6 +189,7 @@ class _Lanes:
         kept = np.concatenate([self.busy(), self.idle()])[:count]
         self.state, self.settings = _take(self.state, kept), _take(self.settings, kept)
         self.rows, self.counted, self.jobs = self.rows[kept], self.counted[kept], [self.jobs[lane] for lane in kept]
+        self.pauses.pack(kept)
         if not self.program.shared_data:
             self.inputs = _take(self.inputs, kept)
 
@@ -169,26 +197,39 @@ class _Lanes:
     def advance(self, steps: int) -> tuple[int, int, list[_Job]]:
         """Take steps; networks that have stopped, steps taken by all, and jobs of which no cell is left."""
         assert self.inputs
-        advance = compiled("advance", self.program, self.count, steps)
-        self.state = advance(self.state, self.inputs.x, self.inputs.y, hyper_of(self.settings))
-        busy, status, counted = self.busy(), np.asarray(self.state.status), np.asarray(self.state.step, np.int64)
+        advance, hyper = compiled("advance", self.program, self.count, steps), hyper_of(self.settings)
+        self.state = advance(self.state, self.inputs.x, self.inputs.y, self.pauses.sooner(hyper))
+        busy, status, counted = self.busy(), np.array(self.state.status), np.asarray(self.state.step, np.int64)
         taken, self.counted = int((counted - self.counted)[busy].sum()), counted
-        stopped = busy[status[busy] != PENDING]
-        if not len(stopped):
+        now = self.pauses.reached(status, counted, hyper, busy)
+        stopped = np.flatnonzero(now.stopped)
+        if not (len(stopped) or len(now.lanes)):
             return 0, taken, []
         # NumPy adds a few small arrays sooner than JAX dispatches one sum.
         params, change = jax.tree.map(np.asarray, (self.state.params, self.state.change))
-        held = self.state._replace(params=params, change=change)
-        outcome = {name: np.asarray(values) for name, values in _outcome(held, self.program.recipe.model).items()}
-        jobs = dict.fromkeys(job for lane in stopped if (job := self.jobs[lane]))
-        for job in jobs:
-            lanes = np.array([lane for lane in stopped if self.jobs[lane] is job])
-            for name, values in outcome.items():
-                job.trained[name][self.rows[lanes]] = values[lanes]
-            job.left -= len(lanes)
+        held = self.state._replace(params=params, change=change, status=status)
+        with np.errstate(over="ignore", invalid="ignore"):  # of those that diverge
+            outcome = {name: np.asarray(values) for name, values in _outcome(held, self.program.recipe.model).items()}
+            outcome["status"] = np.where(training.are_finite(held), status, DIVERGED).astype(np.int8)
+        for job, mine in self._by_job(now.lanes):
+            lanes = now.lanes[mine]
+            job.take_snapshots(outcome, lanes, self.rows[lanes], now.snapshots[mine])
+        jobs = []
+        for job, mine in self._by_job(stopped):
+            job.take(outcome, stopped[mine], self.rows[stopped[mine]])
+            jobs.append(job)
         for lane in stopped:
             self.jobs[lane] = None
+        if now.paused.any():
+            self.state = self.state._replace(status=np.where(now.paused, np.int8(PENDING), status))
         return len(stopped), taken, [job for job in jobs if not job.left]
+
+    def _by_job(self, lanes: np.ndarray) -> Iterator[tuple[_Job, np.ndarray]]:
+        """The jobs that lanes work for, and which of the lanes do."""
+        jobs = [self.jobs[lane] for lane in lanes]
+        for job in dict.fromkeys(jobs):
+            assert job
+            yield job, np.array([other is job for other in jobs])
 
 
 def train(
@@ -213,12 +254,13 @@ def train(
 
     Yields:
         Each chunk, as soon as it is done, with its networks' parameters by name, such as weight (cells, m, d), and
-        status and steps (cells,).
+        status and steps (cells,). Of snapshots parameters and steps by the names that `during` gives them,
+        (cells, snapshots, …); steps are `NEVER` where a network had stopped before.
 
     Raises:
         Cancelled: soon after `stop` is set.
     """
-    lanes = _Lanes(group.program, group.lanes)
+    lanes = _Lanes(group.program, group.lanes, group.snapshots)
     waiting = _unbegun(_Job(sweep, chunk, lanes.empty) for chunk in chunks)
     while True:
         if len(lanes.idle()) >= max(1, lanes.count // 16):
@@ -251,10 +293,38 @@ def measure(
 
     Returns:
         Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), each rounded as its
-        measure says; NaN where training diverged.
+        measure says; NaN where training diverged. Of snapshots those named by `during`, (cells, snapshots, …), NaN
+        where a network had stopped before.
     """
-    program = chunk.group.program
-    batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, chunk.group.measured)
+    group = chunk.group
+    measured = _measured(sweep, group.program, chunk.cells, trained, group.measured, stop, threads)
+    for values in measured.values():
+        values[trained["status"] == DIVERGED] = np.nan
+    then = group.program_during
+    if then is None:
+        return measured
+    there = trained[during("steps")] != NEVER
+    cell, _ = np.nonzero(there)
+    names = [*named(then.parameters), "steps"]
+    held = {name: trained[during(name)][there] for name in names}
+    found = _measured(sweep, then, chunk.cells[cell], held, group.measured, stop, threads)
+    for name, values in found.items():
+        measured[during(name)] = np.full((*there.shape, *values.shape[1:]), np.nan, np.float32)
+        measured[during(name)][there] = values
+    return measured
+
+
+def _measured(
+    sweep: Sweep,
+    program: Program,
+    cells: np.ndarray,
+    trained: dict[str, np.ndarray],
+    batch: int,
+    stop: threading.Event | None,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    """What a program records of networks, each of a cell, by parameters and steps, (networks, …)."""
+    batches, arguments_of = _in_batches("measure", sweep, program, cells, trained, batch)
 
     def of(rows: np.ndarray) -> dict[str, np.ndarray]:
         if stop and stop.is_set():
@@ -263,15 +333,26 @@ def measure(
             recorded = compiled("measure", program, len(rows))(*arguments_of(rows))
             return {name: np.asarray(values) for name, values in recorded.items()}
 
+    variables = program.recording.variables
+    if not batches:
+        return {name: np.zeros((0, *row.shape(program.shape.samples)), np.float32) for name, row in variables.items()}
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of, batches))
-    measured = {
-        name: _rounded(np.concatenate([part[name] for part in parts])[: len(chunk.cells)], _rounding(row))
-        for name, row in program.recording.variables.items()
+    return {
+        name: _rounded(np.concatenate([part[name] for part in parts])[: len(cells)], _rounding(row))
+        for name, row in variables.items()
     }
-    for values in measured.values():
-        values[trained["status"] == DIVERGED] = np.nan
-    return measured
+
+
+def saved(chunk: Chunk, trained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is saved of what `train` yielded of a chunk: networks before their stop only if the sweep says so."""
+    snapshots = chunk.group.snapshots
+    names = [during(name) for name in named(chunk.group.program.parameters)] if snapshots.number else []
+    if not snapshots.networks:
+        return {name: values for name, values in trained.items() if name not in names}
+    for name in names:
+        trained[name][trained[during("steps")] == NEVER] = np.nan
+    return trained
 
 
 def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray]) -> Any:

@@ -23,7 +23,9 @@ from subspace_adv.plots.panels import Load, are_known, first_values, is_trained,
 from subspace_adv.plots.phase import is_map, phase
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.plots.tightness import is_open, tightnesses
+from subspace_adv.plots.trajectories import trajectories
 from subspace_adv.results import open_results
+from subspace_adv.snapshots import MARGIN_LEVEL, STEP, final
 from subspace_adv.tables import regions_and_norms
 from subspace_adv.training import PENDING
 
@@ -62,6 +64,7 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
     if not is_trained(dataset["status"]).any():
         return []
     load = partial(load_networks, directory)
+    whole, dataset = dataset, final(dataset)
     kind: Any = first_values(dataset).get("kind", dataset.attrs.get("kind"))
     some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
     seen = some and are_known(dataset)
@@ -79,6 +82,11 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
         "robust_accuracy": (some and bool(regions_and_norms(dataset)), lambda: robust_accuracies(dataset)),
         "tightness": (is_open(dataset), lambda: tightnesses(dataset)),
         "fooling_rate": (some and flips_off, lambda: fooling_rates(dataset)),
+    }
+    dimensions = [one for one in (STEP, MARGIN_LEVEL) if one in whole.dims]
+    figures |= {
+        name: (some, partial(trajectories, whole, dimension))
+        for name, dimension in zip(("trajectories", "trajectories_at_margin"), dimensions, strict=False)
     }
     folder = Path(directory) / "figures"
     try:
