@@ -19,15 +19,18 @@ class Role(NamedTuple):
     tells_place: bool = False  # it tells where in R^d the span of the data lies, and changes nothing within the span
     entry: type | None = None  # of NumPy, of its entry in a cell's arrays; None where it has none
     replicate: bool = False  # cells that differ in it alone are repetitions of one experiment
-    axis: bool = True  # it may be an axis; a list may not
+    axis: bool = True  # it may be an axis
+    is_list: bool = False  # its value is a list; an axis of such is written in a sweep file or in Python alone
+    is_file: bool = False  # its value is the path of a file, whose content decides
 
 
 DATA = Role(shapes=True, tells_points=True)
-DATA_LIST = DATA._replace(axis=False)
+DATA_LIST, DATA_FILE = DATA._replace(axis=False, is_list=True), DATA._replace(is_file=True)
+DATA_LIST_AXIS = DATA_LIST._replace(axis=True)
 DATA_REPLICATE = DATA._replace(replicate=True)
 PLACE = Role(shapes=True, tells_place=True)
 STATIC = Role(shapes=True)
-STATIC_LIST = STATIC._replace(axis=False)
+STATIC_LIST = STATIC._replace(axis=False, is_list=True)
 
 
 def run_time(entry: type, *, shapes: bool = False, replicate: bool = False) -> Role:
@@ -55,8 +58,8 @@ def role_in(table: type[Table], leaf: str) -> Role:
     roles = [mark for mark in table.model_fields[leaf].metadata if isinstance(mark, Role)]
     if len(roles) != 1:
         raise TypeError(
-            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_REPLICATE, "
-            "PLACE, STATIC, STATIC_LIST or run_time(dtype)"
+            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_LIST_AXIS, "
+            "DATA_FILE, DATA_REPLICATE, PLACE, STATIC, STATIC_LIST or run_time(dtype)"
         )
     return roles[0]
 

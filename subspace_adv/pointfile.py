@@ -6,14 +6,14 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from subspace_adv.errors import UserError, brief
-from subspace_adv.rows import near_files, nearest
+from subspace_adv.rows import near, nearest
 
 EXTRA = "pip install 'subspace-adv[data]'"
 """What installs the libraries that not everybody's points need."""
@@ -51,6 +51,21 @@ def digest(path: str | Path) -> str:
         UserError: if it cannot be read.
     """
     return _digest(str(path), _version(path))
+
+
+def near_files(path: Path, endings: Iterable[str]) -> str:
+    """A hint naming the files, of some endings, that a missing one may be mistaken for, or some that are there."""
+    files = sorted(file for file in path.parent.glob("*") if file.suffix.lower() in endings)
+    files = [file for file in files if file.name != "pyproject.toml"]
+    if close := near(path.stem, sorted({file.stem for file in files})):
+        return f"; did you mean {' or '.join(repr(file.name) for file in files if file.stem in close)}?"
+    names = [file.name for file in files]
+    return f"; there: {', '.join(names[:10])}{', …' * (len(names) > 10)}" if names else ""
+
+
+def absolute(path: str | Path, folder: str | Path = "") -> str:
+    """A path that is relative to a folder, by default to the working directory, as one that is not; none stays none."""
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path))) if path else ""
 
 
 _Version = tuple[int, int, int]
@@ -186,8 +201,11 @@ def _from_csv(path: str, label_column: str) -> PointFile:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
-        # As exact as NumPy reads text, and whole columns at once: a column's type does not depend on its beginning.
-        table = pd.read_csv(path, float_precision="round_trip", low_memory=False, encoding="utf-8-sig")
+        # As exact as NumPy reads text, which pandas does by itself from 3.1 on; and whole columns at once: a column's
+        # type does not depend on its beginning.
+        older = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+        exact: Any = {"float_precision": "round_trip"} if older else {}
+        table = pd.read_csv(path, low_memory=False, encoding="utf-8-sig", **exact)
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except pd.errors.EmptyDataError:

@@ -46,6 +46,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     """As `open_results`, of a store that is open."""
     import xarray as xr  # pandas takes long to import, and a run needs neither before its end
 
+    store.check_files()
     sweep = store.sweep
     datasets, which = grid_data(sweep)
     labels, inputs, heldout = _points(datasets)
@@ -87,7 +88,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
             for name, values in arrays.items()
         },
         coords={
-            **{axis: np.array(values) for axis, values in sweep.axes.items()},
+            **{axis: sweep.coordinate(axis) for axis in axes},
             **along,
             "label": ((*along_data, "point"), labels[which]),
             "input": ((*along_data, "point", "feature"), inputs[which]),
@@ -140,7 +141,10 @@ def _how_exact(store: Store, name: str) -> str:
     return exactness(dimensions, [*models.values(), *(None for _ in own)])
 
 
-_COORDINATES = "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace"
+_COORDINATES = (
+    "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace, and of kinds "
+    "file and digits, centred and scaled, in those of the span of the training points"
+)
 
 
 def _shown(name: str, axes: list[str]) -> str:
@@ -199,6 +203,10 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
     [value] = sweep.values(leaf)
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
+    if leaves()[leaf] == "data" and leaf != "kind" and sweep.reads(leaf):
+        datasets = sweep.datasets_but_for_replicates()
+        found = {dataset.told(leaf) for dataset in datasets if leaf in type(dataset).model_fields}
+        return list(found) if len(found) == 1 else []
     return [value] if sweep.reads(leaf) else []
 
 

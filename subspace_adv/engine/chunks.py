@@ -11,7 +11,7 @@ import numpy as np
 
 from subspace_adv import theory, training
 from subspace_adv.contracts import Model, named, renamed
-from subspace_adv.datasets import cell_data
+from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.inputs import arguments, data_of, points_of, spans_of
 from subspace_adv.engine.networks import Lane, Spans, hyper_of
 from subspace_adv.engine.pinned import pinned
@@ -251,7 +251,7 @@ def measure(
 
     Returns:
         Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), each rounded as its
-        measure says; NaN where training diverged.
+        measure says; NaN where training diverged, and at held-out points that there are not.
     """
     program = chunk.group.program
     batches, arguments_of = _in_batches("measure", sweep, program, chunk.cells, trained, chunk.group.measured)
@@ -269,9 +269,18 @@ def measure(
         name: _rounded(np.concatenate([part[name] for part in parts])[: len(chunk.cells)], _rounding(row))
         for name, row in program.recording.variables.items()
     }
-    for values in measured.values():
-        values[trained["status"] == DIVERGED] = np.nan
+    missing = _without_heldout(sweep, chunk.cells)
+    for name, row in program.recording.variables.items():
+        measured[name][trained["status"] == DIVERGED] = np.nan
+        if row.dimensions == ("heldout",):
+            measured[name][missing] = np.nan
     return measured
+
+
+def _without_heldout(sweep: Sweep, cells: np.ndarray) -> np.ndarray:
+    """Which held-out points of some cells there are not, (cells, HELDOUT)."""
+    datasets, which = cell_data(sweep, cells)
+    return np.stack([np.isnan(load_data(dataset).heldout).any(axis=1) for dataset in datasets])[which]
 
 
 def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray]) -> Any:
