@@ -172,7 +172,7 @@ def test_a_span_of_coordinate_axes_is_told_as_such(tmp_path):
     x[:, 0], x[:, 3] = np.tile([3.0, 0.0, -3.0, 0.0], 3), np.tile([0.0, 1.0, 0.0, -1.0], 3)
     x[:, 2] = np.tile([1e-3, 1e-3, 1e-3, 1e-3], 3)
     keep = Sweep(data={"kind": "file", "path": saved(tmp_path, x, y), "subspace_dim": 2, "fit": "keep"}).dataset({})
-    assert keep.is_axis_aligned and keep.shape[1:] == (4, 2, 3)
+    assert keep.is_axis_aligned and keep.shape[1:4] == (4, 2, 3)
     data, span = load_data(keep), load_span(keep).basis
     np.testing.assert_array_equal(projector(span @ np.asarray(data.subspace.basis)), np.diag([1.0, 0, 0, 1]))
     np.testing.assert_allclose(data.x @ span.T, x, atol=1e-7)
