@@ -19,27 +19,38 @@ def data_axes(sweep: Sweep) -> tuple[str, ...]:
 
 def load_data(settings: DataSettings) -> Data:
     """A dataset, in coordinates of its span."""
-    return _draw(settings.unplaced())
+    return _draw(settings.unplaced(), settings.version)
 
 
 @functools.lru_cache(maxsize=4096)
-def _draw(settings: DataSettings) -> Data:
+def _draw(settings: DataSettings, version: str) -> Data:
+    del version  # a file that has changed is another dataset
     return settings.draw()
 
 
-@functools.lru_cache(maxsize=64)
 def load_span(settings: DataSettings, *, complete: bool = False) -> Subspace:
     """Where the span of a dataset lies: its basis (d, r) and, where `complete`, that of its complement (else empty)."""
+    return _span(settings, complete, settings.version)
+
+
+@functools.lru_cache(maxsize=64)
+def _span(settings: DataSettings, complete: bool, version: str) -> Subspace:
+    del version
     basis = settings.span()
     return Subspace.from_directions(basis) if complete else Subspace(basis, basis[:, :0])  # pyright: ignore[reportArgumentType]
 
 
-@functools.lru_cache(maxsize=256)
 def load_patch_span(settings: DataSettings, fields: ReceptiveFields) -> np.ndarray:
     """Orthonormal basis (fan-in, r) of the span of all patches of a dataset's span (F19 in docs/theory.md).
 
     It is of coordinate axes where that can be.
     """
+    return _patch_span(settings, fields, settings.version)
+
+
+@functools.lru_cache(maxsize=256)
+def _patch_span(settings: DataSettings, fields: ReceptiveFields, version: str) -> np.ndarray:
+    del version
     places = np.asarray(fields.patches(np.asarray(load_span(settings).basis).T))  # pyright: ignore[reportArgumentType]
     patches = places.reshape(-1, places.shape[-1])
     _, sizes, directions = np.linalg.svd(patches, full_matrices=False)

@@ -21,15 +21,17 @@ class Role(NamedTuple):
     entry: type | None = None  # of NumPy, of its entry in a cell's arrays; None where it has none
     replicate: bool = False  # cells that differ in it alone are repetitions of one experiment
     axis: bool = True  # it may be an axis
-    listed: bool = False  # its value is a list; it is no axis then
+    is_list: bool = False  # its value is a list; an axis of such is written in a sweep file or in Python alone
+    is_file: bool = False  # its value is the path of a file, whose content decides
 
 
 DATA = Role(shapes=True, tells_points=True)
-DATA_LIST = DATA._replace(axis=False, listed=True)
+DATA_LIST, DATA_FILE = DATA._replace(axis=False, is_list=True), DATA._replace(is_file=True)
+DATA_LIST_AXIS = DATA_LIST._replace(axis=True)
 DATA_REPLICATE = DATA._replace(replicate=True)
 PLACE = Role(shapes=True, tells_place=True)
 STATIC = Role(shapes=True)
-STATIC_LIST = STATIC._replace(axis=False, listed=True)
+STATIC_LIST = STATIC._replace(axis=False, is_list=True)
 SWITCH = STATIC._replace(axis=False)
 
 
@@ -58,8 +60,8 @@ def role_in(table: type[Table], leaf: str) -> Role:
     roles = [mark for mark in table.model_fields[leaf].metadata if isinstance(mark, Role)]
     if len(roles) != 1:
         raise TypeError(
-            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_REPLICATE, "
-            "PLACE, STATIC, STATIC_LIST, SWITCH or run_time(dtype)"
+            f"{table.__name__}.{leaf}: has {len(roles)} roles; annotate it with one: DATA, DATA_LIST, DATA_LIST_AXIS, "
+            "DATA_FILE, DATA_REPLICATE, PLACE, STATIC, STATIC_LIST, SWITCH or run_time(dtype)"
         )
     return roles[0]
 

@@ -25,6 +25,7 @@ from subspace_adv.planning import Chunk, cut
 from subspace_adv.program import parameter_shapes
 from subspace_adv.receptive_fields import Dense
 from subspace_adv.rows import nearest
+from subspace_adv.settings import role
 from subspace_adv.snapshots import MARGIN_LEVEL, NEVER, STEP, during, snapshots_of
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DESIGNED, Sweep
@@ -225,8 +226,9 @@ def load_points(folder: str | Path, **coordinates: Any) -> Points:
         **coordinates: as of `load_networks`.
 
     Returns:
-        Host arrays with leading axes as in the Dataset. Sizes are those of the largest dataset selected: points that a
-        smaller one does not have are NaN, further coordinates and directions zero.
+        Host arrays with leading axes as in the Dataset; of kinds file and digits centred and scaled, as networks were
+        trained on them. Sizes are those of the largest dataset selected: points that a smaller one does not have are
+        NaN, as are held-out points that there are not; further coordinates and directions are zero.
 
     Raises:
         UserError: for an unknown axis or value, or a folder that cannot be read.
@@ -274,7 +276,8 @@ def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tupl
         if name not in sweep.axes:
             raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
     index: list[Any] = []
-    for axis, values in sweep.axes.items():
+    for axis in sweep.axes:
+        values = tuple(sweep.coordinate(axis).tolist()) if role(axis).is_list else sweep.axes[axis]
         if axis not in coordinates:
             index.append(np.arange(len(values)))
             continue

@@ -19,10 +19,11 @@ from subspace_adv.errors import UserError, brief
 from subspace_adv.measures import MEASURES
 from subspace_adv.models import architecture_of, class_of
 from subspace_adv.planning import Group, Plan
-from subspace_adv.settings import tables
+from subspace_adv.pointfile import digest
+from subspace_adv.settings import role, tables
 from subspace_adv.sweep import Sweep, compact
 
-FORMAT = 7
+FORMAT = 8
 """Of results folders; another one is refused."""
 _ORIGIN = ("versions", "machine", "rows")
 """Parts of a manifest that tell with what the arrays were made."""
@@ -49,6 +50,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "classes": ", ".join(_classes(plan.sweep)),
             "certified classes": ", ".join(_certified(plan.sweep)),
         },
+        "files": plan.sweep.files(),
         "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
 
@@ -111,13 +113,14 @@ def git_commit() -> str | None:
 
 def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str:
     """Of all that a chunk's arrays depend on."""
-    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", *_ORIGIN)}
+    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", "files", *_ORIGIN)}
     return sha256(json.dumps([decisive, number]).encode() + cells.astype("<i8").tobytes())
 
 
 def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
-    """In what a folder's sweep is not ours, in words; what a sweep is called makes no difference."""
-    there, here = map(_content, (theirs, ours))
+    """In what a folder's sweep is not ours, in words; what a sweep, or a file of the same content, is called is not."""
+    same_files = list(theirs.files().values()) == list(ours.files().values())
+    there, here = (_content(sweep, with_files=not same_files) for sweep in (theirs, ours))
     for table in there:
         for leaf in {**there[table], **here[table]}:
             was, now = there[table].get(leaf), here[table].get(leaf)
@@ -129,8 +132,23 @@ def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
     return None
 
 
-def _content(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    return {table: getattr(sweep, table).model_dump() for table in tables()} | {"axes": sweep.axes}
+def _content(sweep: Sweep, *, with_files: bool) -> dict[str, dict[str, Any]]:
+    content = {table: getattr(sweep, table).model_dump() for table in tables()} | {"axes": sweep.axes}
+    return {
+        table: {leaf: value for leaf, value in fields.items() if with_files or not role(leaf).is_file}
+        for table, fields in content.items()
+    }
+
+
+def file_difference(files: dict[str, str]) -> str | None:
+    """Which of some files with digests is not as it was, in words."""
+    for path, was in files.items():
+        try:
+            if digest(path) != was:
+                return f"{path} has changed since the results were made; restore it, or run into another --out"
+        except UserError as error:
+            return f"{error}; the results were made with it"
+    return None
 
 
 def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:

@@ -50,6 +50,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
     """As `open_results`, of a store that is open."""
     import xarray as xr  # pandas takes long to import, and a run needs neither before its end
 
+    store.check_files()
     sweep = store.sweep
     datasets, which = grid_data(sweep)
     labels, inputs, heldout = _points(datasets)
@@ -71,7 +72,7 @@ def dataset_of(store: Store) -> "xr.Dataset":
             for name, dimensions, values in _variables(table | PREDICTIONS, arrays, axes, snapshots)
         },
         coords={
-            **{axis: np.array(values) for axis, values in sweep.axes.items()},
+            **{axis: sweep.coordinate(axis) for axis in axes},
             **{dimension: np.array(snapshots.values(dimension)) for dimension in snapshots.dimensions},
             **along,
             "label": ((*along_data, "point"), labels[which]),
@@ -172,7 +173,10 @@ def _how_exact(store: Store, name: str) -> str:
     return exactness(dimensions, [*models.values(), *(None for _ in own)])
 
 
-_COORDINATES = "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace"
+_COORDINATES = (
+    "in ambient coordinates; of kinds subspace, patches and band-limited, in coordinates of the subspace, and of kinds "
+    "file and digits, centred and scaled, in those of the span of the training points"
+)
 _STEPS_TAKEN = {"long_name": "gradient steps taken", "units": "1"}
 _TOLD: dict[str, dict[str, Any]] = {
     "status": {
@@ -253,6 +257,10 @@ def _as_read(sweep: Sweep, leaf: str) -> list:
     [value] = sweep.values(leaf)
     if leaf == "trainable":
         return [resolved_trainable(init, value) for init in sweep.values("init")]
+    if leaves()[leaf] == "data" and leaf != "kind" and sweep.reads(leaf):
+        datasets = sweep.datasets_but_for_replicates()
+        found = {dataset.told(leaf) for dataset in datasets if leaf in type(dataset).model_fields}
+        return list(found) if len(found) == 1 else []
     return [value] if sweep.reads(leaf) else []
 
 

@@ -86,6 +86,9 @@ def run(
         pending = [chunk for chunk in todo.chunks if not _is_done(store, chunk, listener)]
         listener.start(todo.cells, todo.cells - sum(len(chunk.cells) for chunk in pending))
         _Workers(sweep, store, pending, listener).run()
+    except Exception:
+        store.check_files()  # whatever fails where a file has changed meanwhile, that is why
+        raise
     finally:
         store.close()
     return dataset_of(store)

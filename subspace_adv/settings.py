@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, create_model
+from pydantic.fields import FieldInfo
 
 from subspace_adv import initialization, training
 from subspace_adv.data import KINDS, DataSettings
@@ -202,14 +203,31 @@ def _tables(kinds: Kinds) -> Mapping[str, type[Table]]:
 
 
 def _data_table(kinds: Kinds) -> type[Table]:
-    """`[data]`: the kind, and the fields of each; kinds may share a field, of one meaning, limits and default."""
-    fields = {"kind": (Annotated[str, PlainValidator(KINDS.name), DATA], "line")}
+    """`[data]`: the kind, and the fields of each; kinds may share a field, of one meaning and limits.
+
+    Where their defaults differ, that of the table is None, and each kind has its own.
+    """
+    fields: dict[str, Any] = {"kind": (Annotated[str, PlainValidator(KINDS.name), DATA], "line")}
+    limits: dict[str, Any] = {}
     for kind, row in kinds:
         for leaf, field in row.model_fields.items():
-            own = (field.rebuild_annotation(), field.default)
-            if repr(fields.setdefault(leaf, own)) != repr(own):
+            own, bare = (field.rebuild_annotation(), field.default), (_bare(field), role_in(row, leaf))
+            if repr(limits.setdefault(leaf, bare)) != repr(bare):
                 raise TypeError(f"kind {kind!r}: its field {leaf} is not that of another kind; give it another name")
+            if repr(fields.setdefault(leaf, own)) != repr(own):
+                fields[leaf] = (Annotated[bare[0] | None, bare[1]], None)
     return create_model("DataTable", __base__=Table, **fields)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _bare(field: FieldInfo) -> Any:
+    """The type and limits of a field but for None, where that is its default."""
+    kind: Any = field.annotation
+    limits = [mark for mark in field.metadata if not isinstance(mark, Role)]
+    if field.default is None:
+        [kind] = (one for one in get_args(kind) if one is not type(None))
+        inner = FieldInfo.from_annotation(kind)
+        kind, limits = inner.annotation, [*inner.metadata, *limits]
+    return functools.reduce(lambda made, mark: Annotated[made, mark], limits, kind)
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,6 +20,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.manifest import (
     FORMAT,
     describe,
+    file_difference,
     fingerprint,
     git_commit,
     origin_difference,
@@ -76,6 +77,7 @@ class Store:
     def __init__(self, folder: Path, sweep: Sweep, manifest: dict[str, Any]) -> None:
         """See `open` and `create`."""
         self.folder, self.sweep, self.manifest = folder, sweep, manifest
+        self.files = manifest["files"]  # digests by path: what the data are made of here
         cuts = [unpack(packed) for packed in manifest["chunks"]]
         self.entries = [ChunkEntry(i, cells, fingerprint(manifest, i, cells)) for i, cells in enumerate(cuts)]
         self._lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
@@ -103,17 +105,9 @@ class Store:
             raise UserError(f"{folder}: of format {made_by}; this version reads format {FORMAT}")
         if manifest.pop("digest", None) != sha256(json.dumps(manifest).encode()):
             raise damaged
-        file = folder / _SWEEP
+        _check_unchanged(folder, manifest)
         try:
-            change = "" if sha256(file.read_bytes()) == manifest["sweep"] else "changed"
-        except FileNotFoundError:
-            change = "removed"
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-        if change:
-            raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
-        try:
-            return cls(folder, Sweep.from_toml(file), manifest)
+            return cls(folder, Sweep.from_toml(folder / _SWEEP), manifest)
         except UserError as error:
             raise UserError(f"{error}; a row that was added where the sweep ran must be added here too") from None
 
@@ -141,6 +135,7 @@ class Store:
             difference = sweep_difference(store.sweep, plan.sweep) or origin_difference(store.manifest, plan)
             if difference:
                 raise UserError(f"{folder}: {difference}; choose another --out")
+            store.files = plan.sweep.files()
         else:
             store = cls(folder, plan.sweep, describe(plan) | {"commit": git_commit()})
         try:
@@ -171,6 +166,15 @@ class Store:
         """Let other processes write to the folder."""
         self._lock.release()
 
+    def check_files(self) -> None:
+        """Make sure that the files that the data are made of are still what they were.
+
+        Raises:
+            UserError: if one has changed or is gone.
+        """
+        if change := file_difference(self.files):
+            raise UserError(f"{self.folder}: {change}")
+
     def has(self, number: int) -> bool:
         """Whether a chunk was committed; it may be damaged.
 
@@ -190,8 +194,10 @@ class Store:
         """Save a chunk's arrays atomically.
 
         Raises:
-            UserError: if the disk is full or the folder cannot be written; the run can be resumed.
+            UserError: if the disk is full or the folder cannot be written; the run can be resumed. And if a file that
+                the data are made of has changed.
         """
+        self.check_files()
         path = self._path(number)
         partial = path.with_name(path.name + _PARTIAL)
         try:
@@ -260,6 +266,21 @@ class Store:
 
     def _path(self, number: int) -> Path:
         return self.folder / _CHUNKS / f"{number:06d}"
+
+
+def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a folder if its sweep, or a file that its data are made of, is not what it was."""
+    file = folder / _SWEEP
+    try:
+        change = "" if sha256(file.read_bytes()) == manifest["sweep"] else "changed"
+    except FileNotFoundError:
+        change = "removed"
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if change:
+        raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
+    if change := file_difference(manifest["files"]):
+        raise UserError(f"{folder}: {change}")
 
 
 def _nameable(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from subspace_adv.models import architecture_of, row_name
 from subspace_adv.network import padded_size
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, OffPart
+from subspace_adv.pointfile import digest
 from subspace_adv.rows import nearest
 from subspace_adv.settings import (
     OF_SNAPSHOTS,
@@ -116,9 +117,19 @@ class Sweep:
         _check_read(self, document, overridden, source)
         read = {table: getattr(self, table).model_dump(include=self._shared(table)) for table in tables()}
         for table, model in tables().items():
-            object.__setattr__(self, table, model.model_validate(read[table]))
+            object.__setattr__(self, table, model.model_validate(read[table] | self._of_kinds(table)))
         object.__setattr__(self, "axes", {leaf: values for leaf, values in self.axes.items() if self.reads(leaf)})
         _check_combinations(self, source)
+
+    def _of_kinds(self, table: str) -> dict[str, Any]:
+        """Fields of a table that are left to the kinds of data, where all kinds of the sweep have one default."""
+        told = {}
+        for leaf in self._shared(table) if table == "data" else ():
+            rows = (KINDS[kind].model_fields for kind in self.values("kind"))
+            defaults = {row[leaf].default for row in rows if leaf in row}
+            if getattr(self.data, leaf) is None and len(defaults) == 1:
+                [told[leaf]] = defaults
+        return told
 
     def to_toml(self) -> str:
         """The sweep, all that its cells read, as a TOML document that `from_toml` reads back to an equal sweep."""
@@ -155,10 +166,22 @@ class Sweep:
 
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
         """Value of a field in the given cells (flat indices into the grid, last axis fastest)."""
-        values = np.array(self.values(leaf), dtype=object if leaf == "trainable" else None)
+        told = self.values(leaf)
+        as_they_are = leaf == "trainable" or role(leaf).is_list
+        values = np.fromiter(told, object, len(told)) if as_they_are else np.array(told)
         if leaf not in self.axes:
             return np.broadcast_to(values, len(cells))
         return values[np.unravel_index(cells, self.shape)[list(self.axes).index(leaf)]]
+
+    def coordinate(self, axis: str) -> np.ndarray:
+        """The values of an axis as results tell them: lists are text."""
+        values: tuple[Any, ...] = self.axes[axis]
+        return np.array([", ".join(map(str, value)) for value in values] if role(axis).is_list else values)
+
+    def files(self) -> dict[str, str]:
+        """Digests of the files that decide on the data, by path."""
+        named = (leaf for leaf in leaves() if role(leaf).is_file and self.reads(leaf))
+        return {path: digest(path) for leaf in named for path in self.values(leaf)}
 
     def dataset(self, at: Mapping[str, Any]) -> DataSettings:
         """The dataset of cells with given values on the axes that it depends on; of one left out, with its first."""
@@ -167,7 +190,7 @@ class Sweep:
             return at[leaf] if leaf in at else self.values(leaf)[0]
 
         row = KINDS[value("kind")]
-        return row(**{leaf: value(leaf) for leaf in row.model_fields})
+        return row(**{leaf: told for leaf in row.model_fields if (told := value(leaf)) is not None})
 
     def design(self, at: Mapping[str, Any], shape: Shape) -> Design:
         """What shapes the model of cells with given values, on data of a shape; fields left out have their first."""
@@ -229,7 +252,7 @@ def _axes(document: dict[str, Any], source: Source) -> dict[str, tuple]:
         if leaf not in leaves():
             raise UserError(f"{where}: no such axis{nearest(leaf, [one for one in leaves() if role(one).axis])}")
         if not role(leaf).axis:
-            why = f"{leaf} is a list already" if role(leaf).listed else f"{leaf} is one for all networks"
+            why = f"{leaf} is a list already" if role(leaf).is_list else f"{leaf} is one for all networks"
             raise UserError(f"{where}: cannot be an axis; {why}; set it in [{leaves()[leaf]}]")
         axes[leaf] = _axis(leaf, written, where)
     return axes
@@ -255,6 +278,8 @@ def _axis(leaf: str, written: Any, where: str) -> tuple:
     try:
         if isinstance(written, list | tuple):
             distinct(values)
+        if len({isinstance(value, str) for value in values}) > 1:
+            raise ValueError("must be all numbers or all text")
         if isinstance(values[0], float):
             _check_distinct_in_float32(values)
     except ValueError as error:
@@ -302,7 +327,9 @@ def _check_combinations(sweep: Sweep, source: Source) -> None:
         )
     for kind in sweep.values("kind"):
         row = KINDS[kind]
-        if wrong := row.impossible({leaf: sweep.values(leaf) for leaf in row.model_fields}):
+        own = {leaf: field.default for leaf, field in row.model_fields.items()}
+        values = {leaf: tuple(own[leaf] if one is None else one for one in sweep.values(leaf)) for leaf in own}
+        if wrong := row.impossible(values):
             raise UserError(f"{named(wrong.leaf, wrong.value)}: {wrong.why}")
     if any(not OPTIMIZERS[name].full_batch for name in sweep.values("optimizer")):
         n = min(dataset.shape.samples for dataset in sweep.datasets_but_for_replicates())

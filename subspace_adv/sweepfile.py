@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from subspace_adv.errors import UserError, brief
-from subspace_adv.rows import near, nearest
+from subspace_adv.pointfile import absolute, near_files
+from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, role, tables
 
 RANGE = re.compile(r"(\d+):(\d+)")
@@ -33,14 +34,16 @@ def read(path: str | Path, overrides: Any = ()) -> tuple[dict[str, Any], set[str
             raise UserError(f"{path}: {name}: no such table{belongs or nearest(name, ['name', 'axes', *tables()])}")
         if name != "name" and not isinstance(content, dict):
             raise UserError(f"{path}: {name} = {brief(content)}: must be a table, [{name}]")
-    return document, _override(document, _texts(overrides))
+    overridden = _override(document, _texts(overrides))
+    _place(document, path.parent, overridden)
+    return document, overridden
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_near_files(path)}") from None
+        raise UserError(f"{path}: no such file{near_files(path, ['.toml'])}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -49,12 +52,18 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _near_files(path: Path) -> str:
-    """A hint naming the sweep files that a missing one may be mistaken for, or some that are there."""
-    stems = sorted(file.stem for file in path.parent.glob("*.toml") if file.name != "pyproject.toml")
-    if close := near(path.stem, stems):
-        return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in close)}?"
-    return f"; there: {', '.join(f'{stem}.toml' for stem in stems[:10])}{', …' * (len(stems) > 10)}" if stems else ""
+def _place(document: dict[str, Any], folder: Path, overridden: set[str]) -> None:
+    """Make paths that the file tells relative to the folder it lies in; those of the command line are to another."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(one) for one in value]
+        return absolute(value, folder) if isinstance(value, str) else value
+
+    for table in document.values():
+        for leaf in table if isinstance(table, dict) else ():
+            if leaf in leaves() and role(leaf).is_file and leaf not in overridden:
+                table[leaf] = placed(table[leaf])
 
 
 def _texts(overrides: Any) -> list[str]:
@@ -77,8 +86,6 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
         if name in names:
             raise UserError(f"command line: {name} is set twice")
         names.add(name)
-        values = [_parse(token) for token in ([text] if text.startswith("{") else text.split(","))]
-        axes = document.setdefault("axes", {})
         if name == "name":
             document["name"] = text
         elif name not in leaves():
@@ -86,15 +93,25 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
         elif text.startswith("["):
             plain = re.sub(r"[][\s\"']", "", text).strip(",")
             raise UserError(f"command line: {override!r}: a list has no brackets here; write {name}={plain or 'a,b'}")
-        elif role(name).listed:
-            document.setdefault(leaves()[name], {})[name] = values[0] if isinstance(values[0], dict) else values
-        elif RANGE.fullmatch(text):
-            axes[name] = text
-        elif len(values) > 1 or name in axes:
-            axes[name] = values
         else:
-            document.setdefault(leaves()[name], {})[name] = values[0]
+            _set(document.setdefault("axes", {}), document.setdefault(leaves()[name], {}), name, text)
     return names
+
+
+def _set(axes: dict[str, Any], table: dict[str, Any], name: str, text: str) -> None:
+    """Write a field into its table, or as an axis: where it is one, or has several values."""
+    if text.startswith("{"):  # as a file would write it
+        table[name] = _parse(text)
+        return
+    values: list[Any] = [_parse(token) for token in text.split(",")]
+    if role(name).is_list:
+        values = [values]
+    if RANGE.fullmatch(text) and not role(name).is_list:
+        axes[name] = text
+    elif len(values) > 1 or name in axes:
+        axes[name] = values
+    else:
+        table[name] = values[0]
 
 
 def _parse(token: str) -> Any:

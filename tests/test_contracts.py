@@ -81,6 +81,7 @@ def test_tables_and_fields_of_the_sweep_file():
             "labels",
             "data_seed",
             *("patches", "patch_size", "patch_dim", "frequencies", "radii", "spacing"),
+            *("path", "label_column", "classes", "center", "scale", "fit"),
         },
         "network": {
             *("architecture", "init", "trainable", "parametrization", "width", "depth"),

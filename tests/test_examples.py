@@ -43,8 +43,8 @@ def line_of(out: str, begin: str) -> str:
 
 def test_every_example_and_section_is_tested_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"one_network.py", "read_results.py", "panel.py"}
-    sections = ["A kind of data", "A model", "A flax network of your own", "An optimizer", "A norm", "An attack"]
-    assert list(SCRIPTS) == [*sections, "A measure", "During training"]
+    sections = ["A kind of data", "Data of your own", "A model", "A flax network of your own", "An optimizer", "A norm"]
+    assert list(SCRIPTS) == [*sections, "An attack", "A measure", "During training"]
     assert all(len(found) == 1 for found in SCRIPTS.values())
 
 
@@ -154,6 +154,15 @@ def test_a_kind_of_data_can_be_added_as_told(tmp_path):
     out = script("A kind of data", tmp_path)
     for radius in (1.0, 2.0):
         assert numbers(line_of(out, f"radius {radius}: ")).tolist() == [6, radius, radius, 0]
+
+
+@pytest.mark.slow
+def test_data_of_ones_own_are_a_file(tmp_path):
+    """Projected onto a plane the law is known at all points of all networks, and nowhere where they are kept."""
+    project, keep = script("Data of your own", tmp_path).splitlines()
+    assert project.startswith("project: rank 2, ") and project.endswith("law known at 120 points")
+    assert keep.startswith("keep: rank 6, ") and keep.endswith("law known at 0 points")
+    assert all(0 < numbers(line)[1] < np.inf for line in (project, keep))
 
 
 @pytest.mark.slow

@@ -103,6 +103,7 @@ def test_the_command_line_tells_each_in_one_line(tmp_path):
     assert (code, "cells      1\n" in out) == (0, True)
     dropped, unreached = err.splitlines()
     assert dropped.endswith(
-        "sweep.toml: data.samples: left out, as read only where kind = 'subspace' or 'patches' or 'band-limited'"
+        "sweep.toml: data.samples: left out, as read only where kind = 'subspace' or 'patches' or 'band-limited' or "
+        "'file' or 'digits'"
     )
     assert unreached.startswith("subspace-adv: no network of init 'theory' converges on kind 'line'")

@@ -15,7 +15,7 @@ from subspace_adv import Sweep, UserError, load_networks, load_points, open_resu
 from subspace_adv.attacks import ATTACKS, minimal_norm_attack
 from subspace_adv.contracts import Architecture, Model
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape, as_data
-from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Positive, Seed
+from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Level, Positive, Seed
 from subspace_adv.geometry import Subspace
 from subspace_adv.measures import MEASURES, Measure, Rounding, distance_name, distance_parts, variables
 from subspace_adv.models import MODELS
@@ -53,10 +53,15 @@ def test_an_unknown_name_is_an_error_that_tells_the_nearest():
     [(NORMS, "norms"), (OPTIMIZERS, "optimizer"), (KINDS, "kind"), (MODELS, "architecture")],
     ids=["norms", "optimizers", "kinds", "models"],
 )
-def test_a_field_of_a_sweep_takes_the_names_of_its_table(table, field):
+def test_a_field_of_a_sweep_takes_the_names_of_its_table(table, field, tmp_path):
+    np.savez(tmp_path / "points.npz", x=np.eye(3), y=[0, 1, 1])
+    needs = {
+        "cnn": ["kind=band-limited"],  # which sees signals
+        "file": [f"path={tmp_path / 'points.npz'}"],
+        "digits": ["classes=3,8"],
+    }
     for name in table:
-        others = ["kind=band-limited"] if name == "cnn" else []  # which sees signals
-        assert np.ravel(small(f"{field}={name}", *others).values(field)).tolist() == [name]
+        assert np.ravel(small(f"{field}={name}", *needs.get(name, [])).values(field)).tolist() == [name]
     with pytest.raises(ValueError, match=f"must be {', '.join(map(repr, list(table)[:-1]))}"):
         small(f"{field}=l3")
 
@@ -175,7 +180,7 @@ def test_fields_of_kinds_have_roles_and_names_of_one_meaning(monkeypatch):
             size: Count = 3
 
     class Other(RingData, frozen=True):
-        samples: Annotated[Count, DATA] = 3
+        samples: Annotated[Level, DATA] = 3.0
 
     class Wide(RingData, frozen=True):
         width: Annotated[Count, DATA] = 3
@@ -213,7 +218,7 @@ def attacked(*names: str):
 
 
 def test_a_field_of_every_kind_is_read_by_all_cells(monkeypatch):
-    assert read_where("samples") == ({"kind": ("subspace", "patches", "band-limited")},)
+    assert read_where("samples") == ({"kind": ("subspace", "patches", "band-limited", "file", "digits")},)
     monkeypatch.setattr(KINDS, "_rows", {"subspace": KINDS["subspace"]})
     assert read_where("samples") == ()
 

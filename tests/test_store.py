@@ -597,7 +597,19 @@ def test_any_damage_to_the_manifest_is_noticed(folder, planned):
 def test_a_manifest_without_any_of_its_fields_is_damaged(folder):
     path = folder / "manifest.json"
     whole = json.loads(path.read_text())
-    fields = {"program", "format", "cells", "sweep", "versions", "machine", "rows", "chunks", "commit", "digest"}
+    fields = {
+        "program",
+        "format",
+        "cells",
+        "sweep",
+        "versions",
+        "machine",
+        "rows",
+        "files",
+        "chunks",
+        "commit",
+        "digest",
+    }
     assert set(whole) == fields
     within = [(part, name) for part in ("versions", "machine", "rows") for name in whole[part]]
     for part, name in [*((None, field) for field in fields), *within]:
@@ -647,7 +659,7 @@ def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
 def test_another_format_is_refused(folder, older):
     whole = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(whole | {"format": older}))
-    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 7"
+    assert refusal(Store.open, folder) == f"{folder}: of format {older}; this version reads format 8"
 
 
 def test_any_damage_to_the_resolved_sweep_is_noticed(folder, planned):

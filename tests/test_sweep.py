@@ -200,7 +200,11 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "list of words in brackets": ("", ('regions=["off","on"]',), ("command line: ", "write regions=off,on")),
     "empty list in brackets": ("", ("seed=[]",), ("command line: 'seed=[]': a list has no", "write seed=a,b")),
     "name in brackets": ("", ("name=[a]",), ("command line: name = '[a]': must be letters",)),
-    "misspelt part of a field": ("", ("sclae=1",), ("command line: sclae: no such field; did you mean 'init_scale'?",)),
+    "misspelt part of a field": (
+        "",
+        ("dceay=1",),
+        ("command line: dceay: no such field; did you mean 'weight_decay'?",),
+    ),
     "part of several fields": (
         "",
         ("steps=9",),
@@ -217,7 +221,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("samples=3,4",),
         (
             "command line: axes.samples = [3, 4]: changes nothing; "
-            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave it out",
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited' or 'file' or 'digits'; leave it out",
         ),
     ),
     "axis that no optimizer reads": (
@@ -239,7 +243,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=chessboard", "data_seed=5"),
         (
             "command line: data.data_seed = 5: changes nothing; "
-            "it is read where kind = 'subspace' or 'patches' or 'band-limited'; leave",
+            "it is read where kind = 'subspace' or 'patches' or 'band-limited' or 'file' or 'digits'; leave",
         ),
     ),
     "field that no optimizer of an axis reads": (
@@ -299,7 +303,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, case):
         Sweep.from_toml(path, overrides)
     message = str(refused.value)
     assert "\n" not in message
-    assert len(message) < 500
+    assert len(message) < 700
     assert message.startswith(start.replace("FILE", str(path)))
     for some in words:
         assert some in message
@@ -477,7 +481,8 @@ def test_what_an_override_leaves_unread_is_dropped_with_a_warning():
     )
     assert dropped(text) == (read(text), [])
     of_kinds = [
-        "data.samples: left out, as read only where kind = 'subspace' or 'patches' or 'band-limited'",
+        "data.samples: left out, as read only where kind = 'subspace' or 'patches' or 'band-limited' or 'file' or "
+        "'digits'",
         "axes.ambient_dim: left out, as read only where kind = 'subspace' or 'band-limited'",
     ]
     line, told = dropped(text, "kind=line")
@@ -496,7 +501,10 @@ def test_what_an_override_leaves_unread_is_dropped_with_a_warning():
     assert dropped(text, "samples=6")[1] == []
 
 
-@pytest.mark.parametrize("leaf", sorted({"momentum", "batch_size", *tables()["data"].model_fields} - {"kind"}))
+GIVEN = {"kind", "path", "label_column", "classes", "center", "scale", "fit"}  # in tests/test_own_data.py
+
+
+@pytest.mark.parametrize("leaf", sorted({"momentum", "batch_size", *tables()["data"].model_fields} - GIVEN))
 def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
     decider, value, others = {
         "momentum": ("optimizer", "momentum", "gd,sgd,adam"),
@@ -508,12 +516,12 @@ def test_a_field_is_written_and_told_of_where_it_is_read_and_nowhere_else(leaf):
         "radii": ("distribution", "circles", "gaussian,sphere,curve"),
         "spacing": ("distribution", "curve", "gaussian,sphere,spheres"),
     }.get(leaf, ("kind", "subspace", "line,chessboard"))
-    default = getattr(getattr(read(""), leaves()[leaf]), leaf)
+    default = {"samples": 20, "subspace_dim": 2}.get(leaf, getattr(getattr(read(""), leaves()[leaf]), leaf))
     for given in (value, f"{others},{value}", others):
         sweep = read("", f"{decider}={given}", *(["kind=subspace"] if decider == "distribution" else []))
         assert sweep.reads(leaf) == (given != others)
         assert (f"\n{leaf} = " in sweep.to_toml()) == sweep.reads(leaf)
-        assert sweep.values(leaf) == (default,)
+        assert sweep.values(leaf) in ((default,), () if sweep.reads(leaf) else (None,))
 
 
 def test_what_all_cells_read_is_always_written():
@@ -577,7 +585,8 @@ def test_limits_hold_on_both_sides_of_each(leaf):
 def test_every_number_has_limits():
     values = {leaf: read("", "kind=subspace").values(leaf)[0] for leaf in leaves()}
     numbers = {leaf for leaf, value in values.items() if isinstance(value, int | float) and value is not False}
-    assert numbers == set(LIMITS) | {"kernel", "stride", "mixing"}  # whose limits are those of the data
+    # Limits of the first three are those of the data; of the others tests/test_own_data.py knows.
+    assert numbers == set(LIMITS) | {"kernel", "stride", "mixing", "scale"}
 
 
 @pytest.mark.parametrize("leaf", [leaf for leaf, (inside, _) in LIMITS.items() if isinstance(inside[0], float | str)])

@@ -2,7 +2,9 @@
 
 from subspace_adv.data.band_limited import BandLimitedData
 from subspace_adv.data.chessboard import ChessboardData
+from subspace_adv.data.digits import DigitsData
 from subspace_adv.data.drawn import CLUSTER_SPREAD
+from subspace_adv.data.file import FileData
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data, padded
 from subspace_adv.data.line import LineData
 from subspace_adv.data.patches import PatchesData
@@ -23,6 +25,8 @@ KINDS: Rows[type[DataSettings]] = Rows(
         "subspace": SubspaceData,
         "patches": PatchesData,
         "band-limited": BandLimitedData,
+        "file": FileData,
+        "digits": DigitsData,
     },
     _check,
 )
@@ -35,6 +39,8 @@ __all__ = [
     "ChessboardData",
     "Data",
     "DataSettings",
+    "DigitsData",
+    "FileData",
     "Impossible",
     "LineData",
     "PatchesData",

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from subspace_adv.fields import Table, role_in
 from subspace_adv.geometry import Region, Subspace, region_dim
+from subspace_adv.pointfile import digest
 
 HELDOUT = 16
 """Held-out points of every dataset: drawn from the training points' law, or beside them, and never trained on."""
@@ -33,7 +34,7 @@ class Data(NamedTuple):
     x: np.ndarray  # (n, r) float32
     y: np.ndarray  # (n,) float32, −1 or +1
     subspace: Subspace  # float64 bases, (r, k) and (r, r − k)
-    heldout: np.ndarray  # (HELDOUT, r) float32
+    heldout: np.ndarray  # (HELDOUT, r) float32; NaN where there are not so many
     # Of a curved manifold at each training point, float64, (n, r, t) and (n, r, r − t); None where there is none.
     tangent: Subspace | None = None
 
@@ -89,6 +90,16 @@ class DataSettings(Table, ABC, frozen=True):
     def label_draws(self) -> int:
         """Random numbers that `draw_labels` takes, about."""
         return self.shape.samples * self.shape.subspace_dim
+
+    @property
+    def version(self) -> str:
+        """What differs where the same settings mean other data: digests of the files that they name."""
+        files = (leaf for leaf in type(self).model_fields if role_in(type(self), leaf).is_file)
+        return " ".join(digest(getattr(self, leaf)) for leaf in files)
+
+    def told(self, leaf: str) -> Any:
+        """A field, which is no size, as results tell it."""
+        return getattr(self, leaf)
 
     def unplaced(self) -> Self:
         """The same points wherever their span lies: fields of role PLACE are as by default."""

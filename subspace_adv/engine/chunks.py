@@ -11,7 +11,7 @@ import numpy as np
 
 from subspace_adv import theory, training
 from subspace_adv.contracts import Model, named, renamed
-from subspace_adv.datasets import cell_data
+from subspace_adv.datasets import cell_data, load_data
 from subspace_adv.engine.inputs import arguments, data_of, points_of, spans_of
 from subspace_adv.engine.networks import Lane, Spans, hyper_of
 from subspace_adv.engine.pauses import Pauses
@@ -293,8 +293,8 @@ def measure(
 
     Returns:
         Float32 arrays named as in `measures.variables`, (cells,), (cells, n) or (cells, h), each rounded as its
-        measure says; NaN where training diverged. Of snapshots those named by `during`, (cells, snapshots, …), NaN
-        where a network had stopped before.
+        measure says; NaN where training diverged, and at held-out points that there are not. Of snapshots those named
+        by `during`, (cells, snapshots, …), NaN where a network had stopped before.
     """
     group = chunk.group
     measured = _measured(sweep, group.program, chunk.cells, trained, group.measured, stop, threads)
@@ -338,10 +338,14 @@ def _measured(
         return {name: np.zeros((0, *row.shape(program.shape.samples)), np.float32) for name, row in variables.items()}
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(of, batches))
-    return {
+    measured = {
         name: _rounded(np.concatenate([part[name] for part in parts])[: len(cells)], _rounding(row))
         for name, row in variables.items()
     }
+    missing = _without_heldout(sweep, cells)
+    for name in (name for name, row in variables.items() if row.dimensions == ("heldout",)):
+        measured[name][missing] = np.nan
+    return measured
 
 
 def saved(chunk: Chunk, trained: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -353,6 +357,12 @@ def saved(chunk: Chunk, trained: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     for name in names:
         trained[name][trained[during("steps")] == NEVER] = np.nan
     return trained
+
+
+def _without_heldout(sweep: Sweep, cells: np.ndarray) -> np.ndarray:
+    """Which held-out points of some cells there are not, (cells, HELDOUT)."""
+    datasets, which = cell_data(sweep, cells)
+    return np.stack([np.isnan(load_data(dataset).heldout).any(axis=1) for dataset in datasets])[which]
 
 
 def ambient_networks(sweep: Sweep, chunk: Chunk, trained: dict[str, np.ndarray]) -> Any:
