@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import TypeVar
 
 Row = TypeVar("Row")
@@ -115,3 +116,14 @@ def near(name: str, known: list[str]) -> list[str]:
     if best_whole >= max(best_part, 0.6):
         return [next(whole for whole in known if wholes[whole] == best_whole)]
     return [whole for whole in known if parts[whole] == best_part >= 0.75]
+
+
+def near_files(path: Path, endings: Iterable[str]) -> str:
+    """A hint naming the files, of some endings, that a missing one may be mistaken for, or some that are there."""
+    files = sorted(file.name for file in path.parent.glob("*") if file.suffix.lower() in endings)
+    stems = sorted({Path(name).stem for name in files if Path(name).stem != "pyproject"})
+    if close := near(path.stem, stems):
+        named = [name for name in files if Path(name).stem in close]
+        return f"; did you mean {' or '.join(map(repr, named))}?"
+    there = [name for name in files if Path(name).stem in stems]
+    return f"; there: {', '.join(there[:10])}{', …' * (len(there) > 10)}" if there else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace_adv.errors import UserError, brief
-from subspace_adv.rows import near, nearest
+from subspace_adv.rows import near_files, nearest
 from subspace_adv.settings import leaves, role, tables
 
 RANGE = re.compile(r"(\d+):(\d+)")
@@ -40,21 +40,13 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_near_files(path)}") from None
+        raise UserError(f"{path}: no such file{near_files(path, ['.toml'])}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _near_files(path: Path) -> str:
-    """A hint naming the sweep files that a missing one may be mistaken for, or some that are there."""
-    stems = sorted(file.stem for file in path.parent.glob("*.toml") if file.name != "pyproject.toml")
-    if close := near(path.stem, stems):
-        return f"; did you mean {' or '.join(repr(f'{stem}.toml') for stem in close)}?"
-    return f"; there: {', '.join(f'{stem}.toml' for stem in stems[:10])}{', …' * (len(stems) > 10)}" if stems else ""
 
 
 def _texts(overrides: Any) -> list[str]:

@@ -11,7 +11,7 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
+    ["errors", "rows", "pointfile", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
     ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "classes", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
