@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from subspace_adv.arrays import array
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked
 from subspace_adv.geometry import Subspace
@@ -18,21 +19,6 @@ from subspace_adv.settings import read_where, where_read
 
 _ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
 _ROUNDED = 1e-13  # and how far without being made so
-
-
-def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
-    """Finite real numbers in so many dimensions, float64."""
-    try:
-        found = np.asarray(given)
-    except ValueError:  # lists of different lengths
-        found = np.array(None)
-    if found.dtype.kind not in "fiu":
-        raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}")
-    if found.ndim != ndim:
-        raise UserError(f"{where}: is of shape {found.shape}; must be real numbers of shape {shape}")
-    if not np.isfinite(found).all():
-        raise UserError(f"{where}: holds NaN or inf; must be finite")
-    return found.astype(np.float64)
 
 
 def points(what: str, x: Any, name: str = "x", d: int | None = None) -> np.ndarray:

@@ -12,7 +12,20 @@ import subspace_adv
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
     ["errors", "rows", "pointfile", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
-    ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
+    [
+        "data",
+        "arrays",
+        "flax_layers",
+        "state_dict",
+        "network",
+        "chi",
+        "parametrizations",
+        "initialization",
+        "optimizers",
+        "models",
+        "reduction",
+        "training",
+    ],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "classes", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
     ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
