@@ -49,12 +49,16 @@ class Bracket(NamedTuple):
     upper: jax.Array  # (n,), found by an attack; inf where none was
 
 
+Brackets = dict[tuple[Region, str], Bracket]
+"""By region and norm."""
+
+
 def brackets(
     network: Any,
     x: jax.Array,
     subspace: Subspace,
     universal: AttackResult,
-    key: jax.Array,
+    begin: Beginnings,
     *,
     regions: tuple[Region, ...],
     norms: tuple[str, ...],
@@ -62,8 +66,7 @@ def brackets(
     model: Model,
     beside: bool,
     tangent: Subspace | None,
-    there: jax.Array,
-) -> dict[tuple[Region, str], Bracket]:
+) -> Brackets:
     """Distances of every point by region and norm (F9 in docs/theory.md).
 
     A perturbation found in one norm is one in the others too, at its length there; one in a region is one in each that
@@ -75,18 +78,16 @@ def brackets(
         x: points (n, d).
         subspace: the data's subspace.
         universal: of every point, along a direction off the subspace, in L2.
-        key: typed PRNG key of the attacks' random starts.
+        begin: what attacks begin with.
         regions: where perturbations may lie.
         norms: of the distances.
         effort: of the attacks.
         model: kind of the network.
         beside: whether points may lie beside a translate of the subspace that holds another one.
         tangent: of every point, to the manifold within the subspace, if that is curved.
-        there: (n,), which points there are; of the others no distances are looked for where that saves time.
     """
-    begin = Beginnings.of(network, x, key, model, there)
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
-    done: dict[tuple[Region, str], Bracket] = {}
+    done: Brackets = {}
     for region in sorted(regions, key=REGIONS.index):
         basis = region_basis(subspace, region, tangent)
         holds_off = region == "off" or "off" in PARTS[region]

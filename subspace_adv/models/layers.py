@@ -78,6 +78,12 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
     )
 
 
+@functools.lru_cache(maxsize=256)
+def as_given(module: Layers) -> Model:
+    """Of networks of a module that are neither drawn nor trained; one object for equal modules."""
+    return model(module.depth, module.fields, 1, "standard")
+
+
 @functools.lru_cache(maxsize=1024)
 def _map(fields: ReceptiveFields, depth: int, layer: int) -> Callable[[Params, jax.Array], jax.Array]:
     """An affine map of a layer's own parameters and of activations (..., k); one object for equal arguments."""
