@@ -28,7 +28,20 @@ LINES = [
     ],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
     ["settings", "sweepfile", "sweep", "classes", "pitfalls", "datasets", "devices", "costs", "program", "planning"],
-    ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
+    [
+        "engine",
+        "arguments",
+        "single",
+        "networkfile",
+        "assessment",
+        "manifest",
+        "store",
+        "frozen",
+        "predictions",
+        "loading",
+        "results",
+        "runner",
+    ],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
