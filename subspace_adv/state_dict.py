@@ -11,6 +11,7 @@ from subspace_adv.arrays import array
 from subspace_adv.errors import UserError, brief
 
 _AGREES = 1e-5  # share of the largest output, by which rounding in float32 may change one
+_HEADS = (1, 2)  # outputs, of one number or of two logits
 _KERNEL = "kernel"  # as flax calls a weight, of the other orientation: (in, out)
 
 
@@ -119,7 +120,7 @@ def _in_order(where: str, layers: dict[str, Layer]) -> dict[str, Layer]:
     return {name: layers[name] for name in orders[0]}
 
 
-def _orders(layers: Mapping[str, Layer], *, head: Sequence[int] | None = (1, 2)) -> list[tuple[str, ...]]:
+def _orders(layers: Mapping[str, Layer], *, head: Sequence[int] | None = _HEADS) -> list[tuple[str, ...]]:
     """Orders in which each layer takes what the one before it yields, up to two of them.
 
     Layers whose names differ first in a number follow by that number.
@@ -177,7 +178,7 @@ def _misfit(where: str, layers: dict[str, Layer]) -> str:
         sizes = f"takes {layers[name].weight.shape[1]} inputs, and no other layer yields as many"
         return f"{where}: {name} {sizes}: a layer is missing before it, or this one is too many"
     if len(lasts) > 1:
-        name = lasts[0]
+        name = next((name for name in lasts if len(layers[name].bias) not in _HEADS), lasts[0])
         sizes = f"yields {len(layers[name].bias)}, and no other layer takes as many"
         return f"{where}: {name} {sizes}: a layer is missing behind it, or this one is too many"
     shapes = ", ".join(f"{name} {layer.weight.shape}" for name, layer in layers.items())

@@ -79,8 +79,8 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
 
 
 @functools.lru_cache(maxsize=256)
-def as_given(module: Layers) -> Model:
-    """Of networks of a module that are neither drawn nor trained; one object for equal modules."""
+def as_given(module: Any) -> Model:
+    """Of networks of `Layers` that are neither drawn nor trained; one object for equal ones."""
     return model(module.depth, module.fields, 1, "standard")
 
 
