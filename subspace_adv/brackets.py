@@ -14,6 +14,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.geometry import PARTS, REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
 
+_DIFFERENCES = 2**22  # coordinates of differences of points that are held at a time
 _LANES = 5  # points whose brackets are tightened side by side
 
 
@@ -256,7 +257,12 @@ def _in_plane(
 def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array, there: jax.Array) -> jax.Array:
     """For every point (n, d), the nearest one that is there and has an output (n,) of the other sign; else itself."""
     positive = outputs >= 0
-    gap = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
-    gap = jnp.where((positive[:, None] == positive[None]) | ~there[None], jnp.inf, gap)
-    nearest = jnp.argmin(gap, axis=1)
-    return jnp.where(jnp.isfinite(jnp.min(gap, axis=1))[:, None], x[nearest], x)
+
+    def nearest(i: jax.Array) -> jax.Array:
+        gap = jnp.sum((x[i][None] - x) ** 2, axis=-1)
+        gap = jnp.where((positive == positive[i]) | ~there, jnp.inf, gap)
+        closest = jnp.argmin(gap)
+        return jnp.where(jnp.isfinite(gap[closest]), x[closest], x[i])
+
+    some = max(_DIFFERENCES // max(x.size, 1), 1)
+    return jax.lax.map(nearest, jnp.arange(len(x), dtype=jnp.int32), batch_size=some)

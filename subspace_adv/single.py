@@ -276,22 +276,23 @@ def _bracket(
     return brackets.bracket(network, x, basis, _beginnings(*begin), **what)
 
 
-def _universal(network: Any, x: jax.Array, complement: jax.Array, *, model: Model) -> AttackResult:
-    """Flips of all points along the one direction off the subspace that serves them all."""
-    weights = model.universal_weights(network, model.sensitivity(network, x))
-    return jax.vmap(lambda point: universal_attack(network, point, complement, model=model, weights=weights))(x)
+def _universal_weights(network: Any, x: jax.Array, *, model: Model) -> jax.Array:
+    """What preactivations (k,) weigh in the one direction off the subspace that serves all points."""
+    return model.universal_weights(network, model.sensitivity(network, x))
 
 
 def _brackets(
     network: Any,
     x: jax.Array,
     subspace: Subspace,
-    universal: AttackResult,
+    weights: jax.Array,
     begin: tuple[jax.Array, jax.Array],
     *,
     recording: Recording,
     model: Model,
 ) -> Brackets:
+    along = functools.partial(universal_attack, model=model, weights=weights)
+    universal = jax.vmap(along, in_axes=(None, 0, None))(network, x, subspace.complement)
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort}
     return brackets.brackets(
         network, x, subspace, universal, _beginnings(*begin), **what, model=model, beside=True, tangent=None
@@ -370,11 +371,11 @@ def _known(
 ) -> Brackets:
     """Distances of all points by region and norm."""
     keys, toward = engine.alone(_begin, network, x, seed, x64=True, model=model)
-    universal = engine.alone(_universal, network, x, subspace.complement, x64=True, model=model)
+    weights = engine.alone(_universal_weights, network, x, x64=True, model=model)
     found = functools.partial(engine.alone, _brackets, network, x64=True, recording=recording, model=model)
 
     def of_batch(i: np.ndarray) -> Brackets:
-        return found(x[i], subspace, jax.tree.map(lambda part: part[i], universal), (keys[i], toward[i]))
+        return found(x[i], subspace, weights, (keys[i], toward[i]))
 
     return _in_batches(len(x), progress, of_batch)
 

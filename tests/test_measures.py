@@ -279,7 +279,7 @@ def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, 
 
     monkeypatch.setattr(brackets, "bracket", bracket)
     what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "beside": False}
-    what |= {"tangent": tangent, "there": jnp.ones(points, bool)}
+    what["tangent"] = tangent
     network, x = Network(*map(jnp.zeros, ((1, 5), 1, 1, ()))), jnp.zeros((points, 5))
     begin = Beginnings.of(network, x, jax.random.key(0), TWO_LAYER)
     found = brackets.brackets(network, x, subspace, universal, begin, **what)
