@@ -79,7 +79,7 @@ def measured_network(what: str, given: Any, d: int) -> tuple[Any, Model]:
         name: array(f"{what}: network.{name}", leaf, np.ndim(leaf), str(np.shape(leaf)))
         for name, leaf in named(given.params).items()
     }
-    return renamed(given.params, arrays), as_given(module)
+    return renamed(given.params, arrays), as_given(module.depth, module.fields)
 
 
 def subspace(what: str, given: Any, d: int, regions: Sequence[str] = ()) -> Subspace:

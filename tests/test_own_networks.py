@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,7 +13,9 @@ from test_cli import assert_refused, command  # noqa: F401, a fixture
 
 import subspace_adv as sa
 from subspace_adv import Network, Networks, Subspace, UserError, single
+from subspace_adv.flax_layers import Layers
 from subspace_adv.networkfile import read_network
+from subspace_adv.receptive_fields import Convolution
 
 Arrays = dict[str, np.ndarray]
 SHALLOW, DEEP = (4, 6, 1), (4, 7, 6, 5, 1)
@@ -396,6 +399,45 @@ def stacked(params: Any) -> Any:
 
 def spoilt(params: Any) -> Any:
     return params | {"head": params["head"] | {"bias": np.array([np.nan])}}
+
+
+@pytest.mark.slow
+def test_deep_networks_of_a_folder_are_measured_by_hand_as_recorded(tmp_path):
+    sweep = sa.Sweep(
+        "deep",
+        network={"depth": 2, "width": 5},
+        training={"max_steps": 200},
+        measure={"regions": ["off"]},
+        axes={"seed": range(2)},
+    )
+    dataset = sa.run(sweep, tmp_path / "deep")
+    for seed in range(2):
+        points, networks = sa.load_points(tmp_path / "deep", seed=seed), sa.load_networks(tmp_path / "deep", seed=seed)
+        what = {"subspace": Subspace.from_directions(points.basis), "regions": ["off"], "heldout": points.heldout}
+        found = sa.measure(networks, points.x, points.y, **what)
+        assert set(found) == {name for name in dataset if name not in ("status", "steps") and "predicted" not in name}
+        for name in set(found) - {name for name in found if "random" in str(name)}:  # another one in other coordinates
+            recorded = dataset[name].sel(seed=seed)
+            np.testing.assert_allclose(found[name], recorded, rtol=1e-4, atol=1e-6, err_msg=str(name))
+            assert found[name].attrs == recorded.attrs
+
+
+@pytest.mark.slow
+def test_convolutions_are_attacked_and_certified():
+    module = Layers((3, 4), 2, Convolution(6, 3, 1, 2, "circular", "signal"))
+    x = np.random.default_rng(0).normal(size=(5, 6))
+    params = jax.tree.map(np.asarray, module.init(jax.random.key(1), np.float32(x[0]))["params"])
+    params["head"]["bias"] = -np.median(module.apply({"params": params}, np.float32(x)), keepdims=True)
+    networks = Networks(params, module, 6)
+    found, radii = (of(networks, x, region="full") for of in (sa.attack, sa.certify))
+    before, after = (networks.apply(points) for points in (x, x + (1 + 1e-4) * found.delta))
+    assert found.is_adv.sum() >= 2 and (before * after <= 1e-6)[found.is_adv].all()
+    assert (radii <= found.distance).all() and (radii > 0).any()
+    moves = np.random.default_rng(1).normal(size=(200, 5, 6))
+    for move in moves / np.linalg.norm(moves, axis=2, keepdims=True):
+        assert (before * networks.apply(x + radii[:, None] * move) >= -1e-6).all()
+    with pytest.raises(UserError, match="measure: network: is convolutional"):
+        sa.measure(networks, x, np.ones(5), subspace=Subspace.axis_aligned(6, 2))
 
 
 # The command line -----------------------------------------------------------------------------------------------------

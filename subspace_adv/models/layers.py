@@ -79,9 +79,9 @@ def model(depth: int, fields: ReceptiveFields, fan_in: int, parametrization: str
 
 
 @functools.lru_cache(maxsize=256)
-def as_given(module: Any) -> Model:
-    """Of networks of `Layers` that are neither drawn nor trained; one object for equal ones."""
-    return model(module.depth, module.fields, 1, "standard")
+def as_given(depth: int, fields: ReceptiveFields) -> Model:
+    """Of networks that are neither drawn nor trained, and of any widths; one object for equal arguments."""
+    return model(depth, fields, 1, "standard")
 
 
 @functools.lru_cache(maxsize=1024)
