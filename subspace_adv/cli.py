@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.errors import UserError, brief
-from subspace_adv.geometry import REGIONS
+from subspace_adv.geometry import LINEAR_REGIONS
 from subspace_adv.norms import NORMS
 from subspace_adv.progress import Display, count
 from subspace_adv.rows import nearest, one_of
@@ -191,7 +191,7 @@ def attack(
         File to write all that was measured to, as netCDF (.nc), which xarray.open_dataset reads.
     """
     epsilons = _sizes(epsilon)
-    wheres: Any = None if regions is None else _words("--regions", regions, REGIONS)
+    wheres: Any = None if regions is None else _words("--regions", regions, LINEAR_REGIONS)
     lengths = _words("--norms", norms, NORMS)
     if out is not None:
         if out.suffix != ".nc":

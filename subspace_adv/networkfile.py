@@ -10,7 +10,7 @@ import numpy as np
 
 from subspace_adv.errors import UserError
 from subspace_adv.network import Network, Networks, of_layers
-from subspace_adv.pointfile import near_files
+from subspace_adv.rows import near_files
 from subspace_adv.state_dict import layers_of
 
 _BESIDE = ("mean", "std", "x", "outputs")  # entries that are no layer's
