@@ -10,8 +10,9 @@ if "jaxlib" not in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") =
 
 from subspace_adv.errors import UserError
 from subspace_adv.geometry import Subspace
-from subspace_adv.loading import Networks, Points, load_networks, load_points
-from subspace_adv.network import Network
+from subspace_adv.loading import Points, load_networks, load_points
+from subspace_adv.network import Network, Networks
+from subspace_adv.networkfile import read_network
 from subspace_adv.planning import Plan, plan
 from subspace_adv.results import open_results
 from subspace_adv.runner import run
@@ -35,6 +36,7 @@ __all__ = [
     "measure",
     "open_results",
     "plan",
+    "read_network",
     "run",
     "train",
 ]

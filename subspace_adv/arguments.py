@@ -8,31 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from subspace_adv.arrays import array
+from subspace_adv.contracts import Model, named, renamed
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import Table, checked
+from subspace_adv.flax_layers import Layers
 from subspace_adv.geometry import Subspace
-from subspace_adv.network import Network
+from subspace_adv.models import TWO_LAYER, as_given
+from subspace_adv.network import Network, Networks
 from subspace_adv.norms import NORMS
 from subspace_adv.rows import nearest, one_of
 from subspace_adv.settings import read_where, where_read
 
 _ORTHONORMAL = 1e-6  # how far the products of a basis's columns may be from those of orthonormal ones
 _ROUNDED = 1e-13  # and how far without being made so
-
-
-def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
-    """Finite real numbers in so many dimensions, float64."""
-    try:
-        found = np.asarray(given)
-    except ValueError:  # lists of different lengths
-        found = np.array(None)
-    if found.dtype.kind not in "fiu":
-        raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}")
-    if found.ndim != ndim:
-        raise UserError(f"{where}: is of shape {found.shape}; must be real numbers of shape {shape}")
-    if not np.isfinite(found).all():
-        raise UserError(f"{where}: holds NaN or inf; must be finite")
-    return found.astype(np.float64)
 
 
 def points(what: str, x: Any, name: str = "x", d: int | None = None) -> np.ndarray:
@@ -76,8 +65,27 @@ def network(what: str, given: Any, d: int, dtype: type) -> Network:
     return Network(**{name: part.astype(dtype) for name, part in parts.items()})  # pyright: ignore
 
 
-def subspace(what: str, given: Any, d: int) -> Subspace:
-    """A subspace of R^d."""
+def measured_network(what: str, given: Any, d: int) -> tuple[Any, Model]:
+    """Parameters of one network of R^d, float64, and its model."""
+    if not isinstance(given, Networks):
+        return network(what, given, d, np.float64), TWO_LAYER
+    module = given.one(f"{what}: network")
+    if not isinstance(module, Layers):
+        told = f"is of the class {type(module).__name__}; must be of dense or convolutional layers with ReLUs between"
+        raise UserError(f"{what}: network: {told}, as of architecture 'mlp' or 'cnn', or as of from_state_dict")
+    if given.ambient_dim != d:
+        raise UserError(f"{what}: network: takes points of {given.ambient_dim} coordinates, and x has {d}")
+    arrays = {
+        name: array(f"{what}: network.{name}", leaf, np.ndim(leaf), str(np.shape(leaf)))
+        for name, leaf in named(given.params).items()
+    }
+    return renamed(given.params, arrays), as_given(module.depth, module.fields)
+
+
+def subspace(what: str, given: Any, d: int, regions: Sequence[str] = ()) -> Subspace:
+    """A subspace of R^d; where distances are asked in the full space alone, it need not be given."""
+    if given is None and set(regions) == {"full"}:
+        return Subspace.axis_aligned(d, d)
     if given is None:
         raise UserError(f"{what}: give subspace=, the data's, or basis=, the directions allowed; one of the two")
     if not isinstance(given, Subspace):

@@ -14,6 +14,7 @@ from subspace_adv.contracts import Model
 from subspace_adv.geometry import PARTS, REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
 
+_DIFFERENCES = 2**22  # coordinates of differences of points that are held at a time
 _LANES = 5  # points whose brackets are tightened side by side
 
 
@@ -49,12 +50,16 @@ class Bracket(NamedTuple):
     upper: jax.Array  # (n,), found by an attack; inf where none was
 
 
+Brackets = dict[tuple[Region, str], Bracket]
+"""By region and norm."""
+
+
 def brackets(
     network: Any,
     x: jax.Array,
     subspace: Subspace,
     universal: AttackResult,
-    key: jax.Array,
+    begin: Beginnings,
     *,
     regions: tuple[Region, ...],
     norms: tuple[str, ...],
@@ -62,8 +67,7 @@ def brackets(
     model: Model,
     beside: bool,
     tangent: Subspace | None,
-    there: jax.Array,
-) -> dict[tuple[Region, str], Bracket]:
+) -> Brackets:
     """Distances of every point by region and norm (F9 in docs/theory.md).
 
     A perturbation found in one norm is one in the others too, at its length there; one in a region is one in each that
@@ -75,18 +79,16 @@ def brackets(
         x: points (n, d).
         subspace: the data's subspace.
         universal: of every point, along a direction off the subspace, in L2.
-        key: typed PRNG key of the attacks' random starts.
+        begin: what attacks begin with.
         regions: where perturbations may lie.
         norms: of the distances.
         effort: of the attacks.
         model: kind of the network.
         beside: whether points may lie beside a translate of the subspace that holds another one.
         tangent: of every point, to the manifold within the subspace, if that is curved.
-        there: (n,), which points there are; of the others no distances are looked for where that saves time.
     """
-    begin = Beginnings.of(network, x, key, model, there)
     ordered = sorted(norms, key=lambda norm: -NORMS[norm].exponent)  # lengths grow
-    done: dict[tuple[Region, str], Bracket] = {}
+    done: Brackets = {}
     for region in sorted(regions, key=REGIONS.index):
         basis = region_basis(subspace, region, tangent)
         holds_off = region == "off" or "off" in PARTS[region]
@@ -255,7 +257,12 @@ def _in_plane(
 def _nearest_of_other_sign(outputs: jax.Array, x: jax.Array, there: jax.Array) -> jax.Array:
     """For every point (n, d), the nearest one that is there and has an output (n,) of the other sign; else itself."""
     positive = outputs >= 0
-    gap = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
-    gap = jnp.where((positive[:, None] == positive[None]) | ~there[None], jnp.inf, gap)
-    nearest = jnp.argmin(gap, axis=1)
-    return jnp.where(jnp.isfinite(jnp.min(gap, axis=1))[:, None], x[nearest], x)
+
+    def nearest(i: jax.Array) -> jax.Array:
+        gap = jnp.sum((x[i][None] - x) ** 2, axis=-1)
+        gap = jnp.where((positive == positive[i]) | ~there, jnp.inf, gap)
+        closest = jnp.argmin(gap)
+        return jnp.where(jnp.isfinite(gap[closest]), x[closest], x[i])
+
+    some = max(_DIFFERENCES // max(x.size, 1), 1)
+    return jax.lax.map(nearest, jnp.arange(len(x), dtype=jnp.int32), batch_size=some)

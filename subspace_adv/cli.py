@@ -8,18 +8,20 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from subspace_adv import devices, planning, progress, results, runner, training
 from subspace_adv.errors import UserError, brief
+from subspace_adv.geometry import LINEAR_REGIONS
+from subspace_adv.norms import NORMS
 from subspace_adv.progress import Display, count
-from subspace_adv.rows import nearest
+from subspace_adv.rows import nearest, one_of
 from subspace_adv.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -143,10 +145,75 @@ def table(folder: Folder, /, *, epsilon: Annotated[str | None, Parameter(name="-
     epsilon
         Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
     """
-    epsilons = None if epsilon is None else [_size(text) for text in epsilon.split(",")]
+    epsilons = _sizes(epsilon)
     from subspace_adv import reports
 
     reports.print_results(results.open_results(folder), epsilons)
+
+
+@app.command(
+    help_epilogue="Example: subspace-adv attack network.npz points.csv --classes 3,8 --subspace-dim 10 --out found.nc"
+)
+def attack(
+    network: Annotated[Path, Parameter(converter=_path)],
+    data: Annotated[Path, Parameter(converter=_path)],
+    /,
+    *,
+    regions: Annotated[str | None, Parameter(name="--regions")] = None,
+    norms: Annotated[str, Parameter(name="--norms")] = "l2",
+    subspace_dim: Annotated[int | None, Parameter(name="--subspace-dim")] = None,
+    classes: Annotated[str | None, Parameter(name="--classes")] = None,
+    label: Annotated[str, Parameter(name="--label")] = "label",
+    epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None,
+    out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
+) -> None:
+    """Attack a network of your own, and certify it, on points of your own; print distances and robust accuracy.
+
+    Parameters
+    ----------
+    network
+        Its arrays by name (.npz, .safetensors): dense layers with ReLUs between, one output or two logits.
+    data
+        Labelled points: .npz with x (n, d) and y (n,), .csv or .parquet.
+    regions
+        Where perturbations may lie: off, on, full, as a list with commas. By default all where a subspace is known.
+    norms
+        Of perturbations: l2, linf, l1, as a list with commas.
+    subspace_dim
+        Dimension of the data's subspace, the linear one nearest to the points. By default that of the basis in DATA.
+    classes
+        Two labels, such as 3,8, of which the second is +1. By default the two that there are.
+    label
+        Name of the column of labels of a table.
+    epsilon
+        Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
+    out
+        File to write all that was measured to, as netCDF (.nc), which xarray.open_dataset reads.
+    """
+    epsilons = _sizes(epsilon)
+    wheres: Any = None if regions is None else _words("--regions", regions, LINEAR_REGIONS)
+    lengths = _words("--norms", norms, NORMS)
+    if out is not None:
+        if out.suffix != ".nc":
+            raise UserError(f"command line: --out: {out} has the ending {out.suffix!r}; must be .nc, of netCDF")
+        _check_writable(out)
+    from subspace_adv import assessment, reports
+
+    dataset = assessment.assess(
+        network,
+        data,
+        label_column=label,
+        classes=None if classes is None else classes.split(","),
+        subspace_dim=subspace_dim,
+        regions=wheres,
+        norms=lengths,
+        progress=lambda batches: progress.track(batches, "attacking"),
+    )
+    try:
+        if out is not None:
+            _save(dataset, out)
+    finally:
+        reports.print_assessment(dataset, epsilons)
 
 
 @app.command(help_epilogue="Example: subspace-adv check results/dimension")
@@ -176,20 +243,11 @@ def bench(
     """
     from subspace_adv import bench, reports
 
-    def write(text: str, mode: str) -> None:
-        try:
-            if json:
-                with json.open(mode, encoding="utf-8") as file:
-                    file.write(text)
-        except OSError as error:
-            raise UserError(f"{json}: cannot be written: {error.strerror}") from None
-
-    there = json and json.exists()
-    write("", "a")  # a mistake is told now and not in minutes
-    if json and not there:
-        json.unlink()
+    if json:
+        _check_writable(json)  # a mistake is told now and not in minutes
     done = bench.run(progress.track(bench.pairs(trainer), "timing"))
-    write(bench.to_json(done), "w")
+    if json:
+        json.write_text(bench.to_json(done), encoding="utf-8")
     reports.print_bench(done)
 
 
@@ -288,6 +346,41 @@ def _draw(dataset: "Dataset", folder: Path) -> list[Path]:
 def _print_figures(paths: Sequence[Path]) -> None:
     for path in paths:
         print(f"figure: {path}")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written; what it holds stays."""
+    there = path.exists()
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    if not there:
+        path.unlink()
+
+
+def _save(dataset: "Dataset", path: Path) -> None:
+    """Write a Dataset whole or not at all, in the form of netCDF that SciPy writes."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        dataset.to_netcdf(partial, engine="scipy")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _words(option: str, text: str, known: Collection[str]) -> list[str]:
+    words = text.split(",")
+    for word in words:
+        try:
+            one_of(word, known)
+        except ValueError as error:
+            raise UserError(f"command line: {option}: {brief(word)}: {error}") from None
+    return words
+
+
+def _sizes(text: str | None) -> list[float] | None:
+    return None if text is None else [_size(one) for one in text.split(",")]
 
 
 def _size(text: str) -> float:

@@ -1,6 +1,5 @@
 """Trained networks of a results folder, and what they were trained on, as arrays."""
 
-import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -8,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen, struct
+from flax import linen
 from flax.traverse_util import unflatten_dict
 
 from subspace_adv import devices, engine
@@ -21,6 +19,7 @@ from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, variables
 from subspace_adv.models import architecture_of, hand_over, is_class_name, must_fit
+from subspace_adv.network import Networks
 from subspace_adv.planning import Chunk, cut
 from subspace_adv.program import parameter_shapes
 from subspace_adv.receptive_fields import Dense
@@ -31,35 +30,6 @@ from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import DESIGNED, Sweep
 
 Arrays = dict[str, np.ndarray]
-
-
-@struct.dataclass
-class Networks:
-    """Networks of flax layers; a pytree, leading axes batch networks."""
-
-    params: Any  # as flax has them: arrays by layer and name
-    module: linen.Module | None = struct.field(pytree_node=False)  # None of a class that was not handed over
-    ambient_dim: int = struct.field(pytree_node=False)  # d, coordinates of a point
-
-    def apply(self, x: Any) -> jax.Array:
-        """Outputs (...) of one network at points (..., d).
-
-        Raises:
-            UserError: if their class is not known, these are several networks, or points of another space.
-        """
-        if self.module is None:
-            raise UserError("apply: of which class these networks are is not known; load_networks(…, module=) takes it")
-        points, d = jnp.asarray(x), self.ambient_dim
-        if points.ndim < 1 or points.shape[-1] != d:
-            raise UserError(f"apply: x of shape {points.shape}; must be points (…, {d}), as these networks take")
-        one = jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros(d, jnp.float32))["params"]
-        for name, leaf in named(one).items():
-            if (given := named(self.params)[name].shape) != leaf.shape:
-                told = "apply: takes one network; select one, or map over several with jax.vmap"
-                raise UserError(f"{told}: {name} is of shape {given}, and of one network {leaf.shape}")
-        apply: Any = functools.partial(self.module.apply, {"params": self.params})
-        outputs = jax.vmap(lambda point: jnp.reshape(apply(point), ()))(points.reshape(-1, points.shape[-1]))
-        return outputs.reshape(points.shape[:-1])
 
 
 def load_networks(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.attacks import ATTACKS
-from subspace_adv.brackets import Effort
+from subspace_adv.brackets import Brackets, Effort
 from subspace_adv.contracts import Model
 from subspace_adv.data import HELDOUT
 from subspace_adv.geometry import REGIONS, Region, Subspace
@@ -401,6 +401,7 @@ def measure(
     tangent: Subspace | None = None,
     learned: int = 0,
     beside: bool = True,
+    known: Brackets | None = None,
 ) -> dict[str, jax.Array]:
     """Record one trained network, in the dtype of its arguments.
 
@@ -414,7 +415,7 @@ def measure(
         ValueError: if what a row computes is not of the shape that it says.
     """
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort, "loss": recording.loss}
-    what |= {"frozen": frozen, "tangent": tangent, "learned": learned, "beside": beside}
+    what |= {"frozen": frozen, "tangent": tangent, "learned": learned, "beside": beside, "known": known}
     subject = Subject(network, x, y, subspace, heldout, key, unseen, model, **what)
     record = {}
     for name, row in recording.measured.items():

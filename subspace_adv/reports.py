@@ -8,6 +8,7 @@ from rich.table import Table
 from xarray import Dataset
 
 from subspace_adv import bench, checks, tables
+from subspace_adv.measures import distance_name
 from subspace_adv.progress import Terminal, count
 from subspace_adv.snapshots import final
 
@@ -74,6 +75,34 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
     _print_robustness(dataset, varying, epsilons)
 
 
+def print_assessment(dataset: Dataset, epsilons: Sequence[float] | None = None) -> None:
+    """How far the points of one network are from a flip, tightness of brackets, and robust accuracy at sizes.
+
+    Args:
+        dataset: as of `assess`.
+        epsilons: the sizes; some typical ones by default.
+    """
+    right = (dataset["label"] * dataset["output"] > 0).values
+    told = f"{dataset.attrs['network']}: {_percent(right.mean())} of {right.size:,} points classified correctly"
+    if "gradient_norm_off" in dataset:
+        [gradient] = tables.per_network(dataset, "gradient_norm_off", {})
+        told += f"; median gradient off the subspace {_number(gradient, '.3g')}"
+    print(told)
+    made = table("norm", "region", "distance certified", "distance found")
+    for region, norm in tables.regions_and_norms(dataset):
+        names = (distance_name(region, norm, side) for side in ("lower", "upper"))
+        medians = [_number(tables.per_network(dataset, name, {})[0], ".3g") for name in names]
+        made.add_row(norm, region, *medians)
+    print()
+    print_table(made)
+    print(
+        "Medians over the points, a misclassified one at distance 0: of what no flip is nearer than, and of the\n"
+        "nearest flips found."
+    )
+    _print_tightness(dataset)
+    _print_robustness(dataset, (), epsilons)
+
+
 def _print_tightness(dataset: Dataset) -> None:
     """How near upper and lower distances are, by norm and region."""
     made = table("norm", "region", "points", "unflippable", "exact", *(f"within {gap:.0%}" for gap in tables.TIGHT))
@@ -104,7 +133,7 @@ def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: S
                     if (region, norm) in pairs:
                         cells[i] = " – ".join(_ends(tables.robust_accuracy(dataset, arm, region, norm, [e])))
                 for i, direction in enumerate(tables.DIRECTIONS, start=len(regions)):
-                    if norm == "l2":
+                    if norm == "l2" and f"distance_{direction}" in dataset:
                         fooled = tables.fooling_rate(dataset, arm, direction, [e])
                         cells[i] = " / ".join(_percent(curve.mean[0]) for curve in fooled)
                 made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)

@@ -1,24 +1,30 @@
-"""One network by hand, without a sweep: train it, attack it, certify it, measure it."""
+"""One network by hand, without a sweep: train it, attack it, certify it, measure it.
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+Two-layer networks can be trained; networks of any depth and of convolutions are attacked, certified and measured too.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import arguments, brackets, engine, measures, streams, training
-from subspace_adv.attacks import ATTACKS, AttackResult
-from subspace_adv.brackets import Effort
-from subspace_adv.contracts import Design
+from subspace_adv.attacks import ATTACKS, AttackResult, universal_attack
+from subspace_adv.brackets import Beginnings, Brackets, Effort
+from subspace_adv.contracts import Design, Model
 from subspace_adv.errors import UserError
 from subspace_adv.fields import checked
 from subspace_adv.geometry import LINEAR_REGIONS, Region, Subspace, region_basis
 from subspace_adv.initialization import Law
 from subspace_adv.measures import MEASURES, Recording, Side, distance_name, distance_parts
 from subspace_adv.models import TWO_LAYER
-from subspace_adv.network import Network
+from subspace_adv.network import Network, Networks
 from subspace_adv.norms import NORMS
 from subspace_adv.optimizers import OPTIMIZERS, Hyper
+from subspace_adv.receptive_fields import Dense
 from subspace_adv.settings import MeasureSettings, NetworkSettings, TrainingSettings, entries, resolved_trainable
 from subspace_adv.training import STATUS_MEANINGS, Recipe
 
@@ -30,7 +36,13 @@ _DESIGNED = tuple(leaf for leaf in Design._fields if leaf != "width")  # what ma
 _DRAWN = ("init", "width", "init_scale")  # what tells the law of a network
 _EFFORT = arguments.fields(MeasureSettings, but=("regions", "norms")) | {"seed": NetworkSettings}
 _SIDES: tuple[Side, Side] = ("lower", "upper")
+_AT_ONCE = 64  # points that are bracketed together: what memory holds, and as often as progress should be told
 _LEAVE_OUT = "leave it out where basis=, the directions allowed, is given"
+
+
+Found = TypeVar("Found")
+Progress = Callable[[Sequence[int]], Iterable[int]]
+"""What batches of points are drawn through, one by one, such as `tqdm.tqdm`."""
 
 
 class Trained(NamedTuple):
@@ -80,7 +92,7 @@ def train(x: Any, y: Any, *, network: Network | None = None, **settings: Any) ->
 
 
 def attack(
-    network: Network,
+    network: Network | Networks,
     x: Any,
     *,
     subspace: Subspace | None = None,
@@ -92,9 +104,9 @@ def attack(
     """Find the least perturbation of each point that flips the network's prediction.
 
     Args:
-        network: weight (m, d).
+        network: of points of d coordinates, and one.
         x: points (n, d), or one (d,).
-        subspace: the data's; perturbations may lie in a region of it.
+        subspace: the data's; perturbations may lie in a region of it. Not needed for the region "full".
         basis: or the directions allowed themselves, orthonormal columns: (d, r) for all points, or (n, d, r), one basis
             a point.
         region: "off" (by default), "on" or "full", of the subspace.
@@ -113,7 +125,7 @@ def attack(
 
 
 def certify(
-    network: Network,
+    network: Network | Networks,
     x: Any,
     *,
     subspace: Subspace | None = None,
@@ -135,7 +147,7 @@ def certify(
 
 
 def bracket(
-    network: Network,
+    network: Network | Networks,
     x: Any,
     y: Any = None,
     *,
@@ -143,20 +155,22 @@ def bracket(
     basis: Any = None,
     regions: Sequence[Region] | None = None,
     norms: Sequence[str] = ("l2",),
+    progress: Progress = iter,
     **effort: Any,
 ) -> "xr.Dataset":
     """Distances of points to a flip, from below and above, in several regions and norms.
 
     Args:
-        network: weight (m, d).
+        network: of points of d coordinates, and one.
         x: points (n, d).
         y: labels (n,), −1 or +1, where a misclassified point is to be at distance 0; the network's predictions if left
             out.
-        subspace: the data's.
+        subspace: the data's. Not needed where "full" is the only region.
         basis: or the directions allowed themselves, orthonormal columns: (d, r) for all points, or (n, d, r), one basis
             a point.
         regions: of the subspace; "off", "on" and "full" by default.
         norms: of the distances.
+        progress: what batches of 64 points are drawn through, such as `tqdm.tqdm`.
         **effort: `attack_steps`, `restarts` and `gap`, as in a sweep file; `seed` of random starts.
 
     Returns:
@@ -168,17 +182,18 @@ def bracket(
     """
     if basis is None:
         names = ("output", *(distance_name("{region}", "{norm}", side) for side in _SIDES))
-        return _measured("bracket", (network, x, y, None), subspace, (regions, norms, "logistic"), names, effort)
+        given, asked = (network, x, y, None), (regions, norms, "logistic")
+        return _measured("bracket", given, subspace, asked, names, effort, progress)
     if subspace is not None or regions is not None:
         raise UserError(f"bracket: {'subspace' if regions is None else 'regions'}: {_LEAVE_OUT}")
     points = arguments.points("bracket", x)
-    net = arguments.network("bracket", network, points.shape[1], np.float64)
-    outputs = engine.alone(TWO_LAYER.output, net, points, x64=True)
+    net, model = arguments.measured_network("bracket", network, points.shape[1])
+    outputs = engine.alone(model.output, net, points, x64=True)
     right = np.ones(len(points), bool) if y is None else arguments.labels("bracket", y, len(points)) * outputs > 0
     told = {"output": (MEASURES["output"].unit, MEASURES["output"].meaning, outputs)}
-    exact = brackets.exactness([np.shape(basis)[-1]], [TWO_LAYER])
+    exact = brackets.exactness([np.shape(basis)[-1]], [model])
     for norm in checked(MeasureSettings, "norms", arguments.names("bracket", "norms", norms), "bracket: norms"):
-        lower, found = _bracketed("bracket", network, x, None, basis, None, norm, effort)
+        lower, found = _bracketed("bracket", network, x, None, basis, None, norm, effort, progress)
         for side, distances in zip(_SIDES, (lower, found.distance), strict=True):
             row = MEASURES[distance_name("{region}", "{norm}", side)]
             meaning = row.meaning.format(norm=norm.upper(), region="along the basis given") + exact
@@ -187,7 +202,7 @@ def bracket(
 
 
 def measure(
-    network: Network,
+    network: Network | Networks,
     x: Any,
     y: Any,
     *,
@@ -196,12 +211,13 @@ def measure(
     regions: Sequence[Region] | None = None,
     norms: Sequence[str] = ("l2",),
     loss: str = "logistic",
+    progress: Progress = iter,
     **effort: Any,
 ) -> "xr.Dataset":
     """All that a sweep records of a trained network, of one.
 
     Args:
-        network: weight (m, d).
+        network: of points of d coordinates, and one.
         x: training points (n, d).
         y: labels (n,), −1 or +1.
         subspace: the data's.
@@ -209,6 +225,7 @@ def measure(
         regions: of the distances; "off", "on" and "full" by default.
         norms: of the distances.
         loss: "logistic" or "exponential".
+        progress: what batches of 64 points are drawn through, such as `tqdm.tqdm`.
         **effort: `attack_steps`, `restarts` and `gap`, as in a sweep file; `seed` of all that is drawn.
 
     Returns:
@@ -220,7 +237,8 @@ def measure(
     if y is None:
         raise UserError("measure: y: is None; must be the labels (n,), -1 or 1, of the points")
     names = [name for name, row in MEASURES.items() if heldout is not None or "heldout" not in row.dimensions]
-    return _measured("measure", (network, x, y, heldout), subspace, (regions, norms, loss), names, effort)
+    given, asked = (network, x, y, heldout), (regions, norms, loss)
+    return _measured("measure", given, subspace, asked, names, effort, progress)
 
 
 def _draw(seed: jax.Array, width: jax.Array, init_scale: jax.Array, *, law: Law) -> Network:
@@ -233,66 +251,143 @@ def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax
     return training.train(network, x, y, hyper, order_key, recipe=recipe)
 
 
+def _begin(network: Any, x: jax.Array, seed: jax.Array, *, model: Model) -> tuple[jax.Array, jax.Array]:
+    """The data (n, 2) of the keys of attacks, and what they go toward (n, d)."""
+    begin = Beginnings.of(network, x, streams.measuring_key(seed), model)
+    return jax.random.key_data(begin.keys), begin.toward
+
+
+def _beginnings(key_data: jax.Array, toward: jax.Array) -> Beginnings:
+    keys = jax.random.wrap_key_data(key_data, impl=streams.KEY_IMPLEMENTATION)
+    return Beginnings(keys, toward, jnp.ones(len(toward), bool))
+
+
 def _bracket(
-    network: Network, x: jax.Array, basis: jax.Array, seed: jax.Array, *, norm: str, effort: Effort
+    network: Any,
+    x: jax.Array,
+    basis: jax.Array,
+    begin: tuple[jax.Array, jax.Array],
+    *,
+    norm: str,
+    effort: Effort,
+    model: Model,
 ) -> tuple[jax.Array, AttackResult]:
-    begin = brackets.Beginnings.of(network, x, streams.measuring_key(seed), TWO_LAYER)
-    return brackets.bracket(network, x, basis, begin, norm=norm, effort=effort, model=TWO_LAYER, shared=x.shape[1] == 2)
+    what = {"norm": norm, "effort": effort, "model": model, "shared": x.shape[1] == 2}
+    return brackets.bracket(network, x, basis, _beginnings(*begin), **what)
+
+
+def _universal_weights(network: Any, x: jax.Array, *, model: Model) -> jax.Array:
+    """What preactivations (k,) weigh in the one direction off the subspace that serves all points."""
+    return model.universal_weights(network, model.sensitivity(network, x))
+
+
+def _brackets(
+    network: Any,
+    x: jax.Array,
+    subspace: Subspace,
+    weights: jax.Array,
+    begin: tuple[jax.Array, jax.Array],
+    *,
+    recording: Recording,
+    model: Model,
+) -> Brackets:
+    along = functools.partial(universal_attack, model=model, weights=weights)
+    universal = jax.vmap(along, in_axes=(None, 0, None))(network, x, subspace.complement)
+    what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort}
+    return brackets.brackets(
+        network, x, subspace, universal, _beginnings(*begin), **what, model=model, beside=True, tangent=None
+    )
 
 
 def _measure(
-    network: Network,
+    network: Any,
     x: jax.Array,
     y: jax.Array,
     subspace: Subspace,
     heldout: jax.Array,
     seed: jax.Array,
+    known: Brackets | None,
     *,
     recording: Recording,
+    model: Model,
 ) -> dict[str, jax.Array]:
     key = streams.measuring_key(seed)
-    return measures.measure(network, x, y, subspace, heldout, key, recording=recording, model=TWO_LAYER)
+    return measures.measure(network, x, y, subspace, heldout, key, recording=recording, model=model, known=known)
+
+
+def _in_batches(points: int, progress: Progress, of_batch: Callable[[np.ndarray], Found]) -> Found:
+    """What is found of points by their indices, (points, …), a few at a time and always as many."""
+    size = min(points, _AT_ONCE)
+    found = [
+        of_batch(np.minimum(np.arange(begin, begin + size), points - 1)) for begin in progress(range(0, points, size))
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:points], *found)
 
 
 def _bracketed(
     what: str,
-    network: Network,
+    network: Network | Networks,
     x: Any,
     subspace: Subspace | None,
     basis: Any,
     region: Region | None,
     norm: str,
     effort: Mapping[str, Any],
+    progress: Progress = iter,
 ) -> tuple[np.ndarray, AttackResult]:
     """Certified radii (n,) and flips found, of all points in one region and norm."""
     points = arguments.points(what, np.atleast_2d(x) if np.ndim(x) == 1 else x)
-    d = points.shape[1]
-    net = arguments.network(what, network, d, np.float64)
+    n, d = points.shape
+    net, model = arguments.measured_network(what, network, d)
     arguments.word(what, "norm", norm, NORMS)
     if basis is None:
-        space = arguments.subspace(what, subspace, d)
+        space = arguments.subspace(what, subspace, d, [region or "off"])
         arguments.word(what, "region", region or "off", LINEAR_REGIONS)
         directions = np.asarray(region_basis(space, region or "off"))
     elif subspace is not None or region is not None:
         raise UserError(f"{what}: {'subspace' if region is None else 'region'}: {_LEAVE_OUT}")
     else:
-        directions = arguments.frames(what, basis, *points.shape)
+        directions = arguments.frames(what, basis, n, d)
     arguments.check_coordinates(what, norm, directions)
     values = arguments.settings(what, effort, _EFFORT)
-    run, seed = (
-        Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS), values["gap"]),
-        np.uint32(values["seed"]),
-    )
-    return engine.alone(_bracket, net, points, directions, seed, x64=True, norm=norm, effort=run)
+    run = Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS), values["gap"])
+    keys, toward = engine.alone(_begin, net, points, np.uint32(values["seed"]), x64=True, model=model)
+    bracket = functools.partial(engine.alone, _bracket, net, x64=True, norm=norm, effort=run, model=model)
+
+    def of_batch(i: np.ndarray) -> tuple[np.ndarray, AttackResult]:
+        return bracket(points[i], directions if directions.ndim == 2 else directions[i], (keys[i], toward[i]))
+
+    return _in_batches(n, progress, of_batch)
+
+
+def _known(
+    network: Any,
+    x: np.ndarray,
+    subspace: Subspace,
+    seed: np.uint32,
+    recording: Recording,
+    model: Model,
+    progress: Progress,
+) -> Brackets:
+    """Distances of all points by region and norm."""
+    keys, toward = engine.alone(_begin, network, x, seed, x64=True, model=model)
+    weights = engine.alone(_universal_weights, network, x, x64=True, model=model)
+    found = functools.partial(engine.alone, _brackets, network, x64=True, recording=recording, model=model)
+
+    def of_batch(i: np.ndarray) -> Brackets:
+        return found(x[i], subspace, weights, (keys[i], toward[i]))
+
+    return _in_batches(len(x), progress, of_batch)
 
 
 def _measured(
     what: str,
-    given: tuple[Network, Any, Any, Any],
+    given: tuple[Network | Networks, Any, Any, Any],
     subspace: Subspace | None,
     asked: tuple[Sequence[Region] | None, Sequence[str], str],
     names: Sequence[str],
     effort: Mapping[str, Any],
+    progress: Progress,
 ) -> "xr.Dataset":
     """Some rows of `MEASURES`, by name.
 
@@ -303,16 +398,22 @@ def _measured(
         asked: regions, norms and loss.
         names: of the rows.
         effort: further arguments.
+        progress: what batches of points are drawn through.
     """
     network, x, y, heldout = given
     points = arguments.points(what, x)
     n, d = points.shape
-    net, space = arguments.network(what, network, d, np.float64), arguments.subspace(what, subspace, d)
+    net, model = arguments.measured_network(what, network, d)
+    if "gradient_off_whitened" in names and not isinstance(model.fields, Dense):
+        raise UserError(
+            f"{what}: network: is convolutional, and not all of its measures are known here; bracket takes it"
+        )
     words = {"regions": LINEAR_REGIONS if asked[0] is None else asked[0], "norms": asked[1]}
     regions, norms = (
         checked(MeasureSettings, name, arguments.names(what, name, given), f"{what}: {name}")
         for name, given in words.items()
     )
+    space = arguments.subspace(what, subspace, d, regions if what == "bracket" else ())
     for region in regions:
         for norm in norms:
             arguments.check_coordinates(what, norm, np.asarray(region_basis(space, region)))
@@ -320,17 +421,20 @@ def _measured(
     loss = checked(TrainingSettings, "loss", asked[2], f"{what}: loss")
     further = np.zeros((0, d)) if heldout is None else arguments.points(what, heldout, "heldout", d)
     if y is None:
-        labels = np.where(engine.alone(TWO_LAYER.output, net, points, x64=True) < 0, -1.0, 1.0)
+        labels = np.where(engine.alone(model.output, net, points, x64=True) < 0, -1.0, 1.0)
     else:
         labels = arguments.labels(what, y, n)
     efforts, seed = (values["attack_steps"], values["restarts"], values["gap"]), np.uint32(values["seed"])
     recording = Recording(regions, norms, *efforts, loss, measures=tuple(names))
-    record = engine.alone(_measure, net, points, labels, space, further, seed, x64=True, recording=recording)
+    known = _known(net, points, space, seed, recording, model, progress)
+    record = engine.alone(
+        _measure, net, points, labels, space, further, seed, known, x64=True, recording=recording, model=model
+    )
     dimensions = {region: np.shape(region_basis(space, region))[1] for region in regions}
     told = {}
     for name, row in recording.variables.items():
         parts = distance_parts(name)
-        exact = brackets.exactness([dimensions[parts[0]]], [TWO_LAYER]) if parts else ""
+        exact = brackets.exactness([dimensions[parts[0]]], [model]) if parts else ""
         told[name] = row.dimensions, row.unit, row.meaning + exact, record[name]
     return _dataset(told)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from subspace_adv import streams
 from subspace_adv.attacks import AttackResult, descent_distance, random_direction, universal_attack
-from subspace_adv.brackets import Bracket, Effort, brackets
+from subspace_adv.brackets import Beginnings, Brackets, Effort, brackets
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import Region, Subspace, region_basis
 from subspace_adv.training import Loss, signed_outputs
@@ -41,6 +41,7 @@ class Subject:
     tangent: Subspace | None
     learned: int  # of the complement's columns, the first ones: those within the span of the data, where weights learn
     beside: bool  # whether points may lie beside a translate of the subspace that holds another one
+    known: Brackets | None = None  # of the training points, where they were computed before
 
     @property
     def there(self) -> jax.Array:
@@ -114,11 +115,14 @@ class Subject:
         return training, heldout
 
     @cached_property
-    def brackets(self) -> dict[tuple[Region, str], Bracket]:
+    def brackets(self) -> Brackets:
         """Distances of the training points by region and norm."""
+        if self.known is not None:
+            return self.known
+        begin = Beginnings.of(self.network, self.x, self.key, self.model, self.there)
         what = {"regions": self.regions, "norms": self.norms, "effort": self.effort, "model": self.model}
-        what |= {"beside": self.beside, "tangent": self.tangent, "there": self.there}
-        return brackets(self.network, self.x, self.subspace, self.universal[0], self.key, **what)
+        what |= {"beside": self.beside, "tangent": self.tangent}
+        return brackets(self.network, self.x, self.subspace, self.universal[0], begin, **what)
 
     @cached_property
     def _all_points(self) -> jax.Array:

@@ -12,7 +12,20 @@ import subspace_adv
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
     ["errors", "rows", "pointfile", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
-    ["data", "network", "chi", "parametrizations", "initialization", "optimizers", "models", "reduction", "training"],
+    [
+        "data",
+        "arrays",
+        "flax_layers",
+        "state_dict",
+        "network",
+        "chi",
+        "parametrizations",
+        "initialization",
+        "optimizers",
+        "models",
+        "reduction",
+        "training",
+    ],
     ["attacks", "brackets", "whitening", "subject", "measures", "theory"],
     [
         "settings",
@@ -27,7 +40,20 @@ LINES = [
         "program",
         "planning",
     ],
-    ["engine", "arguments", "single", "manifest", "store", "frozen", "predictions", "loading", "results", "runner"],
+    [
+        "engine",
+        "arguments",
+        "single",
+        "networkfile",
+        "assessment",
+        "manifest",
+        "store",
+        "frozen",
+        "predictions",
+        "loading",
+        "results",
+        "runner",
+    ],
     ["checks", "tables", "plots", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]

@@ -83,7 +83,7 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
         (["bench", "--json"], ("--json requires an argument; see",)),
         (["table", "x", "--epsilon"], ("--epsilon requires an argument",)),
         (["run", "x.toml", "--trainer", "fusd"], ('"fusd"', "--trainer", '"fused"', '"xla"')),
-        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, check, plot")),
+        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, attack, check, plot")),
         (["--verson"], ("--verson", "--version")),
         (["run"], ('"run"', "SWEEP requires an argument")),
         (["plan"], ('"plan"', "SWEEP requires an argument")),
@@ -383,7 +383,7 @@ def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
 
 
 def test_help_has_an_example_of_every_command(command):
-    verbs = ("run", "plan", "status", "table", "check", "plot", "bench")
+    verbs = ("run", "plan", "status", "table", "attack", "check", "plot", "bench")
     for arguments in ([], ["--help"], ["-h"]):
         status, out, err = command(*arguments)
         assert (status, err) == (0, "")

@@ -40,6 +40,7 @@ def test_names_of_the_package():
         "measure",
         "open_results",
         "plan",
+        "read_network",
         "run",
         "train",
     }
@@ -61,10 +62,13 @@ def test_signatures():
     assert parameters(subspace_adv.train) == ["x", "y", "network", "settings"]
     where = ["subspace", "basis", "region", "norm", "effort"]
     assert parameters(subspace_adv.attack) == parameters(subspace_adv.certify) == ["network", "x", *where]
-    regions = ["subspace", "basis", "regions", "norms", "effort"]
+    regions = ["subspace", "basis", "regions", "norms", "progress", "effort"]
     assert parameters(subspace_adv.bracket) == ["network", "x", "y", *regions]
-    measured = ["subspace", "heldout", "regions", "norms", "loss", "effort"]
+    measured = ["subspace", "heldout", "regions", "norms", "loss", "progress", "effort"]
     assert parameters(subspace_adv.measure) == ["network", "x", "y", *measured]
+    given = ["arrays", "mean", "std", "x", "outputs"]
+    assert parameters(subspace_adv.Network.from_state_dict) == given
+    assert parameters(subspace_adv.read_network) == ["path"]
     assert subspace_adv.Network._fields == ("weight", "bias", "head", "head_bias")
 
 

@@ -43,8 +43,9 @@ def line_of(out: str, begin: str) -> str:
 
 def test_every_example_and_section_is_tested_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"one_network.py", "read_results.py", "panel.py"}
-    sections = ["A kind of data", "Data of your own", "A model", "A flax network of your own", "An optimizer", "A norm"]
-    assert list(SCRIPTS) == [*sections, "An attack", "A measure", "During training"]
+    sections = ["A kind of data", "Data of your own", "A model", "A flax network of your own"]
+    sections += ["A network trained elsewhere", "An optimizer", "A norm", "An attack"]
+    assert list(SCRIPTS) == [*sections, "A measure", "During training"]
     assert all(len(found) == 1 for found in SCRIPTS.values())
 
 
@@ -200,6 +201,17 @@ def test_a_measure_can_be_added_as_told(tmp_path):
         numbers(line_of(out, f"number of neurons active at the point by {by}:")) for by in ("the sweep", "NumPy")
     )
     assert len(recorded) == 7 and recorded.tolist() == counted.tolist() and 0 < recorded.max() <= 3
+
+
+@pytest.mark.slow
+def test_a_network_trained_elsewhere(tmp_path):
+    """Its flips are flips where it was trained."""
+    out = script("A network trained elsewhere", tmp_path)
+    found, flipped = numbers(out.splitlines()[0])
+    assert 0 < found == flipped <= 20
+    assert "network.npz: 100% of 20 points classified correctly" in out
+    *_, certified, attacked = re.split(r"\s{2,}", re.findall(r"l2 +off.*", out)[0])
+    assert 0 < float(certified) <= float(attacked)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from reference import Ray
 
 from subspace_adv import attacks, brackets, measures, training
 from subspace_adv.attacks import AttackResult
-from subspace_adv.brackets import Effort
+from subspace_adv.brackets import Beginnings, Effort
 from subspace_adv.data import HELDOUT, KINDS, Data
 from subspace_adv.datasets import load_data, load_span
 from subspace_adv.geometry import REGIONS, Subspace, in_ambient, region_basis
@@ -279,9 +279,10 @@ def test_the_least_of_all_flips_and_the_largest_of_all_bounds_are_kept(regions, 
 
     monkeypatch.setattr(brackets, "bracket", bracket)
     what = {"regions": regions, "norms": norms, "effort": Effort(1, 1, ()), "model": TWO_LAYER, "beside": False}
-    what |= {"tangent": tangent, "there": jnp.ones(points, bool)}
+    what["tangent"] = tangent
     network, x = Network(*map(jnp.zeros, ((1, 5), 1, 1, ()))), jnp.zeros((points, 5))
-    found = brackets.brackets(network, x, subspace, universal, jax.random.key(0), **what)
+    begin = Beginnings.of(network, x, jax.random.key(0), TWO_LAYER)
+    found = brackets.brackets(network, x, subspace, universal, begin, **what)
     assert set(found) == set(lowers)
     for (region, norm), (lower, upper) in found.items():
         flips = [flip for (where, _), flip in attacked.items() if where in parts[region]]

@@ -127,12 +127,12 @@ class DataSettings(Table, ABC, frozen=True):
 def padded(data: Data, samples: int) -> Data:
     """Data with room for so many points; those that fill them up are 0, without a label."""
 
-    def grown(of_points: np.ndarray) -> np.ndarray:
+    def grown(of_points: Any) -> Any:
         return np.pad(of_points, [(0, samples - len(of_points)), *((0, 0) for _ in of_points.shape[1:])])
 
     if len(data.x) == samples:
         return data
-    tangent = data.tangent and Subspace(*map(grown, data.tangent))
+    tangent = data.tangent and Subspace(grown(data.tangent.basis), grown(data.tangent.complement))
     return data._replace(x=grown(data.x), y=grown(data.y), tangent=tangent)
 
 
@@ -140,4 +140,5 @@ def as_data(
     x: np.ndarray, y: np.ndarray, subspace: Subspace, heldout: np.ndarray, tangent: Subspace | None = None
 ) -> Data:
     """Points and labels in the types that data have."""
-    return Data(*(np.asarray(part, np.float32) for part in (x, y)), subspace, np.asarray(heldout, np.float32), tangent)
+    x, y, heldout = (np.asarray(part, np.float32) for part in (x, y, heldout))
+    return Data(x, y, subspace, heldout, tangent)

@@ -4,6 +4,7 @@ from subspace_adv.contracts import Architecture
 from subspace_adv.models import autodiff, fused
 from subspace_adv.models.certificates import crown_certificate, kink_certificate
 from subspace_adv.models.cnn import CNN
+from subspace_adv.models.layers import as_given
 from subspace_adv.models.mlp import MLP, TWO_LAYER
 from subspace_adv.models.module import (
     ANY_CLASS,
@@ -56,6 +57,7 @@ __all__ = [
     "TwoLayerLocal",
     "architecture_name",
     "architecture_of",
+    "as_given",
     "autodiff",
     "class_of",
     "crown_certificate",

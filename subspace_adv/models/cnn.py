@@ -3,6 +3,7 @@
 import functools
 
 from subspace_adv.contracts import Architecture, Design, Model
+from subspace_adv.flax_layers import Layers
 from subspace_adv.models import layers
 
 
@@ -20,5 +21,5 @@ CNN = Architecture(
     ),
     needs_signals=True,
     impossible=lambda design: design.convolution.impossible(design.depth),
-    module=lambda design: layers.Layers(design.width, design.depth, design.convolution),
+    module=lambda design: Layers(design.width, design.depth, design.convolution),
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv.contracts import Architecture, Design, Model
+from subspace_adv.flax_layers import Layers
 from subspace_adv.initialization import init_network
 from subspace_adv.models import layers
 from subspace_adv.models.boundary import boundary_pieces
@@ -56,8 +57,8 @@ def _two_layer_rates(parametrization: Parametrization, fan_in: int, width: jax.A
     return {name: jnp.asarray(rate, jnp.float32) for name, rate in rates._asdict().items()}
 
 
-def _module(design: Design) -> layers.Layers | None:
-    return layers.Layers(design.width, design.depth, DENSE) if design.depth > 1 else None
+def _module(design: Design) -> Layers | None:
+    return Layers(design.width, design.depth, DENSE) if design.depth > 1 else None
 
 
 MLP = Architecture(model, reads=("init", "trainable", "parametrization", "width", "depth"), module=_module)
