@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import xarray as xr
 from shell import TINY, content, files, read, write
 from test_batching import Cell, sweep
 
@@ -293,6 +294,27 @@ def test_networks_before_their_stop_are_loaded(results, tmp_path):
     stopped, at_inf = load_networks(results[1]), load_networks(results[1], margin_level=np.inf)
     for one, other in zip(stopped, at_inf, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_points_that_fill_up_and_curved_data_have_snapshots_too(tmp_path):
+    """With brackets, all that is recorded at a step is what a run of so many steps yields, to the last bit."""
+
+    def found(max_steps: int, **during) -> xr.Dataset:
+        whole = Sweep(
+            "a",
+            data={"kind": "subspace", "ambient_dim": 6, "distribution": "circles"},
+            network={"width": 8},
+            training={"max_steps": max_steps, "learning_rate": 0.1},
+            measure={"regions": ["off", "tangent"]} | during,
+            axes={"samples": [8, 9], "seed": range(4)},
+        )
+        return run(whole, tmp_path / f"{max_steps} {len(during)}")
+
+    during = found(60, at_steps=[0, 20, 60], brackets_during=True)
+    for own, there in ((found(60), final(during)), (found(20), during.isel(step=1))):
+        for name in own.data_vars.keys() - {"status", "steps"}:
+            np.testing.assert_array_equal(there[name].values, own[name].values, err_msg=str(name), strict=True)
 
 
 @pytest.mark.parametrize(
