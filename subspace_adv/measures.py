@@ -111,12 +111,25 @@ class Recording:
         return Effort(self.attack_steps, self.restarts, self.attacks, self.gap)
 
     @property
+    def has_brackets(self) -> bool:
+        """Whether distances within regions are recorded, which alone are searched for."""
+        return not set(_ENDS).isdisjoint(self.measures)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether anything is recorded at held-out points."""
+        return any("heldout" in MEASURES[name].dimensions for name in self.measures)
+
+    @property
     def measured(self) -> dict[str, Measure]:
         """What is measured of a network, by name."""
         return _named(self.measures, self.regions, self.norms)
 
     def during(self, *, brackets: bool) -> "Recording":
-        """What is recorded of a network before its stop: no ranks among redraws, and brackets only if asked for."""
+        """What is recorded of a network before its stop: neither ranks among redraws nor what is at held-out points.
+
+        Brackets are recorded only if asked for.
+        """
         return dataclasses.replace(self, redraws=0, measures=_rows(self.measures, brackets))
 
     @property
@@ -333,10 +346,13 @@ def variables_during(regions: tuple[Region, ...], norms: tuple[str, ...], *, bra
     return {**_named(_rows(tuple(MEASURES), brackets), regions, norms)}
 
 
+_ENDS = tuple(distance_name("{region}", "{norm}", side) for side in ("lower", "upper"))
+
+
 def _rows(names: tuple[str, ...], brackets: bool) -> tuple[str, ...]:
-    """Some rows, without those of brackets unless these are asked for: they alone are searched for."""
-    ends = [distance_name("{region}", "{norm}", side) for side in ("lower", "upper")]
-    return tuple(name for name in names if brackets or name not in ends)
+    """Some rows, but for what is at held-out points, and for brackets unless these are asked for."""
+    at_training_points = (name for name in names if "heldout" not in MEASURES[name].dimensions)
+    return tuple(name for name in at_training_points if brackets or name not in _ENDS)
 
 
 def rank_name(name: str) -> str:

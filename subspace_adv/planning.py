@@ -60,6 +60,7 @@ class Group(NamedTuple):
     measured: int  # networks that one call measures
     least_chunk: int  # cells below which the device has too little to do
     snapshots: Snapshots = Snapshots()  # of every network
+    measured_during: int = 0  # networks before their stop that one call measures, if any are
 
     @property
     def step_flops(self) -> int:
@@ -278,7 +279,10 @@ def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = No
         program = program._replace(shared_data=len(datasets[program]) == 1)
         measured, least_chunk = _measured(program, len(cells), device), 1 if device.is_cpu else lanes
         snapshots = snapshots_of(sweep.measure)
-        groups.append(Group(program, why, cells, max_steps, lanes, tail_lanes, measured, least_chunk, snapshots))
+        group = Group(program, why, cells, max_steps, lanes, tail_lanes, measured, least_chunk, snapshots)
+        if then := group.program_during:
+            group = group._replace(measured_during=_measured(then, len(cells) * snapshots.number, device))
+        groups.append(group)
     chunks = []
     for group in groups:
         for start in range(0, len(group.cells), group.chunk_cells):
@@ -403,10 +407,12 @@ def _lanes(program: Program, cells: int, device: Device) -> tuple[int, int]:
 
 
 def _measured(program: Program, cells: int, device: Device) -> int:
-    """Networks that one call measures, on all devices."""
+    """Of so many networks those that one call measures, on all devices."""
     if device.is_cpu:
         block = program.measured_at_once  # whole blocks, or XLA would compile the last one apart
-        blocks = 2 if cells < _MEASURED_NETWORKS else max(_MEASURED_NETWORKS // block, 1)
+        blocks = (
+            2 if cells < _MEASURED_NETWORKS and program.recording.has_brackets else max(_MEASURED_NETWORKS // block, 1)
+        )
         return device.number * blocks * block
     n, m, restarts = program.shape.samples, program.law.padded_width, program.recording.restarts
     rays = restarts if program.searches else 1

@@ -21,7 +21,8 @@ from subspace_adv.training import Recipe
 
 LARGE_PRODUCT = 2**21
 """Multiplications from which on XLA's own threads share a product."""
-_MEASURED_POINTS = 32  # whose search a core's cache holds
+# Of networks measured side by side: whose search a core's cache holds, and of measures that search for nothing.
+_SEARCHED_POINTS, _MEASURED_POINTS = 32, 512
 
 
 class Program(NamedTuple):
@@ -98,7 +99,8 @@ class Program(NamedTuple):
     @property
     def measured_at_once(self) -> int:
         """Networks that a core measures side by side: a few points' search fits its cache, and a chunk's does not."""
-        return max(_MEASURED_POINTS // self.shape.samples, 1)
+        points = _SEARCHED_POINTS if self.recording.has_brackets else _MEASURED_POINTS
+        return max(points // self.shape.samples, 1)
 
     @property
     def reads_basis(self) -> bool:

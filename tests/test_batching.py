@@ -1,9 +1,11 @@
 """A cell of a grid equals the same cell run alone, whatever its neighbours; and how often programs are compiled."""
 
+import atexit
 import functools
 import itertools
 import platform
 import shutil
+import tempfile
 import warnings
 import weakref
 from collections import Counter
@@ -125,6 +127,15 @@ SEARCHED = {"kind": "subspace", "ambient_dim": 5, "subspace_dim": 2, "samples": 
 SMALL = {"samples": 4, "data_seed": 1, "width": 4, "attack_steps": 4, "restarts": 2}
 PATCHES = SMALL | {"kind": "patches", "patches": 2, "patch_size": 3}
 WAVES = SMALL | {"kind": "band-limited", "ambient_dim": 9, "frequencies": 1}
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER)
+_DRAWN = np.random.default_rng(0).standard_normal((3, 9, 4)).round(3)
+for _name, _points in zip(("one.npz", "other.npz"), _DRAWN[:2], strict=True):
+    np.savez(FOLDER / _name, x=_points, y=np.arange(9) % 3)
+(FOLDER / "table.csv").write_text(
+    "a,b,label,other\n" + "".join(f"{a},{b},{i % 2},{i // 4 % 2}\n" for i, (a, b, *_) in enumerate(_DRAWN[2][:8]))
+)
+OWN = {"kind": "file", "path": str(FOLDER / "one.npz"), "classes": (0, 2), "width": 4, "subspace_dim": 2}
 CONVOLUTION = WAVES | {"architecture": "cnn", "depth": 2, "mixing": 2}
 DEEP = {
     "seed": (0, 1),
@@ -167,6 +178,12 @@ FIELDS = {  # values of each field that may be an axis, beside other settings
     "patch_size": (PATCHES, (2, 3)),
     "patch_dim": (PATCHES, (1, 2)),
     "frequencies": (WAVES, (1, 2)),
+    "path": (OWN, tuple(str(FOLDER / name) for name in ("one.npz", "other.npz"))),
+    "label_column": ({"kind": "file", "path": str(FOLDER / "table.csv"), "width": 4}, ("label", "other")),
+    "classes": (OWN, ((0, 2), (1, 0))),
+    "center": (OWN, (False, True)),
+    "scale": (OWN, ("length", "columns")),
+    "fit": (OWN, ("project", "keep")),
     "architecture": ({}, ("mlp", "deep")),
     "init": ({"stop_margin": float("inf")}, ("theory", "torch", "paper-code")),
     "trainable": ({}, ("hidden", "all")),

@@ -307,7 +307,7 @@ def measure(
     cell, _ = np.nonzero(there)
     names = [*named(then.parameters), "steps"]
     held = {name: trained[during(name)][there] for name in names}
-    found = _measured(sweep, then, chunk.cells[cell], held, group.measured, stop, threads)
+    found = _measured(sweep, then, chunk.cells[cell], held, group.measured_during, stop, threads)
     for name, values in found.items():
         measured[during(name)] = np.full((*there.shape, *values.shape[1:]), np.nan, np.float32)
         measured[during(name)][there] = values

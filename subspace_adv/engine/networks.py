@@ -127,6 +127,7 @@ def _measured(
     """What is measured of a network whose weights off the span a key draws; without one, its own."""
     points: Any = data  # traced
     (x, y, subspace, heldout, tangent), law = points, program.law
+    heldout = heldout if program.recording.has_heldout else heldout[:0]
     if program.canonical:
         net = _in_canonical(program, trained, lane, decay, spans, off_key)
         x, heldout = (jnp.pad(points, ((0, 0), (0, law.off_dim))) for points in (x, heldout))
