@@ -116,16 +116,22 @@ def ascending(values: tuple) -> tuple:
     return values
 
 
+_MOST_SPACED = 1000
+
+
 def log_spaced(written: Any) -> Any:
     """Whole numbers from `{log = [a, b], n = k}`, evenly spaced on a logarithmic scale; anything else as it is."""
     if not isinstance(written, dict):
         return written
     match written:
-        case {"log": [int(first), int(last)], "n": int(number), **rest} if not rest:
-            if 1 <= first < last and number >= 2:
+        case {"log": [int(first), int(last)], "n": int(number), **rest} if not rest and bool not in map(
+            type, written["log"]
+        ):
+            if 1 <= first < last < 2**31 and 2 <= number <= _MOST_SPACED:
                 spaced = np.rint(np.geomspace(first, last, number)).astype(np.int64)
                 return tuple(dict.fromkeys(spaced.tolist()))  # small ones may be one number
-    raise ValueError("must be a list, or {log = [a, b], n = k} of whole numbers, 1 ≤ a < b and k ≥ 2")
+    told = f"1 ≤ a < b < 2³¹ and 2 ≤ k ≤ {_MOST_SPACED:,}"
+    raise ValueError(f"must be a list, or {{log = [a, b], n = k}} of whole numbers, {told}")
 
 
 def _no_nan(value: float) -> float:

@@ -200,7 +200,8 @@ def _from_csv(path: str, label_column: str) -> PointFile:
 
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
+            rows = csv.reader(file)
+            header, first = next(rows, []), next(rows, [])
         # As exact as NumPy reads text, which pandas does by itself from 3.1 on; and whole columns at once: a column's
         # type does not depend on its beginning.
         older = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
@@ -215,7 +216,7 @@ def _from_csv(path: str, label_column: str) -> PointFile:
         raise UserError(f"column number {header.index('') + 1} has no name; {told}")
     if len(set(header)) < len(header):
         raise UserError(f"has two columns {next(name for name in header if header.count(name) > 1)!r}")
-    if not isinstance(table.index, pd.RangeIndex):
+    if len(first) > len(header) or not isinstance(table.index, pd.RangeIndex):  # pandas takes it for rows' names
         raise UserError("rows have more values than the first line names columns")
     return _from_table(table, label_column)
 

@@ -19,7 +19,7 @@ from subspace_adv.training import CONVERGED, PENDING, STEP_LIMIT
 
 _DECAY_HOLDS = (
     "NaN where training moves the part in ways of its own: adam, but for points and region on coordinate axes apart "
-    "and without weight decay, and points that do not span a subspace of the region's complement (chessboard); in "
+    "and without weight decay, and points that span the whole space (chessboard); in "
     "convolutions whose patches of the data span all that a filter sees; in networks of a user's own class"
 )
 _LAW_HOLDS = (
@@ -63,7 +63,7 @@ PREDICTIONS = {
         _POINT,
         "input length",
         "predicted distance_universal, to first order and at the typical slope; 0 where misclassified, inf where no "
-        f"neuron is active; {_BOUND_HOLDS}",
+        f"neuron is active; {_BOUND_HOLDS}, and where the points span more than the subspace",
     ),
 }
 

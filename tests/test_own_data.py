@@ -286,6 +286,7 @@ def bad_files(folder: Path) -> None:
     (folder / "points.txt").write_text("1 2")
     (folder / "latin.csv").write_bytes(b"a,label\n\xff,1\n")
     (folder / "rows.csv").write_text("a,label\n1,2,3\n")
+    (folder / "numbered.csv").write_text("a,label\n1,2,1\n2,3,-1\n3,4,1\n")  # which pandas takes for rows' numbers
     (folder / "twice.csv").write_text("a,a,label\n1,2,3\n")
     (folder / "none.csv").write_text("a,label\n")
     (folder / "unlabelled.csv").write_text("a,label\n1,2\n3,\n")
@@ -309,6 +310,7 @@ def bad_files(folder: Path) -> None:
         "huge": {"x": x * 1e30, "y": y},
         "basis": {"x": x, "y": y, "basis": np.ones((6, 2))},
         "heldout": {"x": x, "y": y, "heldout_x": x},
+        "strangers": {"x": x, "y": y, "heldout_x": x, "heldout_y": y + 7},
         "narrow": {"x": x, "y": y, "heldout_x": x[:, :2], "heldout_y": y},
     }
     with np.errstate(divide="ignore"):
@@ -326,12 +328,14 @@ BAD_FILES = {
     "points.txt": "has the ending '.txt'; points are read from files that end in .npz, .csv, .parquet",
     "latin.csv": "not UTF-8 text (byte",
     "rows.csv": "rows have more values than the first line names columns",
+    "numbered.csv": "rows have more values than the first line names columns",
     "twice.csv": "has two columns 'a'",
     "none.csv": "has 0 rows and 1 columns of coordinates",
     "unlabelled.csv": "row 2 has no label",
     "index.csv": "column number 1 has no name; where it holds the rows' numbers, leave it out by DataFrame.to_csv(",
     "words.parquet": "column 'b' holds 'p': must be numbers",
     "missing.csv": "row 2, column 'a' is nan: must be a finite number",
+    "strangers.npz": "no held-out point has a label of the two classes; there: [7, 8]",
     "no_y.npz": "has no y; numpy.savez(path, x=…, y=…) saves both; there: x",
     "no_x.npz": "has no x; numpy.savez(path, x=…, y=…) saves both; there: inputs, y",
     "flat.npz": "x is of shape (8,): must be (n, d), a row for each point",

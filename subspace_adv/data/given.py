@@ -261,6 +261,11 @@ def _chosen(settings: GivenData, version: str) -> _Chosen:
     apart = given.heldout_x is not None
     if apart:
         further = np.flatnonzero(_signs(given.heldout_y, classes))
+        if not len(further):
+            told = (
+                f"no held-out point has a label of the two classes; there: {brief(np.unique(given.heldout_y).tolist())}"
+            )
+            raise Unfit(*settings.source, told)
     mean, factor = _moved(given.x, training, settings)
     return _Chosen(training, signs[training], further[:HELDOUT], apart, mean, factor)
 
