@@ -15,6 +15,8 @@ def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
         found = np.array(None)
     except (RuntimeError, TypeError) as error:  # as of a tensor on a GPU
         raise UserError(f"{where}: cannot be read by NumPy: {' '.join(str(error).split())}") from None
+    if np.ma.is_masked(given):
+        raise UserError(f"{where}: has masked values; must be real numbers of shape {shape}")
     if found.dtype.kind not in "fiu":
         raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}")
     if found.ndim != ndim:

@@ -45,6 +45,14 @@ def _path(_: type, tokens: Sequence[Token]) -> Path:
     return Path(tokens[0].value)
 
 
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number, which 2.5 is not."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
 SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).", converter=_path)]
 Overrides = Annotated[
     str, Parameter(help="name=value sets a field; name=a,b or name=start:stop makes it an axis.", negative=())
@@ -161,7 +169,7 @@ def attack(
     *,
     regions: Annotated[str | None, Parameter(name="--regions")] = None,
     norms: Annotated[str, Parameter(name="--norms")] = "l2",
-    subspace_dim: Annotated[int | None, Parameter(name="--subspace-dim")] = None,
+    subspace_dim: Annotated[int | None, Parameter(name="--subspace-dim", converter=_whole)] = None,
     classes: Annotated[str | None, Parameter(name="--classes")] = None,
     label: Annotated[str, Parameter(name="--label")] = "label",
     epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None,
@@ -188,7 +196,8 @@ def attack(
     epsilon
         Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
     out
-        File to write all that was measured to, as netCDF (.nc), which xarray.open_dataset reads.
+        File to write all that was measured to, as netCDF (.nc), which xarray.open_dataset reads; one that is there is
+        overwritten.
     """
     epsilons = _sizes(epsilon)
     wheres: Any = None if regions is None else _words("--regions", regions, LINEAR_REGIONS)

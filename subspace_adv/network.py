@@ -56,8 +56,15 @@ class Network(NamedTuple):
         return of_layers(layers_of(arrays, mean=mean, std=std, x=x, outputs=outputs, where="from_state_dict"))
 
     def apply(self, x: Any) -> jax.Array:
-        """Outputs (...) of one network at points (..., d)."""
-        return output(self, jnp.asarray(x))
+        """Outputs (...) of one network at points (..., d).
+
+        Raises:
+            UserError: if these are points of another space.
+        """
+        points, d = jnp.asarray(x), jnp.shape(self.weight)[-1]
+        if points.ndim < 1 or points.shape[-1] != d:
+            raise UserError(f"apply: x of shape {points.shape}; must be points (…, {d}), as this network takes")
+        return output(self, points)
 
 
 @struct.dataclass

@@ -26,6 +26,8 @@ def read_network(path: str | Path) -> Network | Networks:
     Raises:
         UserError: if it cannot be read, or holds no such network, telling what is wrong with it.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"read_network: {path!r}: must be the path of a file")
     path = Path(path)
     if path.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
         told = "reading it could run any code; save it by numpy.savez('network.npz', **model.state_dict())"

@@ -61,7 +61,10 @@ def _flattened(where: str, given: Any, outer: str = "") -> dict[str, Any]:
     found = {}
     for key, value in given.items():
         name = f"{outer}{key}".replace("/", ".")
-        found |= _flattened(where, value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        more = _flattened(where, value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if twice := found.keys() & more.keys():
+            raise UserError(f"{where}: {min(twice)}: there are two arrays of this name")
+        found |= more
     return found
 
 
@@ -194,15 +197,23 @@ def _normalized(where: str, first: Layer, mean: Any, std: Any) -> Layer:
     shift, scale = (_per_input(f"{where}: {name}", given, d) for name, given in (("mean", mean), ("std", std)))
     if scale is not None and not (scale > 0).all():
         raise UserError(f"{where}: std: holds {scale[scale <= 0][0]:g}; must be positive")
-    weight = first.weight if scale is None else first.weight / scale
-    return Layer(weight, first.bias if shift is None else first.bias - weight @ shift)
+    with np.errstate(all="ignore"):  # told below
+        weight = first.weight if scale is None else first.weight / scale
+        bias = first.bias if shift is None else first.bias - weight @ shift
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise UserError(f"{where}: mean and std: make weights of the first layer infinite; rescale the inputs")
+    return Layer(weight, bias)
 
 
 def _per_input(where: str, given: Any, d: int) -> np.ndarray | None:
     """A number for each input (d,), of one for each or for all; None of None."""
     if given is None:
         return None
-    found = array(where, given, min(np.ndim(given), 1), f"() or ({d},)")
+    try:
+        dimensions = min(np.ndim(given), 1)
+    except ValueError:  # lists of different lengths
+        dimensions = 1
+    found = array(where, given, dimensions, f"() or ({d},)")
     if found.shape not in ((), (1,), (d,)):
         raise UserError(f"{where}: is of shape {found.shape}; must be one number, or one for each of the {d} inputs")
     return np.broadcast_to(found, d)

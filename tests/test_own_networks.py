@@ -167,6 +167,8 @@ MISTAKES: dict[str, tuple[Arrays, str]] = {
     ),
     "mean": (changed({"mean": np.ones(3)}), "mean: is of shape (3,); must be one number, or one for each of the 4"),
     "std": (changed({"std": np.array([1.0, 0, 1, 1])}), "std: holds 0; must be positive"),
+    "tiny std": (changed({"std": 1e-320}), "mean and std: make weights of the first layer infinite"),
+    "two of a name": (DEEP_ARRAYS | {"0/weight": np.ones((7, 4))}, "0.weight: there are two arrays of this name"),
     "outputs alone": (changed({"outputs": np.ones(3)}), "outputs: give both, points and the network's outputs there"),
     "x alone": (changed({"x": POINTS}), "x: give both, points and the network's outputs there"),
     "x of other space": (changed({"x": POINTS[:, :2], "outputs": np.ones(8)}), "x: is of shape (8, 2); must be points"),
@@ -194,6 +196,23 @@ def test_wrong_arrays_get_one_sentence(tmp_path, command, mistake):  # noqa: F81
     np.savez(points, x=POINTS, y=np.arange(8) % 2)
     assert_refused(command("attack", network, points, "--out", tmp_path / "out.nc"), f"{network}: {told}")
     assert set(tmp_path.iterdir()) == {network, points}
+
+
+def test_what_no_file_can_hold_gets_one_sentence_too():
+    for told, call in {
+        "std: is of shape (); must be real|std: holds object": lambda: Network.from_state_dict(
+            DEEP_ARRAYS, std=[[1], [1, 2]]
+        ),
+        "0.bias: has masked values": lambda: Network.from_state_dict(
+            DEEP_ARRAYS | {"0.bias": np.ma.array(np.zeros(7), mask=True)}
+        ),
+        "read_network: None: must be the path of a file": lambda: read_network(None),  # pyright: ignore
+        r"apply: x of shape \(8, 3\); must be points \(…, 4\)": lambda: Network(
+            np.ones((2, 4)), np.ones(2), np.ones(2), np.float64(0)
+        ).apply(POINTS[:, :3]),
+    }.items():
+        with pytest.raises(UserError, match=told):
+            call()
 
 
 def test_the_point_at_which_outputs_differ_most_is_told():

@@ -258,8 +258,8 @@ def _chosen(settings: GivenData, version: str) -> _Chosen:
         training, further = np.flatnonzero(signs), rows[:0]
     else:
         training, further = rows[: settings.samples], rows[settings.samples :]
-    apart = given.heldout_x is not None
-    if apart:
+    apart = given.heldout_y is not None
+    if given.heldout_y is not None:
         further = np.flatnonzero(_signs(given.heldout_y, classes))
         if not len(further):
             told = (
