@@ -274,6 +274,22 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
         np.testing.assert_allclose(container.lines[0].get_ydata(), np.where(np.isinf(expected), np.nan, expected))
 
 
+def test_against_a_size_of_the_data_the_share_that_is_frozen_stands_below() -> None:
+    dataset, _ = synthetic(SEEDS | {"frequencies": (1, 2, 4), "init_scale": (1.0, 0.5)}, ambient_dim=16)
+    dataset = dataset.assign_coords(span_dim=("frequencies", [2, 4, 8]))
+    figure = plots.size(dataset, "frequencies")
+    *_, last = figure.axes
+    assert len(figure.axes) == 3 and last.get_xlabel() == "frequencies K"
+    for line in last.lines:
+        np.testing.assert_allclose(line.get_ydata(), [14 / 16, 12 / 16, 8 / 16])
+    assert [text.get_text().split("\n")[0] for text in last.get_legend().get_texts()] == [
+        "standard",
+        "smaller initialization",
+    ]
+    alike, _ = synthetic(SEEDS | {"samples": (4, 8)}, ambient_dim=16, span_dim=2)
+    assert len(plots.size(alike, "samples").axes) == 2
+
+
 def test_the_map_of_both_remedies_has_the_medians_in_ascending_order_and_hatches_what_does_not_converge() -> None:
     dataset, _ = synthetic(SEEDS | {"init_scale": (1.0, 0.5, 0.25), "weight_decay": (0.0, 0.003, 0.001)})
     distance = dataset["distance_off_l2_upper"]

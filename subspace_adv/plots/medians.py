@@ -24,9 +24,19 @@ _AXIS_NAMES = {
     "weight_decay": "weight decay λ",
     "depth": "depth (hidden layers)",
     "width": "width",
+    "subspace_dim": "dimension k of the subspace",
+    "frequencies": "frequencies K",
+    "samples": "points n",
 }
-SIZES = ("depth", "width")
-"""Axes that have a figure of their own, as the ambient dimension has."""
+SIZES = {
+    "depth": "depth of networks",
+    "width": "width of networks",
+    "subspace_dim": "dimension of the subspace",
+    "frequencies": "number of frequencies",
+    "samples": "number of points",
+}
+"""Axes that have a figure of their own, as the ambient dimension has, and what they are."""
+_KINDS = ("parametrization", "fit")  # axes that get a line for each value in these figures
 
 
 class Column(NamedTuple):
@@ -68,13 +78,16 @@ def codimension(dataset: xr.Dataset) -> Figure:
 
 
 def size(dataset: xr.Dataset, along: str) -> Figure:
-    """As `codimension`, against the networks' depth or width, which must be an axis; also a line a parametrization."""
+    """As `codimension`, against a size of the networks or of the data, which must be an axis.
+
+    There is a line a parametrization or fit, if these vary. Where the size decides on how much of R^d the points span,
+    the share of dimensions that they do not, in which nothing is learned, stands below.
+    """
     lines = [(panel_label(panel), panel.arm) for panel in panels(dataset)]
-    if varies(dataset, "parametrization"):
-        first = first_values(dataset)
-        lines = [(kind, first | {"parametrization": kind}) for kind in dataset["parametrization"].values.tolist()]
+    for axis in (axis for axis in _KINDS if varies(dataset, axis)):
+        lines = [(kind, first_values(dataset) | {axis: kind}) for kind in dataset[axis].values.tolist()]
     column = Column(along, _AXIS_NAMES[along], dataset[along].values, "", lines)
-    return _against(dataset, [column], f"What the {along} of networks changes off the data's subspace")
+    return _against(dataset, [column], f"What the {SIZES[along]} changes off the data's subspace", frozen=True)
 
 
 def drawn_against(dataset: xr.Dataset) -> list[str]:
@@ -84,13 +97,36 @@ def drawn_against(dataset: xr.Dataset) -> list[str]:
     return [axis for axis in REMEDIES if axis in varying] or varying
 
 
-def _against(dataset: xr.Dataset, columns: list[Column], title: str) -> Figure:
-    """Each quantity (row) against the axes given, with a line for each arm."""
+def _frozen_shares(dataset: xr.Dataset, column: Column) -> list[np.ndarray]:
+    """Of each line, at each place, the share of dimensions that the points do not span; none where all are alike."""
+    if not {"ambient_dim", "span_dim"} <= dataset.coords.keys() | dataset.attrs.keys():
+        return []
+
+    def of(size: str, arm: Arm) -> float:
+        told = dataset.coords[size] if size in dataset.coords else dataset.attrs[size]
+        return float(told.sel({axis: arm[axis] for axis in told.dims}) if isinstance(told, xr.DataArray) else told)
+
+    arms = [[arm | {column.along: value} for value in column.x.tolist()] for _, arm in column.lines]
+    shares = [np.array([1 - of("span_dim", one) / of("ambient_dim", one) for one in line]) for line in arms]
+    return shares if np.ptp(shares) > 0 else []
+
+
+def _against(dataset: xr.Dataset, columns: list[Column], title: str, frozen: bool = False) -> Figure:
+    """Each quantity (row) against the axes given, with a line for each arm; what is frozen along one in the last."""
     quantities = [name for name in _QUANTITIES if name in dataset]
-    figure = Figure(figsize=(3.6 * len(columns) + 1.8, 2.4 * len(quantities) + 1.7), layout="constrained")
-    grid = figure.subplots(len(quantities), len(columns), squeeze=False, sharex="col", sharey="row")
+    shares = _frozen_shares(dataset, columns[0]) if frozen else []
+    rows = len(quantities) + bool(shares)
+    figure = Figure(figsize=(3.6 * len(columns) + 1.8, 2.4 * rows + 1.7), layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False, sharex="col", sharey="row")
+    for (name, _), share, (colour, marker) in zip(columns[0].lines, shares, _LINES, strict=False):
+        order = np.argsort(columns[0].x)
+        look = {"color": colour, "marker": marker, "markersize": 5, "label": name}
+        grid[-1, 0].plot(columns[0].x[order], share[order], **look)
+        grid[-1, 0].set_ylabel("dimensions that\nthe points do not span\n(share)")
+        grid[-1, 0].set_ylim(0, 1)
+        grid[-1, 0].grid(color="0.9")
     for axes, column in zip(grid.T, columns, strict=True):
-        for ax, variable in zip(axes, quantities, strict=True):
+        for ax, variable in zip(axes, quantities, strict=False):
             for (name, arm), (colour, marker) in zip(column.lines, _LINES, strict=False):
                 arms = [arm | {column.along: value} for value in dataset[column.along].values.tolist()]
                 found = [median_interval(per_network(dataset, variable, one)) for one in arms]
@@ -102,7 +138,7 @@ def _against(dataset: xr.Dataset, columns: list[Column], title: str) -> Figure:
         if len(column.lines) > 1:
             below, wide = (0.5, -0.25), 4 if column.legend else 2
             axes[-1].legend(loc="upper center", bbox_to_anchor=below, title=column.legend, ncols=wide)
-    for ax, variable in zip(grid[:, 0], quantities, strict=True):
+    for ax, variable in zip(grid[:, 0], quantities, strict=False):
         ax.set_ylim(bottom=0)
         ax.set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
     count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
