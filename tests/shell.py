@@ -50,6 +50,10 @@ regions = ["off"]
 seed = "0:512"
 init_scale = [1.0, 0.5]
 """
+# The line with which a Python program prints its own peak memory, in KiB. Linux's `ru_maxrss` is inherited, so that it
+# would count the test process as well: under a large one any limit would be missed, and any ratio would be 1.
+PRINT_PEAK = 'print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")).split()[1])'
+
 MANY_CHUNKS = 4 if fused.unavailable() is None else 16
 
 

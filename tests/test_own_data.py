@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shell import environment, files, read, write
+from shell import PRINT_PEAK, environment, files, read, write
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import StandardScaler
@@ -595,7 +595,6 @@ def test_many_points_of_many_coordinates_are_held_in_little_memory(tmp_path):
     np.savez(tmp_path / "points.npz", x=x, y=rng.integers(0, 10, 60_000))
     del x
     text = f"""
-        import resource
         import numpy as np
         import subspace_adv as sa
         from subspace_adv.datasets import load_data, load_span
@@ -617,7 +616,7 @@ def test_many_points_of_many_coordinates_are_held_in_little_memory(tmp_path):
             network=dict(width=100), training=dict(max_steps=50), measure=dict(regions=["off"], restarts=2),
             axes=dict(seed=range(64)))
         assert (sa.run(sweep, {str(tmp_path / "out")!r})["status"] > 0).sum() == 64
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        {PRINT_PEAK}
     """
     command = [sys.executable, "-c", textwrap.dedent(text)]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=550)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from shell import COMMAND, MANY, MANY_CHUNKS, TINY, call, chunk_states, content, needs_kernel, read, write
+from shell import COMMAND, MANY, MANY_CHUNKS, PRINT_PEAK, TINY, call, chunk_states, content, needs_kernel, read, write
 
 from subspace_adv import UserError, engine, manifest, open_results, plan, planning, run, runner, store
 from subspace_adv.runner import Listener, how_to_resume
@@ -242,11 +242,11 @@ def test_one_cell_without_axes(tmp_path):
     assert dataset["steps"].item() == 3
 
 
-PEAK = """
-import resource, sys
+PEAK = f"""
+import sys
 from subspace_adv import Sweep, run
 run(Sweep.from_toml("sweep.toml", sys.argv[1:]), "out" + sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+{PRINT_PEAK}
 """
 
 
