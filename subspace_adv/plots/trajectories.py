@@ -39,9 +39,12 @@ def trajectories(dataset: xr.Dataset, dimension: str) -> Figure:
     shown, x = panels(dataset), measured[dimension].values[:-1]
     figure = Figure(figsize=(2.5 * max(len(shown), 2) + 1.1, 1.9 * len(rows) + 1.8), layout="constrained")
     grid = figure.subplots(len(rows), len(shown), squeeze=False, sharex=True, sharey="row")
+    broken = False
     for axes, panel in zip(grid.T, shown, strict=True):
         for ax, name in zip(axes, rows, strict=True):
-            _draw(ax, x, _medians(measured, name, panel.arm, dimension), "measured", BLUE, "-")
+            medians = _medians(measured, name, panel.arm, dimension)
+            broken |= bool(np.isinf(medians[:, 0]).any())
+            _draw(ax, x, medians, "measured", BLUE, "-")
             if (predicted := f"predicted_{name}") in measured:
                 _draw(ax, x, _medians(measured, predicted, panel.arm, dimension), "predicted", ORANGE, "--")
             ax.grid(color="0.9")
@@ -57,7 +60,9 @@ def trajectories(dataset: xr.Dataset, dimension: str) -> Figure:
     labelled = grid[min(1, len(rows) - 1), 0]
     figure.legend(*labelled.get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
     count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
-    note = f"medians over points and {count} networks, shaded: 95 % intervals; {_NOTES[dimension]}; gaps are infinite"
+    note = f"medians over points and {count} networks, shaded: 95 % intervals; {_NOTES[dimension]}"
+    if broken:
+        note += "; there is no line where the median distance is infinite"
     headline(figure, dataset, "What happens off the data's subspace during training", note)
     return figure
 
