@@ -45,6 +45,20 @@ inline double dot(const double* a, const double* b, int64_t count) {
   return sum;
 }
 
+// The first so many of a vector's numbers, and zeros.
+inline Doubles load(const double* from, int64_t count) {
+  Doubles numbers = {};
+  if (count >= kDoubles) {
+    memcpy(&numbers, from, sizeof numbers);
+  } else {
+    for (int64_t i = 0; i < count; ++i) numbers[i] = from[i];
+  }
+  return numbers;
+}
+
+inline Doubles where(Longs mask, Doubles numbers) { return (Doubles)(mask & (Longs)numbers); }
+inline Doubles size_of(Doubles numbers) { return where(Longs{} + INT64_MAX, numbers); }
+
 // A kink on a ray.
 struct Kink {
   double at, jump;  // where, and how much the slope grows there
@@ -53,28 +67,25 @@ struct Kink {
 inline double key_of(const Kink& kink) { return kink.at; }
 inline uint64_t key_of(uint64_t key) { return key; }
 
-constexpr int64_t kRun = 16;  // as many are sorted by counting those before each, without a branch
+constexpr int64_t kRun = 32;  // as many are sorted by counting those before each, without a branch
 
-// Of equal keys the first comes first: between vectors that is known, within one they are counted below.
+// Of equal keys the first comes first.
 template <class T>
 void sort_run(const T* items, int64_t count, T* sorted) {
   typedef decltype(key_of(items[0])) Key;
   typedef Key Keys __attribute__((vector_size(kVectorBytes)));
   Keys keys[kRun / kDoubles] = {};
-  Longs ranks[kRun / kDoubles] = {};
+  Longs ranks[kRun / kDoubles] = {}, places;
   for (int64_t i = 0; i < count; ++i) keys[i / kDoubles][i % kDoubles] = key_of(items[i]);
+  for (int64_t i = 0; i < kDoubles; ++i) places[i] = i;
   for (int64_t j = 0; j < count; ++j) {
     const Keys other = key_of(items[j]) - Keys{};
     for (int64_t i = 0; i < kRun / kDoubles; ++i) {
-      ranks[i] -= i * kDoubles > j ? Longs(other <= keys[i]) : Longs(other < keys[i]);
+      const Longs is_behind = i == j / kDoubles ? Longs(places > j % kDoubles) : Longs{} - (i > j / kDoubles);
+      ranks[i] -= Longs(other < keys[i]) | (Longs(other == keys[i]) & is_behind);
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t rank = ranks[i / kDoubles][i % kDoubles];
-    const int64_t begin = i / kDoubles * kDoubles;
-    for (int64_t j = begin; j < i; ++j) rank += key_of(items[j]) == key_of(items[i]);
-    sorted[rank] = items[i];
-  }
+  for (int64_t i = 0; i < count; ++i) sorted[ranks[i / kDoubles][i % kDoubles]] = items[i];
 }
 
 // Sorts, stably; the scratch is as long, and of both, one item more may be read.
@@ -107,33 +118,50 @@ void sort(T* items, T* scratch, int64_t count) {
 class Crossings {
  public:
   // False if there is no memory for it.
-  bool allocate(int64_t neurons) { return kinks_.allocate(neurons) && kinks_scratch_.allocate(neurons); }
+  bool allocate(int64_t neurons) {
+    Array<double>* const numbers[] = {&rate_, &sizes_, &head_on_, &size_on_, &z_on_, &slope_, &steep_, &summed_,
+                                      &lost_, &slope_far_, &steep_far_, &summed_far_, &kink_, &jump_};
+    for (Array<double>* one : numbers) {
+      if (!one->allocate(neurons)) return false;
+    }
+    return is_kink_.allocate(neurons) && kinks_.allocate(neurons) && kinks_scratch_.allocate(neurons);
+  }
 
   // The first zero along a ray of coordinates (r), exactly but for rounding.
   Ray first(const Around& around, const double* direction) {
     using namespace attack_detail;
-    int64_t m = around.neurons, r = around.dimension, count = 0;
+    const int64_t m = around.neurons, r = around.dimension;
+    for (int64_t i = 0; i < m; ++i) {
+      rate_[i] = dot(around.rates + i * r, direction, r);
+      sizes_[i] = r == 1 ? size_of(rate_[i]) : dot_of_sizes(around.rates + i * r, direction, r);
+    }
+    // Vector by vector what neurons add to sums, which are then taken one by one, the same whatever a vector holds.
+    for (int64_t i = 0; i < m; i += kDoubles) {
+      const Doubles z = load(around.z + i, m - i), head = load(around.head + i, m - i);
+      const Doubles rate = load(rate_ + i, m - i), sizes = load(sizes_ + i, m - i), kink = -z / rate;
+      const Doubles steepness = head * rate, steep = size_of(steepness), all = size_of(head) * sizes;
+      const Longs is_on = (z > 0) | ((z == 0) & (rate > 0)), has_cancelled = size_of(rate) < kUncancelled * sizes;
+      const Longs bends = ((z > 0) & (rate < 0)) | ((z < 0) & (rate > 0)), is_met = kink - kink == 0;
+      // Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
+      const Longs is_on_far = (rate > 0) & ((z >= 0) | is_met);
+      head_on_.set(i, where(z > 0, head)), size_on_.set(i, where(z > 0, size_of(head))), z_on_.set(i, where(z > 0, z));
+      slope_.set(i, where(is_on, steepness)), steep_.set(i, where(is_on, steep));
+      summed_.set(i, where(is_on | has_cancelled, all)), lost_.set(i, where(bends & ~is_met & (rate < 0), steep));
+      slope_far_.set(i, where(is_on_far, steepness)), steep_far_.set(i, where(is_on_far, steep));
+      summed_far_.set(i, where(is_on_far | has_cancelled, all));
+      kink_.set(i, kink), jump_.set(i, size_of(rate) * head), is_kink_.set(i, bends & is_met);
+    }
+    int64_t count = 0;
     double value = around.offset, terms = size_of(around.offset), slope = 0, rates = 0, slope_far = 0, rates_far = 0;
     double summed = 0;  // the sizes of all that rates are sums of, which may cancel, of neurons that are or may be on
     double summed_far = 0;
     double lost = 0;    // slopes that a neuron whose kink is too far to be a number may or may not lose on the way
     for (int64_t i = 0; i < m; ++i) {
-      double z = around.z[i], head = around.head[i], rate = dot(around.rates + i * r, direction, r);
-      double kink = -z / rate, steepness = head * rate, sizes = dot_of_sizes(around.rates + i * r, direction, r);
-      // Which is which no processor can guess, so there are no branches.
-      const bool is_on = (z > 0) | ((z == 0) & (rate > 0)), has_cancelled = size_of(rate) < kUncancelled * sizes;
-      const bool bends = ((z > 0) & (rate < 0)) | ((z < 0) & (rate > 0)), is_met = is_finite(kink);
-      const double steep = size_of(steepness), all = size_of(head) * sizes;
-      value += z > 0 ? head * z : 0, terms += z > 0 ? size_of(head) * z : 0;
-      slope += is_on ? steepness : 0, rates += is_on ? steep : 0;
-      summed += is_on | has_cancelled ? all : 0;
-      kinks_[count] = {kink, size_of(rate) * head};
-      count += bends & is_met;
-      lost += bends & !is_met & (rate < 0) ? steep : 0;
-      // Past the last kink the slope is summed anew: no rounding error then stands in for neurons all switched off.
-      const bool is_on_far = (rate > 0) & ((z >= 0) | is_met);
-      slope_far += is_on_far ? steepness : 0, rates_far += is_on_far ? steep : 0;
-      summed_far += is_on_far | has_cancelled ? all : 0;
+      value += head_on_[i] * z_on_[i], terms += size_on_[i] * z_on_[i];
+      slope += slope_[i], rates += steep_[i], summed += summed_[i], lost += lost_[i];
+      slope_far += slope_far_[i], rates_far += steep_far_[i], summed_far += summed_far_[i];
+      kinks_[count] = {kink_[i], jump_[i]};
+      count -= is_kink_[i];
     }
     // The allowance for rounding grows linearly in t, so the function less or plus it is piecewise linear too. It
     // counts neurons from where they turn on.
@@ -222,6 +250,10 @@ class Crossings {
     return zero <= end ? zero : kNever;
   }
 
+  // Of neurons: what each adds to the sums in `first`, its kink, and whether the ray comes to it, 0 or −1.
+  Array<double> rate_, sizes_, head_on_, size_on_, z_on_, slope_, steep_, summed_, lost_;
+  Array<double> slope_far_, steep_far_, summed_far_, kink_, jump_;
+  Array<int64_t> is_kink_;
   Array<attack_detail::Kink> kinks_, kinks_scratch_;
 };
 

@@ -47,6 +47,12 @@ class Array {
   ~Array() { free(data_); }
   operator T*() const { return data_; }
 
+  // Stores a vector, from a multiple of what it holds on.
+  template <class V>
+  void set(int64_t begin, V vector) {
+    memcpy(data_ + begin, &vector, sizeof vector);
+  }
+
   bool allocate(int64_t count) {
     free(data_);
     size_t bytes = (count * sizeof(T) / kVectorBytes + 2) * kVectorBytes;
