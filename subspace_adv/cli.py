@@ -385,6 +385,9 @@ def _words(option: str, text: str, known: Collection[str]) -> list[str]:
             one_of(word, known)
         except ValueError as error:
             raise UserError(f"command line: {option}: {brief(word)}: {error}") from None
+    if len(set(words)) < len(words):
+        twice = next(word for word in words if words.count(word) > 1)
+        raise UserError(f"command line: {option}: {brief(text)}: {twice!r} is listed twice")
     return words
 
 

@@ -61,7 +61,7 @@ ORDER = [module for line in LINES for module in line]
 PARTS = {
     "data": [
         *["kind", "line", "chessboard", "manifolds", "drawn", "subspace", "patches", "band_limited"],
-        *["given", "file", "digits"],
+        *["labels", "leading", "given", "file", "digits"],
     ],
     "models": [
         "fused",

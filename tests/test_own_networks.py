@@ -524,15 +524,18 @@ def test_a_table_of_points_and_text_for_labels(tmp_path, command, saved):  # noq
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "points have 3 labels, 3, 5, 8; choose two by classes"),
-        (("--classes", "3,9"), "has no point of the label '9'"),
-        (("--classes", "3"), "classes ['3']: must be two labels, of which the first becomes −1"),
-        (("--classes", "3,3"), "classes ['3', '3']: must be two labels"),
-        (("--classes", "3,8", "--regions", "off"), "regions 'off' are of a subspace; give subspace_dim, or a basis in"),
+        ((), "points have 3 labels, 3, 5, 8; choose two of them, as classes"),
+        (("--classes", "3,9"), "points.npz: no point has the label '9'; there: 3, 5, 8"),
+        (("--classes", "3"), "command line: --classes: '3': must be two labels, of which the first bec"),
+        (("--classes", "3,3"), "command line: --classes: '3,3': must be two labels"),
+        (
+            ("--classes", "3,8", "--regions", "off"),
+            "--regions: off takes a subspace; give --subspace-dim, or a basis in",
+        ),
         (("--regions", "of"), "command line: --regions: 'of': must be 'off', 'on' or 'full'; did you mean 'off'?"),
         (("--norms", "l3"), "command line: --norms: 'l3': must be 'l2', 'linf' or 'l1'"),
-        (("--classes", "3,8", "--subspace-dim", "5"), "subspace_dim = 5: the 28 points span 4 dimensions; must be"),
-        (("--classes", "3,8", "--subspace-dim", "0"), "subspace_dim = 0: the 28 points span 4 dimensions; must be"),
+        (("--classes", "3,8", "--subspace-dim", "5"), "--subspace-dim 5: the 28 points span 4 dimensions; must be"),
+        (("--classes", "3,8", "--subspace-dim", "0"), "--subspace-dim 0: the 28 points span 4 dimensions; must be"),
         (("--classes", "3,8", "--subspace-dim", "2", "--norms", "linf"), "norm 'linf': cannot be measured in directi"),
         (("--out", "found.csv"), "command line: --out: found.csv has the ending '.csv'; must be .nc"),
         (("--out", "nowhere/found.nc"), "nowhere/found.nc: cannot be written: No such file or directory"),
@@ -551,6 +554,13 @@ def test_points_of_another_space_and_a_basis_of_another_dimension(tmp_path, comm
     held = dict(np.load(points))
     np.savez(points, **held | {"basis": np.eye(4, 2)})
     options = ("--classes", "3,8", "--subspace-dim", "3")
-    assert_refused(command("attack", network, points, *options), "subspace_dim = 3: ", "a basis of 2 columns; leave it")
+    assert_refused(
+        command("attack", network, points, *options),
+        "command line: --subspace-dim 3: ",
+        "a basis of 2 columns; leave it",
+    )
+    np.savez(points, x=0 * held["x"], y=held["y"])
+    told = f"command line: --subspace-dim 3: all points of {points} are 0, and span nothing; leave it out"
+    assert_refused(command("attack", network, points, *options), told)
     np.savez(points, x=held["x"][:, :3], y=held["y"])
     assert_refused(command("attack", network, points), f"{points}: points have 3 coordinates, and {network} takes 4")

@@ -6,6 +6,8 @@ from subspace_adv.data.digits import DigitsData
 from subspace_adv.data.drawn import CLUSTER_SPREAD
 from subspace_adv.data.file import FileData
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data, padded
+from subspace_adv.data.labels import Label, signs, two_classes
+from subspace_adv.data.leading import Leading
 from subspace_adv.data.line import LineData
 from subspace_adv.data.patches import PatchesData
 from subspace_adv.data.subspace import SubspaceData
@@ -42,10 +44,14 @@ __all__ = [
     "DigitsData",
     "FileData",
     "Impossible",
+    "Label",
+    "Leading",
     "LineData",
     "PatchesData",
     "Shape",
     "SubspaceData",
     "as_data",
     "padded",
+    "signs",
+    "two_classes",
 ]

@@ -11,22 +11,16 @@ from pydantic import BeforeValidator
 
 from subspace_adv import streams
 from subspace_adv.data.kind import HELDOUT, Data, DataSettings, Impossible, Shape, as_data
+from subspace_adv.data.labels import Label, signs, two_classes
+from subspace_adv.data.leading import BLOCK, Leading
 from subspace_adv.errors import UserError, brief
 from subspace_adv.fields import DATA, DATA_LIST_AXIS, DATA_REPLICATE, Count, Positive, Seed
 from subspace_adv.geometry import Subspace, orthonormal
 from subspace_adv.pointfile import PointFile
 from subspace_adv.rows import nearest
 
-Label = int | float | str
-
-RANK = 1e-6
-"""Points reach into a direction if their singular value there exceeds this share of the largest one.
-
-What is less is rounding: networks train on points in float32, which tells apart no more than 6e-8 of a length.
-"""
 _LARGEST = 1e15
 _ON_AXIS = 1e-9  # how far a share of an axis may be from 0 or 1, by rounding
-_BLOCK = 2**22  # numbers of a block of points that is held in float64 at a time
 
 
 class Unfit(UserError):
@@ -212,8 +206,8 @@ def _fit(settings: GivenData, version: str) -> _Fit:
             told = f"the basis that is given with the points has {k} columns; leave subspace_dim out"
             raise Unfit("subspace_dim", settings.subspace_dim, told)
         if settings.fit == "keep":
-            beside = _Leading.of(lambda rows, columns: _beside(given.x, rows, columns, chosen, directions), n, d)
-            beyond = beside.directions(int(np.sum(beside.sizes > RANK * leading.sizes[0])))
+            beside = Leading.of(lambda rows, columns: _beside(given.x, rows, columns, chosen, directions), n, d)
+            beyond = beside.directions(beside.reached(leading.sizes[0]))
             directions = orthonormal(np.concatenate([directions, beyond], axis=1))
     return _placed(directions, Shape(n, d, k, directions.shape[1]))
 
@@ -252,53 +246,38 @@ def _chosen(settings: GivenData, version: str) -> _Chosen:
     """Which points, and how they are moved."""
     given = settings.points()
     classes = _classes(given.y, settings)
-    signs = _signs(given.y, classes)
-    rows = _rows(signs, settings)
+    found = signs(given.y, classes)
+    rows = _rows(found, settings)
     if settings.samples is None:
-        training, further = np.flatnonzero(signs), rows[:0]
+        training, further = np.flatnonzero(found), rows[:0]
     else:
         training, further = rows[: settings.samples], rows[settings.samples :]
     apart = given.heldout_y is not None
     if given.heldout_y is not None:
-        further = np.flatnonzero(_signs(given.heldout_y, classes))
+        further = np.flatnonzero(signs(given.heldout_y, classes))
         if not len(further):
             told = (
                 f"no held-out point has a label of the two classes; there: {brief(np.unique(given.heldout_y).tolist())}"
             )
             raise Unfit(*settings.source, told)
     mean, factor = _moved(given.x, training, settings)
-    return _Chosen(training, signs[training], further[:HELDOUT], apart, mean, factor)
+    return _Chosen(training, found[training], further[:HELDOUT], apart, mean, factor)
 
 
 def _classes(labels: np.ndarray, settings: GivenData) -> tuple[Label, Label]:
     """The labels that become −1 and +1, as points have them."""
-    there = np.unique(labels).tolist()
-    shown = brief(there)[1:-1]
-    if settings.classes is None:
-        if len(there) != 2:
-            told = "; choose two of them, as classes" if len(there) > 2 else "; there must be two"
-            raise Unfit(*settings.source, f"points have {len(there)} label{'s' * (len(there) > 1)}, {shown}{told}")
-        return there[0], there[1]
-    is_text = labels.dtype.kind == "U"
-    found = [str(label) if is_text else label for label in settings.classes]
-    for label in found:
-        if label not in there:
-            told = f"no point has the label {label!r}; there: {shown}"
-            raise Unfit("classes", brief(settings.classes), told)
-    return found[0], found[1]
+    try:
+        return two_classes(labels, settings.classes)
+    except ValueError as error:
+        at = settings.source if settings.classes is None else ("classes", brief(settings.classes))
+        raise Unfit(*at, str(error)) from None
 
 
-def _signs(labels: Any, classes: tuple[Label, Label]) -> np.ndarray:
-    """−1 and +1 of points of the two classes, 0 of others."""
-    first, second = (np.asarray(labels == label) for label in classes)
-    return np.where(second, 1, np.where(first, -1, 0))
-
-
-def _rows(signs: np.ndarray, settings: GivenData) -> np.ndarray:
+def _rows(of_points: np.ndarray, settings: GivenData) -> np.ndarray:
     """The points of the two classes in turn, each class in random order; of more than the other has, no further."""
     seed = settings.data_seed
     less, more = (
-        streams.data_generator(seed, streams.CHOSEN, i).permutation(np.flatnonzero(signs == sign))
+        streams.data_generator(seed, streams.CHOSEN, i).permutation(np.flatnonzero(of_points == sign))
         for i, sign in enumerate((-1, 1))
     )
     most = 2 * len(more) + 1 if len(less) > len(more) else 2 * len(less)
@@ -330,7 +309,7 @@ def _moved(x: np.ndarray, rows: np.ndarray, settings: GivenData) -> tuple[np.nda
 
 def _blocks(x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """The points of some rows in float64, some at a time."""
-    size = max(_BLOCK // x.shape[1], 1)
+    size = max(BLOCK // x.shape[1], 1)
     for begin in range(0, len(rows), size):
         yield x[rows[begin : begin + size]].astype(np.float64)
 
@@ -350,61 +329,15 @@ def _coordinates(given: PointFile, rows: np.ndarray, apart: bool, chosen: _Chose
     return found
 
 
-_Part = Callable[[slice, slice], np.ndarray]
-"""Some rows and columns of a matrix of points (n, d), float64."""
-
-
-class _Leading(NamedTuple):
-    """Directions of points from the one along which they are longest on: right singular vectors of (n, d)."""
-
-    sizes: np.ndarray  # (q,) singular values, descending; q = min(n, d)
-    part: _Part
-    shape: tuple[int, int]  # (n, d)
-    vectors: np.ndarray  # (q, q): right ones where d ≤ n, else left ones
-
-    @classmethod
-    def of(cls, part: _Part, n: int, d: int) -> Self:
-        """Of a matrix, from the triangle of its QR factorization, which is taken block by block.
-
-        Nothing is larger than a block but the triangle, of the lesser of both sizes. Its singular values are those of
-        the matrix, to float64's rounding beside the largest.
-        """
-        triangle = np.empty((0, min(n, d)))
-        size = max(_BLOCK // min(n, d), 1)
-        everything = slice(None)
-        for begin in range(0, max(n, d), size):
-            some = slice(begin, begin + size)
-            block = part(some, everything) if d <= n else part(everything, some).T
-            triangle = np.linalg.qr(np.concatenate([triangle, block]), mode="r")
-        _, sizes, vectors = np.linalg.svd(triangle)
-        return cls(sizes, part, (n, d), vectors.T)
-
-    @property
-    def rank(self) -> int:
-        """Of the points: how many directions they reach into."""
-        return int(np.sum(self.sizes > RANK * self.sizes[0]))
-
-    def directions(self, number: int) -> np.ndarray:
-        """The first directions (d, number), orthonormal; each points to where its largest coordinate is positive."""
-        vectors = self.vectors[:, :number]
-        n, d = self.shape
-        if n < d:
-            vectors, size = vectors / self.sizes[:number], max(_BLOCK // n, 1)
-            blocks = (self.part(slice(None), slice(begin, begin + size)) for begin in range(0, d, size))
-            vectors = orthonormal(np.concatenate([block.T @ vectors for block in blocks]))
-        largest = np.abs(vectors).argmax(axis=0)
-        return vectors * np.where(vectors[largest, np.arange(number)] < 0, -1, 1)
-
-
 @functools.lru_cache(maxsize=2)  # each holds on to all points of a file
-def _directions_of(settings: GivenData, version: str) -> _Leading:
+def _directions_of(settings: GivenData, version: str) -> Leading:
     """Directions of the chosen points."""
     given, chosen = settings.points(), _chosen(settings, version)
     largest = max(np.abs((block - chosen.mean) * chosen.factor).max() for block in _blocks(given.x, chosen.rows))
     if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
         told = f"the largest coordinate is {largest:.3g}, too far from 1 for float32, in which networks train"
         raise Unfit(*settings.source, f"{told}; scale the points")
-    leading = _Leading.of(functools.partial(_part, given.x, chosen), len(chosen.rows), given.x.shape[1])
+    leading = Leading.of(functools.partial(_part, given.x, chosen), len(chosen.rows), given.x.shape[1])
     if not leading.sizes[0] > 0:
         told = "all chosen points are one, and so 0 once the mean is subtracted" if settings.center else "all are 0"
         raise Unfit(*settings.source, f"{told}; there is no subspace")
