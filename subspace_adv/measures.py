@@ -113,12 +113,12 @@ class Recording:
     @property
     def has_brackets(self) -> bool:
         """Whether distances within regions are recorded, which alone are searched for."""
-        return not set(_ENDS).isdisjoint(self.measures)
+        return any(map(_is_bracket, self.measures))
 
     @property
     def has_heldout(self) -> bool:
         """Whether anything is recorded at held-out points."""
-        return any("heldout" in MEASURES[name].dimensions for name in self.measures)
+        return any(map(_is_heldout, self.measures))
 
     @property
     def measured(self) -> dict[str, Measure]:
@@ -346,13 +346,19 @@ def variables_during(regions: tuple[Region, ...], norms: tuple[str, ...], *, bra
     return {**_named(_rows(tuple(MEASURES), brackets), regions, norms)}
 
 
-_ENDS = tuple(distance_name("{region}", "{norm}", side) for side in ("lower", "upper"))
-
-
 def _rows(names: tuple[str, ...], brackets: bool) -> tuple[str, ...]:
     """Some rows, but for what is at held-out points, and for brackets unless these are asked for."""
-    at_training_points = (name for name in names if "heldout" not in MEASURES[name].dimensions)
-    return tuple(name for name in at_training_points if brackets or name not in _ENDS)
+    return tuple(name for name in names if not _is_heldout(name) and (brackets or not _is_bracket(name)))
+
+
+def _is_heldout(row: str) -> bool:
+    """Whether a row of `MEASURES` is recorded at held-out points."""
+    return "heldout" in MEASURES[row].dimensions
+
+
+def _is_bracket(row: str) -> bool:
+    """Whether a row is an end of the brackets within regions, which alone are searched for."""
+    return row in (distance_name("{region}", "{norm}", "lower"), distance_name("{region}", "{norm}", "upper"))
 
 
 def rank_name(name: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from subspace_adv import arguments, brackets, engine, measures, streams, training
@@ -251,29 +250,29 @@ def _train(network: Network, x: jax.Array, y: jax.Array, hyper: Hyper, seed: jax
     return training.train(network, x, y, hyper, order_key, recipe=recipe)
 
 
-def _begin(network: Any, x: jax.Array, seed: jax.Array, *, model: Model) -> tuple[jax.Array, jax.Array]:
-    """The data (n, 2) of the keys of attacks, and what they go toward (n, d)."""
+def _begin(network: Any, x: jax.Array, seed: jax.Array, *, model: Model) -> Beginnings:
+    """What attacks begin with, of the keys their data (n, 2), which host arrays can hold."""
     begin = Beginnings.of(network, x, streams.measuring_key(seed), model)
-    return jax.random.key_data(begin.keys), begin.toward
+    return begin._replace(keys=jax.random.key_data(begin.keys))
 
 
-def _beginnings(key_data: jax.Array, toward: jax.Array) -> Beginnings:
-    keys = jax.random.wrap_key_data(key_data, impl=streams.KEY_IMPLEMENTATION)
-    return Beginnings(keys, toward, jnp.ones(len(toward), bool))
+def _with_keys(begin: Beginnings) -> Beginnings:
+    """As `_begin` was before."""
+    return begin._replace(keys=jax.random.wrap_key_data(begin.keys, impl=streams.KEY_IMPLEMENTATION))
 
 
 def _bracket(
     network: Any,
     x: jax.Array,
     basis: jax.Array,
-    begin: tuple[jax.Array, jax.Array],
+    begin: Beginnings,
     *,
     norm: str,
     effort: Effort,
     model: Model,
 ) -> tuple[jax.Array, AttackResult]:
     what = {"norm": norm, "effort": effort, "model": model, "shared": x.shape[1] == 2}
-    return brackets.bracket(network, x, basis, _beginnings(*begin), **what)
+    return brackets.bracket(network, x, basis, _with_keys(begin), **what)
 
 
 def _universal_weights(network: Any, x: jax.Array, *, model: Model) -> jax.Array:
@@ -286,7 +285,7 @@ def _brackets(
     x: jax.Array,
     subspace: Subspace,
     weights: jax.Array,
-    begin: tuple[jax.Array, jax.Array],
+    begin: Beginnings,
     *,
     recording: Recording,
     model: Model,
@@ -295,7 +294,7 @@ def _brackets(
     universal = jax.vmap(along, in_axes=(None, 0, None))(network, x, subspace.complement)
     what = {"regions": recording.regions, "norms": recording.norms, "effort": recording.effort}
     return brackets.brackets(
-        network, x, subspace, universal, _beginnings(*begin), **what, model=model, beside=True, tangent=None
+        network, x, subspace, universal, _with_keys(begin), **what, model=model, beside=True, tangent=None
     )
 
 
@@ -322,6 +321,11 @@ def _in_batches(points: int, progress: Progress, of_batch: Callable[[np.ndarray]
         of_batch(np.minimum(np.arange(begin, begin + size), points - 1)) for begin in progress(range(0, points, size))
     ]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:points], *found)
+
+
+def _of(begin: Beginnings, i: np.ndarray) -> Beginnings:
+    """Of some points by their indices."""
+    return jax.tree.map(lambda part: part[i], begin)
 
 
 def _bracketed(
@@ -351,11 +355,11 @@ def _bracketed(
     arguments.check_coordinates(what, norm, directions)
     values = arguments.settings(what, effort, _EFFORT)
     run = Effort(values["attack_steps"], values["restarts"], tuple(ATTACKS), values["gap"])
-    keys, toward = engine.alone(_begin, net, points, np.uint32(values["seed"]), x64=True, model=model)
+    begin = engine.alone(_begin, net, points, np.uint32(values["seed"]), x64=True, model=model)
     bracket = functools.partial(engine.alone, _bracket, net, x64=True, norm=norm, effort=run, model=model)
 
     def of_batch(i: np.ndarray) -> tuple[np.ndarray, AttackResult]:
-        return bracket(points[i], directions if directions.ndim == 2 else directions[i], (keys[i], toward[i]))
+        return bracket(points[i], directions if directions.ndim == 2 else directions[i], _of(begin, i))
 
     return _in_batches(n, progress, of_batch)
 
@@ -370,12 +374,12 @@ def _known(
     progress: Progress,
 ) -> Brackets:
     """Distances of all points by region and norm."""
-    keys, toward = engine.alone(_begin, network, x, seed, x64=True, model=model)
+    begin = engine.alone(_begin, network, x, seed, x64=True, model=model)
     weights = engine.alone(_universal_weights, network, x, x64=True, model=model)
     found = functools.partial(engine.alone, _brackets, network, x64=True, recording=recording, model=model)
 
     def of_batch(i: np.ndarray) -> Brackets:
-        return found(x[i], subspace, weights, (keys[i], toward[i]))
+        return found(x[i], subspace, weights, _of(begin, i))
 
     return _in_batches(len(x), progress, of_batch)
 
