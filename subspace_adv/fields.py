@@ -106,6 +106,16 @@ def distinct(values: tuple) -> tuple:
     return values
 
 
+def distinct_in_float32(values: tuple) -> tuple:
+    """Numbers, no two of which may be one in float32."""
+    held: dict[float, float] = {}
+    for value, number in zip(values, np.array(values, np.float32).tolist(), strict=True):
+        if number in held:
+            raise ValueError(f"{held[number]} and {value} are one number in float32, in which networks train")
+        held[number] = value
+    return values
+
+
 def ascending(values: tuple) -> tuple:
     """The values, of which there must be some, each over the one before; none is listed twice."""
     if not values:

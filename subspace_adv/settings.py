@@ -27,6 +27,7 @@ from subspace_adv.fields import (
     Table,
     ascending,
     distinct,
+    distinct_in_float32,
     log_spaced,
     role_in,
     run_time,
@@ -51,7 +52,7 @@ _Steps = Annotated[
 _Margins = Annotated[
     tuple[Finite, ...] | None,
     AS_TUPLE,
-    AfterValidator(lambda levels: levels if levels is None else ascending(levels)),
+    AfterValidator(lambda levels: levels if levels is None else distinct_in_float32(ascending(levels))),
 ]
 
 

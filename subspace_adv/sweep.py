@@ -16,7 +16,7 @@ from subspace_adv import sweepfile
 from subspace_adv.contracts import Design
 from subspace_adv.data import KINDS, DataSettings, Shape
 from subspace_adv.errors import UserError, brief
-from subspace_adv.fields import Table, checked, distinct
+from subspace_adv.fields import Table, checked, distinct, distinct_in_float32
 from subspace_adv.models import architecture_of, row_name
 from subspace_adv.network import padded_size
 from subspace_adv.norms import NORMS
@@ -281,18 +281,10 @@ def _axis(leaf: str, written: Any, where: str) -> tuple:
         if len({isinstance(value, str) for value in values}) > 1:
             raise ValueError("must be all numbers or all text")
         if isinstance(values[0], float):
-            _check_distinct_in_float32(values)
+            distinct_in_float32(values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return values
-
-
-def _check_distinct_in_float32(values: tuple[float, ...]) -> None:
-    held: dict[float, float] = {}
-    for value, number in zip(values, np.array(values, np.float32).tolist(), strict=True):
-        if number in held:
-            raise ValueError(f"{held[number]} and {value} are one number in float32, in which networks train")
-        held[number] = value
 
 
 def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Source) -> None:
@@ -393,10 +385,6 @@ def _check_snapshots(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
         if listed and listed[-1] > last:
             told = f"{listed[-1]} is over {end} = {last}, where training ends; at most {last} is possible"
             raise UserError(f"{named(leaf, brief(list(listed)))}: {told}")
-    try:
-        _check_distinct_in_float32(sweep.measure.at_margins or ())
-    except ValueError as error:
-        raise UserError(f"{named('at_margins', brief(list(sweep.measure.at_margins or ())))}: {error}") from None
 
 
 def compact(values: tuple) -> Any:

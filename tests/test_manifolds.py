@@ -214,6 +214,7 @@ WRONG = {
     "curved signals": (["kind=band-limited", "distribution=curve"], "is of kind 'subspace' alone"),
     "one radius": (["radii=1"], "radii"),
     "two alike": (["radii=1,1"], "listed twice"),
+    "two alike in float32": (["radii=1,1.00000001"], "1.0 and 1.00000001 are one number in float32"),
     "radius 0": (["radii=0,1"], "greater than 0"),
     "a line of circles": (["ambient_dim=1"], "circles are in 2 dimensions at least"),
     "spheres on a line": (["distribution=spheres", "subspace_dim=1"], "spheres are in 2 dimensions at least"),

@@ -10,10 +10,12 @@ from subspace_adv import streams
 from subspace_adv.data.drawn import DrawnData
 from subspace_adv.data.kind import HELDOUT, Data, Impossible, Shape, as_data
 from subspace_adv.data.manifolds import MANIFOLDS, Form, Manifold, frames
-from subspace_adv.fields import AS_TUPLE, DATA, DATA_LIST, PLACE, Count, Positive, distinct
+from subspace_adv.fields import AS_TUPLE, DATA, DATA_LIST, PLACE, Count, Positive, distinct, distinct_in_float32
 from subspace_adv.geometry import Subspace, orthonormal
 
-_Radii = Annotated[tuple[Positive, ...], AS_TUPLE, Field(min_length=2), AfterValidator(distinct)]
+_Radii = Annotated[
+    tuple[Positive, ...], AS_TUPLE, Field(min_length=2), AfterValidator(distinct), AfterValidator(distinct_in_float32)
+]
 _LINEAR_READS = ("subspace_dim", "labels")  # of the fields that not every distribution reads
 
 
