@@ -48,7 +48,8 @@ def load_networks(
         step: one of `at_steps`, if the sweep says `keep_networks`: as they were then. By default as at their stop.
         margin_level: or one of `at_margins`.
         **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
-            kept). Axes not named are kept whole.
+            kept). Axes not named are kept whole. Where values are lists, one is a list, as in the sweep file, or text,
+            as in the Dataset.
 
     Returns:
         Of architecture "mlp" with depth 1 a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias (…); of
@@ -247,11 +248,12 @@ def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tupl
             raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
     index: list[Any] = []
     for axis in sweep.axes:
-        values = tuple(sweep.coordinate(axis).tolist()) if role(axis).is_list else sweep.axes[axis]
+        is_list = role(axis).is_list
+        values = tuple(sweep.coordinate(axis).tolist()) if is_list else sweep.axes[axis]
         if axis not in coordinates:
             index.append(np.arange(len(values)))
             continue
-        wanted = np.asarray(coordinates[axis])
+        wanted = np.asarray(_lists_as_text(coordinates[axis], values) if is_list else coordinates[axis])
         if wanted.ndim > 1 or not wanted.size:
             raise UserError(f"{axis} = {brief(coordinates[axis])}: must be one value of this axis, or a list of some")
         found = [_position(axis, values, value) for value in np.atleast_1d(wanted).tolist()]
@@ -260,6 +262,19 @@ def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tupl
     lists = [np.atleast_1d(i) for i in index]
     chosen = grid[np.ix_(*lists)] if lists else grid
     return chosen.ravel(), tuple(len(i) for i in index if isinstance(i, np.ndarray))
+
+
+def _lists_as_text(wanted: Any, values: tuple[str, ...]) -> Any:
+    """A value of an axis whose values are lists, or several, as results tell them: one as text, or a list of such."""
+
+    def text(one: Any) -> Any:
+        return ", ".join(map(str, one)) if isinstance(one, list | tuple) else one
+
+    wanted = wanted.tolist() if isinstance(wanted, np.ndarray) else wanted
+    several = isinstance(wanted, list | tuple) and text(wanted) not in values
+    if several and any(isinstance(one, list | tuple) or one in values for one in wanted):
+        return [text(one) for one in wanted]
+    return text(wanted)
 
 
 def _position(axis: str, values: tuple, wanted: Any) -> int:

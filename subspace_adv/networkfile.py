@@ -10,7 +10,7 @@ import numpy as np
 
 from subspace_adv.errors import UserError
 from subspace_adv.network import Network, Networks, of_layers
-from subspace_adv.pointfile import near_files
+from subspace_adv.pointfile import entry, near_files
 from subspace_adv.state_dict import layers_of
 
 _BESIDE = ("mean", "std", "x", "outputs")  # entries that are no layer's
@@ -49,12 +49,12 @@ def _from_npz(path: Path) -> dict[str, Any]:
     try:
         held = np.load(path, allow_pickle=False)
         if not isinstance(held, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: holds one array; must hold arrays by name, as numpy.savez(path, **arrays) saves")
+            raise UserError("holds one array; must hold arrays by name, as numpy.savez(path, **arrays) saves")
         with held:
-            return dict(held)
+            return {name: entry(held, name, "numbers") for name in held}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
-            raise
+            raise UserError(f"{path}: {error}") from None
         raise UserError(f"{path}: damaged, or no .npz file of numbers: {' '.join(str(error).split())}") from None
 
 

@@ -68,6 +68,24 @@ def absolute(path: str | Path, folder: str | Path = "") -> str:
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path))) if path else ""
 
 
+def entry(held: Any, name: str, needed: str) -> np.ndarray:
+    """An array of an open `.npz` by its name.
+
+    Raises:
+        UserError: if it holds what NumPy does not read, naming it, its type, and what is needed.
+    """
+    try:
+        found = held[name]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise UserError(f"{name} is of type object, of Python objects; save {needed}") from None
+    if found.dtype.kind == "V":
+        told = "as bfloat16 and other types that NumPy lacks are saved"
+        raise UserError(f"{name} is of type {found.dtype}, {told}; save it as float32")
+    return found
+
+
 _Version = tuple[int, int, int]
 
 
@@ -129,7 +147,11 @@ def _from_arrays(path: str, label_column: str) -> PointFile:
         if missing := [name for name in ("x", "y") if name not in held]:
             there = f"; there: {', '.join(sorted(held)[:10])}" if len(held) else ""
             raise UserError(f"has no {' and no '.join(missing)}; numpy.savez(path, x=…, y=…) saves both{there}")
-        arrays = {name: _array(held, name) for name in PointFile._fields if name in held}
+        arrays = {
+            name: entry(held, name, "numbers, or labels as text by y.astype(str)")
+            for name in PointFile._fields
+            if name in held
+        }
     if ("heldout_x" in arrays) != ("heldout_y" in arrays):
         raise UserError("has one of heldout_x and heldout_y; save both, or none")
     x = _coordinates(arrays["x"], "x")
@@ -142,16 +164,6 @@ def _from_arrays(path: str, label_column: str) -> PointFile:
             raise UserError(f"heldout_x is of shape {heldout.shape}, and x of {x.shape}: must have as many columns")
         found = found._replace(heldout_x=heldout, heldout_y=_labels(arrays["heldout_y"], "heldout_y", len(heldout)))
     return found
-
-
-def _array(held: Any, name: str) -> np.ndarray:
-    try:
-        return held[name]
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise
-        told = "holds Python objects; save numbers, or labels as text by y.astype(str)"
-        raise UserError(f"{name} {told}") from None
 
 
 def _coordinates(given: np.ndarray, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
@@ -309,6 +310,7 @@ def bad_files(folder: Path) -> None:
         "zero": {"x": x * 0, "y": y},
         "huge": {"x": x * 1e30, "y": y},
         "basis": {"x": x, "y": y, "basis": np.ones((6, 2))},
+        "brain": {"x": x.astype(ml_dtypes.bfloat16), "y": y},
         "heldout": {"x": x, "y": y, "heldout_x": x},
         "strangers": {"x": x, "y": y, "heldout_x": x, "heldout_y": y + 7},
         "narrow": {"x": x, "y": y, "heldout_x": x[:, :2], "heldout_y": y},
@@ -342,7 +344,8 @@ BAD_FILES = {
     "short.npz": "y is of shape (5,): must be (8,), a label for each point",
     "nan.npz": "x[3, 1] is nan: must be a finite number",
     "inf.npz": "x[0, 0] is inf: must be a finite number",
-    "objects.npz": "y holds Python objects; save numbers, or labels as text",
+    "objects.npz": "y is of type object, of Python objects; save numbers, or labels as text by y.astype(str)",
+    "brain.npz": "x is of type |V2, as bfloat16 and other types that NumPy lacks are saved; save it as float32",
     "complex.npz": "x is of type complex128: must be real numbers",
     "three.npz": "points have 3 labels, 0, 1, 2; choose two of them, as classes",
     "one.npz": "points have 1 label, 0; there must be two",
@@ -502,6 +505,36 @@ def test_lists_as_axes_are_written_in_the_file_and_one_is_set_on_the_command_lin
     assert sweep.column("classes", np.arange(4)).tolist() == [(3, 8)] * 2 + [(1, 7)] * 2
     assert read(text, "classes=4,9").axes["classes"] == ((4, 9),)
     assert read('[data]\nkind = "digits"\nclasses = [3, 8]\n', "classes=4,9").values("classes") == ((4, 9),)
+
+
+def test_networks_and_points_are_selected_by_lists_as_the_sweep_file_has_them(tmp_path):
+    text = """
+        [data]
+        kind = "digits"
+        samples = 10
+        [network]
+        width = 3
+        [training]
+        max_steps = 2
+        [measure]
+        regions = ["off"]
+        restarts = 1
+        [axes]
+        classes = [[3, 8], [1, 7], [7, 1]]
+        seed = [0, 1]
+    """
+    run(read(textwrap.dedent(text)), tmp_path)
+    points, networks = load_points(tmp_path), load_networks(tmp_path)
+    for i, classes in enumerate([[3, 8], [1, 7], [7, 1]]):
+        for one in (classes, tuple(classes), np.array(classes), ", ".join(map(str, classes))):
+            np.testing.assert_array_equal(load_points(tmp_path, classes=one, seed=0).x, points.x[i, 0])
+            assert load_networks(tmp_path, classes=one).weight.shape == networks.weight.shape[1:]
+    for several in ([[7, 1], [3, 8]], np.array([[7, 1], [3, 8]]), ["7, 1", "3, 8"], [(7, 1), "3, 8"]):
+        np.testing.assert_array_equal(load_points(tmp_path, classes=several).x, points.x[[2, 0]])
+    np.testing.assert_array_equal(load_points(tmp_path, classes=[[1, 7]]).x, points.x[[1]])
+    for wrong in ([8, 3], [3], 3, [[3, 8], [8, 3]], [[[3, 8]]]):
+        with pytest.raises(UserError, match=r"^classes = .*axis"):
+            load_networks(tmp_path, classes=wrong)
 
 
 def test_fields_of_points_that_are_given_are_written_where_they_are_read(tmp_path):
