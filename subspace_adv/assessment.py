@@ -22,7 +22,7 @@ def assess(
     network: Path,
     data: Path,
     *,
-    label_column: str = "label",
+    label_column: str | None = None,
     classes: Sequence[str] | None = None,
     subspace_dim: int | None = None,
     regions: Sequence[Region] | None = None,
@@ -34,8 +34,9 @@ def assess(
     Args:
         network: as of `read_network`.
         data: as of `read_points`.
-        label_column: of a table.
-        classes: labels that become −1 and +1; by default the lesser and the greater of two that there are.
+        label_column: of a table, by default "label".
+        classes: labels that become −1 and +1; by default the lesser and the greater of two that there are. Where all
+            points have one label, it must be one of them.
         subspace_dim: dimension of the linear subspace nearest to the points; by default that of the basis in the file.
         regions: of the distances; "off", "on" and "full" by default, and "full" alone where no subspace is known.
         norms: of the distances.
@@ -47,7 +48,10 @@ def assess(
     Raises:
         UserError: naming the file or the option, what it was and what it must be.
     """
-    given, points = read_network(network), read_points(data, label_column)
+    if label_column is not None and data.suffix.lower() == ".npz":
+        told = f"{brief(label_column)} changes nothing; an .npz has its labels in y; leave it out"
+        raise UserError(f"command line: --label: {told}")
+    given, points = read_network(network), read_points(data, label_column or "label")
     d = given.ambient_dim if isinstance(given, Networks) else given.weight.shape[1]
     if points.x.shape[1] != d:
         raise UserError(f"{data}: points have {points.x.shape[1]} coordinates, and {network} takes {d}")
@@ -73,16 +77,23 @@ def _classes(data: Path, labels: np.ndarray, asked: Sequence[str] | None) -> tup
     if asked is not None and (len(asked) != 2 or asked[0] == asked[1]):
         told = f"{brief(','.join(asked))}: must be two labels, of which the first becomes −1"
         raise UserError(f"command line: --classes: {told}, such as 3,8")
+    there = np.unique(labels).tolist()
+    named = asked and [_label(there, text, labels.dtype.kind == "U") for text in asked]
+    if len(there) == 1 and named and there[0] in named:
+        return named[0], named[1]
+    if len(there) == 1 and not named:
+        told = f"all points have the label {there[0]!r}; tell by --classes whether it is the first of two, −1, or not"
+        raise UserError(f"{data}: {told}")
     try:
-        return two_classes(labels, asked and [_label(labels, text) for text in asked])
+        return two_classes(labels, named)
     except ValueError as error:
         raise UserError(f"{data}: {error}") from None
 
 
-def _label(labels: np.ndarray, text: str) -> Label:
+def _label(there: Sequence[Label], text: str, is_text: bool) -> Label:
     """The label that a text names; if there is none, the text."""
-    for label in np.unique(labels).tolist():
-        if str(label) == text or (labels.dtype.kind != "U" and str(float(label)) == text):
+    for label in there:
+        if str(label) == text or (not is_text and str(float(label)) == text):
             return label
     return text
 

@@ -171,7 +171,7 @@ def attack(
     norms: Annotated[str, Parameter(name="--norms")] = "l2",
     subspace_dim: Annotated[int | None, Parameter(name="--subspace-dim", converter=_whole)] = None,
     classes: Annotated[str | None, Parameter(name="--classes")] = None,
-    label: Annotated[str, Parameter(name="--label")] = "label",
+    label: Annotated[str | None, Parameter(name="--label")] = None,
     epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None,
     out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
 ) -> None:
@@ -192,7 +192,7 @@ def attack(
     classes
         Two labels, such as 3,8, of which the second is +1. By default the two that there are.
     label
-        Name of the column of labels of a table.
+        Name of the column of labels of a table, .csv or .parquet; label by default.
     epsilon
         Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
     out
@@ -216,7 +216,7 @@ def attack(
         subspace_dim=subspace_dim,
         regions=wheres,
         norms=lengths,
-        progress=lambda batches: progress.track(batches, "attacking"),
+        progress=lambda batches: progress.track(batches, "attacking", first="compiling"),
     )
     try:
         if out is not None:
@@ -342,7 +342,7 @@ def _explain(error: CycloptsError) -> str:
     message = str(error).strip().rstrip(".") or type(error).__name__
     if isinstance(error, UnknownCommandError) and error.unused_tokens and "Did you mean" not in message:
         message += nearest(error.unused_tokens[0], app, otherwise_all=False)
-    return f"command line: {message}; see subspace-adv --help"
+    return f"command line: {message}; see {' '.join(['subspace-adv', *(error.command_chain or ())])} --help"
 
 
 def _draw(dataset: "Dataset", folder: Path) -> list[Path]:

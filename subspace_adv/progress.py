@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import track as rich_track
 from rich.text import Text
 
 from subspace_adv import runner
@@ -32,10 +31,14 @@ class Terminal(Console):
         raise
 
 
-def track(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """Items one by one, with a bar and a time estimate on a terminal's stderr."""
+def track(items: Sequence[Item], what: str, first: str | None = None) -> Iterator[Item]:
+    """Items one by one, with a bar and a time estimate on a terminal's stderr; another word until the first is done."""
     console = Terminal(stderr=True)
-    return rich_track(items, what, console=console, disable=not console.is_terminal)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(first or what, total=len(items))
+        for item in items:
+            yield item
+            bar.update(task, advance=1, description=what)
 
 
 class _Rate(ProgressColumn):

@@ -1,6 +1,8 @@
 """The command line: what it prints, and one line and exit status 2 for whatever a user gets wrong."""
 
+import functools
 import gc
+import io
 import os
 import re
 import shlex
@@ -98,7 +100,8 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
 )
 def test_bad_command_lines(tmp_path, monkeypatch, command, arguments, words):
     monkeypatch.chdir(tmp_path)
-    assert_refused(command(*arguments), "command line: ", *words, "; see subspace-adv --help")
+    verb = f" {arguments[0]}" if arguments[0] in cli.app else ""
+    assert_refused(command(*arguments), "command line: ", *words, f"; see subspace-adv{verb} --help")
     assert files(tmp_path) == set()
 
 
@@ -580,3 +583,14 @@ def test_the_rate_shown_is_that_since_training_began(monkeypatch):
     display.progress(0, 1000)
     display.progress(1, 3000)
     assert display._progress.tasks[0].fields["rate"] == 2000
+
+
+def test_compiling_is_shown_until_the_first_is_done(monkeypatch):
+    shown = io.StringIO()
+    terminal = functools.partial(progress.Terminal, file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "Terminal", lambda stderr: terminal())
+    told = []
+    for item in progress.track([5, 6], "attacking", first="compiling"):
+        time.sleep(0.3)  # until it is drawn again
+        told.append((item, "compiling" in shown.getvalue(), "attacking" in shown.getvalue()))
+    assert told == [(5, True, False), (6, True, True)] and "100%" in shown.getvalue()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
@@ -272,6 +273,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     np.savez(tmp_path / "objects.npz", **{"0.weight": np.array([None])})
+    np.savez(tmp_path / "brain.npz", **{"0.weight": np.ones((2, 3), ml_dtypes.bfloat16)})
     (tmp_path / "folder.npz").mkdir()
     for name, told in {
         "torch.pt": "is a pickle, and reading it could run any code; save it by numpy.savez('network.npz', **model.st",
@@ -279,7 +281,8 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         "damaged.safetensors": "damaged, or no .safetensors file of NumPy's types: ",
         "h.h5": "has the ending '.h5'; networks are read from files that end in .npz or .safetensors",
         "one.npz": "holds one array; must hold arrays by name",
-        "objects.npz": "damaged, or no .npz file of numbers: Object arrays cannot be loaded",
+        "objects.npz": "0.weight is of type object, of Python objects; save numbers",
+        "brain.npz": "0.weight is of type |V2, as bfloat16 and other types that NumPy lacks are saved; save it a",
         "objetcs.npz": "no such file; did you mean 'objects.npz'?",
         "folder.npz": "cannot be read: Is a directory",
     }.items():
@@ -539,6 +542,7 @@ def test_a_table_of_points_and_text_for_labels(tmp_path, command, saved):  # noq
         (("--classes", "3,8", "--subspace-dim", "2", "--norms", "linf"), "norm 'linf': cannot be measured in directi"),
         (("--out", "found.csv"), "command line: --out: found.csv has the ending '.csv'; must be .nc"),
         (("--out", "nowhere/found.nc"), "nowhere/found.nc: cannot be written: No such file or directory"),
+        (("--label", "kind"), "command line: --label: 'kind' changes nothing; an .npz has its labels in y; leave it"),
         (("--epsilon", "big"), "command line: --epsilon: 'big' is no perturbation size"),
     ],
 )
@@ -547,6 +551,28 @@ def test_wrong_options_get_one_sentence(tmp_path, monkeypatch, command, saved, o
     given = options if "--out" in options else (*options, "--out", "found.nc")
     assert_refused(command("attack", *saved, *given), told)
     assert set(tmp_path.iterdir()) == set(saved)
+
+
+@pytest.mark.parametrize("number", [1, 6])
+def test_points_of_one_class_are_attacked_by_the_sign_that_is_told(tmp_path, command, saved, number):  # noqa: F811
+    network, points = saved
+    held = np.load(points)
+    of_one = np.flatnonzero(held["y"] == 8)[:number]
+    np.savez(points, x=held["x"][of_one], y=held["y"][of_one])
+    told = f"{points}: all points have the label 8; tell by --classes whether it is the first of two, −1, or not"
+    assert_refused(command("attack", network, points), told)
+    assert_refused(command("attack", network, points, "--classes", "3,5"), "no point has the label '3'; there: 8")
+    rank, out = min(number, 4), tmp_path / "out.nc"
+    for options, expected in ((("3,8", "--subspace-dim", rank), 1), (("8,3",), -1)):
+        status, _, warned = command("attack", network, points, "--out", out, "--classes", *options)
+        assert (status, warned) == (0, "")
+        with xr.open_dataset(out) as found:
+            assert (found["label"] == expected).all() and found.sizes["point"] == number
+            wrong = (found["label"] * found["output"] <= 0).values
+            assert ((found["distance_full_l2_upper"] == 0).values == wrong).all()
+    assert_refused(
+        command("attack", network, points, "--classes", "3,8", "--subspace-dim", rank + 1), f"must be from 1 to {rank}"
+    )
 
 
 def test_points_of_another_space_and_a_basis_of_another_dimension(tmp_path, command, saved):  # noqa: F811
