@@ -264,7 +264,7 @@ def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tupl
     return chosen.ravel(), tuple(len(i) for i in index if isinstance(i, np.ndarray))
 
 
-def _lists_as_text(wanted: Any, values: tuple[str, ...]) -> Any:
+def _lists_as_text(wanted: Any, values: tuple) -> Any:
     """A value of an axis whose values are lists, or several, as results tell them: one as text, or a list of such."""
 
     def text(one: Any) -> Any:

@@ -19,7 +19,7 @@ from subspace_adv.errors import UserError, brief
 from subspace_adv.measures import MEASURES
 from subspace_adv.models import architecture_of, class_of
 from subspace_adv.planning import Group, Plan
-from subspace_adv.pointfile import digest
+from subspace_adv.pointfile import absolute, digest, relative
 from subspace_adv.settings import role, tables
 from subspace_adv.sweep import Sweep, compact
 
@@ -29,13 +29,34 @@ _ORIGIN = ("versions", "machine", "rows")
 """Parts of a manifest that tell with what the arrays were made."""
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """The manifest of a plan that is carried out here; what git says of the working directory comes beside."""
+def describe(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The manifest of a plan that is carried out here, into a folder; what git says of the working directory beside."""
+    files = plan.sweep.files()
     return {
         "program": "subspace_adv",
         "format": FORMAT,
         "cells": plan.cells,
-        "sweep": sha256(plan.sweep.to_toml().encode()),
+        "sweep": sha256(plan.sweep.to_toml(files.__getitem__).encode()),  # wherever its files are
+        "written": sha256(written(plan.sweep, folder).encode()),
+        **_made_with(plan),
+        "folder": absolute(folder),  # to which paths of files are relative
+        "files": {relative(path, folder): content for path, content in files.items()},
+        "chunks": _chunks(plan),
+    }
+
+
+def written(sweep: Sweep, folder: Path) -> str:
+    """A sweep as its results folder holds it: paths of files are relative to the folder, with which they may move."""
+    return sweep.to_toml(lambda path: relative(path, folder))
+
+
+def _chunks(plan: Plan) -> list[dict[str, int] | list[int]]:
+    return [pack(chunk.cells) for chunk in plan.chunks]
+
+
+def _made_with(plan: Plan) -> dict[str, dict[str, str]]:
+    """The parts `_ORIGIN`."""
+    return {
         "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
         "machine": {
             "device": jax.default_backend(),
@@ -50,8 +71,6 @@ def describe(plan: Plan) -> dict[str, Any]:
             "classes": ", ".join(_classes(plan.sweep)),
             "certified classes": ", ".join(_certified(plan.sweep)),
         },
-        "files": plan.sweep.files(),
-        "chunks": [pack(chunk.cells) for chunk in plan.chunks],
     }
 
 
@@ -114,6 +133,7 @@ def git_commit() -> str | None:
 def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str:
     """Of all that a chunk's arrays depend on."""
     decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", "files", *_ORIGIN)}
+    decisive["files"] = dict.fromkeys(decisive["files"].values())  # wherever they are
     return sha256(json.dumps([decisive, number]).encode() + cells.astype("<i8").tobytes())
 
 
@@ -140,26 +160,42 @@ def _content(sweep: Sweep, *, with_files: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def places(manifest: dict[str, Any], folder: Path, elsewhere: dict[str, str]) -> dict[str, str]:
+    """Where the files that a folder's data are made of are now, by the paths that its sweep tells.
+
+    They are where the sweep tells, or where they were when the folder was made, or at other places where there are
+    files of some digests.
+    """
+    found = {}
+    for path, content in manifest["files"].items():
+        told, was = absolute(path, folder.absolute()), absolute(path, manifest.get("folder", ""))
+        known = [elsewhere[content]] if content in elsewhere else []
+        found[told] = next((place for place in (*known, told, was) if not file_difference({place: content})), told)
+    return found
+
+
 def file_difference(files: dict[str, str]) -> str | None:
     """Which of some files with digests is not as it was, in words."""
     for path, was in files.items():
+        made = f"the results were made with a file of SHA-256 {was}"
         try:
             if digest(path) != was:
-                return f"{path} has changed since the results were made; restore it, or run into another --out"
+                told = "has changed since the results were made; restore it, or run into another --out"
+                return f"{path} {told}; {made}"
         except UserError as error:
-            return f"{error}; the results were made with it"
+            return f"{error}; {made}"
     return None
 
 
 def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:
     """What of version, machine and chunks keeps a plan of a folder's sweep from being resumed here, in words."""
-    here = describe(plan)
+    here = _made_with(plan)
     for part in _ORIGIN:
         for name, now in here[part].items():
             was = manifest[part].get(name)
             if was != now:
                 return f"was made with {name} {was}, and this is {now}"
-    return None if here["chunks"] == manifest["chunks"] else "is cut into chunks in another way"
+    return None if _chunks(plan) == manifest["chunks"] else "is cut into chunks in another way"
 
 
 def _told(was: Any, now: Any) -> str:

@@ -68,6 +68,14 @@ def absolute(path: str | Path, folder: str | Path = "") -> str:
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path))) if path else ""
 
 
+def relative(path: str, folder: str | Path) -> str:
+    """A path that is not relative as one that is, to a folder."""
+    try:
+        return Path(os.path.relpath(path, absolute(folder))).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path
+
+
 def entry(held: Any, name: str, needed: str) -> np.ndarray:
     """An array of an open `.npz` by its name.
 

@@ -18,6 +18,7 @@ from subspace_adv.errors import UserError
 from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, Group, cut, plan
 from subspace_adv.results import dataset_of
+from subspace_adv.settings import leaves, role
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
@@ -101,7 +102,9 @@ def how_to_resume(folder: str | Path) -> str:
         UserError: if it is not a results folder.
     """
     folder, store = Path(folder), Store.open(folder)
-    command = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), "--out", str(folder)])
+    named = [leaf for leaf in leaves() if role(leaf).is_file and store.sweep.reads(leaf)]
+    moved = [f"{leaf}={','.join(store.sweep.values(leaf))}" for leaf in named if store.moved]
+    command = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), *moved, "--out", str(folder)])
     if own_classes(store.sweep):  # which are imported by a run alone
         return f"resume with: {command}"
     difference = _difference(store, None)

@@ -24,9 +24,11 @@ from subspace_adv.manifest import (
     fingerprint,
     git_commit,
     origin_difference,
+    places,
     sha256,
     sweep_difference,
     unpack,
+    written,
 )
 from subspace_adv.planning import Plan
 from subspace_adv.rows import nearest
@@ -77,14 +79,19 @@ class Store:
     def __init__(self, folder: Path, sweep: Sweep, manifest: dict[str, Any]) -> None:
         """See `open` and `create`."""
         self.folder, self.sweep, self.manifest = folder, sweep, manifest
-        self.files = manifest["files"]  # digests by path: what the data are made of here
+        self.moved = False  # whether files that the data are made of are not where the folder's sweep file tells
+        self.files = sweep.files()  # digests by path: what the data are made of here
         cuts = [unpack(packed) for packed in manifest["chunks"]]
         self.entries = [ChunkEntry(i, cells, fingerprint(manifest, i, cells)) for i, cells in enumerate(cuts)]
         self._lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path, elsewhere: dict[str, str] | None = None) -> Self:
         """Open an existing results folder to read.
+
+        Args:
+            folder: it.
+            elsewhere: paths by digest, of files that may be those its data are made of.
 
         Raises:
             UserError: if it is not a results folder, or its description is damaged.
@@ -106,10 +113,15 @@ class Store:
         if manifest.pop("digest", None) != sha256(json.dumps(manifest).encode()):
             raise damaged
         _check_unchanged(folder, manifest)
+        moved = places(manifest, folder, elsewhere or {})
+        if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True))):
+            raise UserError(f"{folder}: {change}")
         try:
-            return cls(folder, Sweep.from_toml(folder / _SWEEP), manifest)
+            store = cls(folder, Sweep.from_toml(folder / _SWEEP, moved=moved), manifest)
         except UserError as error:
             raise UserError(f"{error}; a row that was added where the sweep ran must be added here too") from None
+        store.moved = any(told != place for told, place in moved.items())
+        return store
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan) -> Self:
@@ -124,20 +136,19 @@ class Store:
             held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
             begun = _MANIFEST in held
             foreign = {name for name in held - _OURS if not _is_dropped(name)}
-            if _SWEEP in held and (folder / _SWEEP).read_bytes() != plan.sweep.to_toml().encode():
+            if _SWEEP in held and (folder / _SWEEP).read_bytes() != written(plan.sweep, folder).encode():
                 foreign.add(_SWEEP)
         except OSError as error:
             raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
         if foreign and not begun:
             raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
         if begun:
-            store = cls.open(folder)
+            store = cls.open(folder, {content: path for path, content in plan.sweep.files().items()})
             difference = sweep_difference(store.sweep, plan.sweep) or origin_difference(store.manifest, plan)
             if difference:
                 raise UserError(f"{folder}: {difference}; choose another --out")
-            store.files = plan.sweep.files()
         else:
-            store = cls(folder, plan.sweep, describe(plan) | {"commit": git_commit()})
+            store = cls(folder, plan.sweep, describe(plan, folder) | {"commit": git_commit()})
         try:
             _refuse_small_disk(folder, plan)
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
@@ -145,7 +156,7 @@ class Store:
             for left in (folder / _CHUNKS).glob(f"*{_PARTIAL}"):
                 _remove(left)
             if not begun:
-                _write(folder / _SWEEP, plan.sweep.to_toml())
+                _write(folder / _SWEEP, written(plan.sweep, folder))
                 digest = sha256(json.dumps(store.manifest).encode())
                 _write(folder / _MANIFEST, json.dumps(store.manifest | {"digest": digest}))
         except OSError as error:
@@ -269,18 +280,16 @@ class Store:
 
 
 def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder if its sweep, or a file that its data are made of, is not what it was."""
+    """Refuse a folder if its sweep is not what it was."""
     file = folder / _SWEEP
     try:
-        change = "" if sha256(file.read_bytes()) == manifest["sweep"] else "changed"
+        change = "" if sha256(file.read_bytes()) == manifest.get("written", manifest["sweep"]) else "changed"
     except FileNotFoundError:
         change = "removed"
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     if change:
         raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
-    if change := file_difference(manifest["files"]):
-        raise UserError(f"{folder}: {change}")
 
 
 def _nameable(folder: Path) -> Path:
@@ -345,7 +354,7 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
     """
     import tensorstore
 
-    (manifest,) = folder.absolute().glob("*/manifest.ocdbt")
+    (manifest,) = folder.resolve().glob("*/manifest.ocdbt")  # of a path with .. TensorStore reads nothing
     path = os.fsencode(manifest.parent.as_posix()).decode()  # whatever the system's encoding, TensorStore's is UTF-8
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     keys = tensorstore.KvStore.open(database).result().list().result()

@@ -84,13 +84,16 @@ class Sweep:
         self._make({"name": name, **document}, lambda leaf: "Sweep", set())
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: str | Iterable[str] = ()) -> Self:
+    def from_toml(
+        cls, path: str | Path, overrides: str | Iterable[str] = (), *, moved: Mapping[str, str] | None = None
+    ) -> Self:
         """Read a sweep file and apply command-line overrides.
 
         Args:
             path: a TOML file with the tables [data], [network], [training], [measure] and [axes].
             overrides: "name=value" sets a field (of an axis: its one value); "name=a,b" or "name=start:stop"
                 makes it an axis. One string is one override.
+            moved: where files that the sweep names are now, by the paths at which they would be.
 
         Warns:
             Where an override has the effect that no cell reads some of the file's fields any more.
@@ -98,7 +101,7 @@ class Sweep:
         Raises:
             UserError: naming file, field, value and the nearest good one; so for a field that no cell reads.
         """
-        document, overridden = sweepfile.read(path, overrides)
+        document, overridden = sweepfile.read(path, overrides, moved)
         sweep = cls.__new__(cls)
         sweep._make(document, lambda leaf: "command line" if leaf in overridden else str(path), overridden)
         return sweep
@@ -131,13 +134,23 @@ class Sweep:
                 [told[leaf]] = defaults
         return told
 
-    def to_toml(self) -> str:
-        """The sweep, all that its cells read, as a TOML document that `from_toml` reads back to an equal sweep."""
+    def to_toml(self, path_of: Callable[[str], str] = str) -> str:
+        """The sweep, all that its cells read, as a TOML document that `from_toml` reads back to an equal sweep.
+
+        Args:
+            path_of: how paths of files, which are absolute, are written.
+        """
+
+        def written(leaf: str, value: Any) -> Any:
+            return path_of(value) if role(leaf).is_file else value
+
         document: dict[str, Any] = {"name": self.name}
         for table in tables():
             fields = getattr(self, table).model_dump(mode="json", exclude_none=True, include=self._shared(table))
-            document[table] = fields
-        document["axes"] = {name: compact(values) for name, values in self.axes.items()}
+            document[table] = {leaf: written(leaf, value) for leaf, value in fields.items()}
+        document["axes"] = {
+            leaf: compact(tuple(written(leaf, value) for value in values)) for leaf, values in self.axes.items()
+        }
         return tomli_w.dumps(document)
 
     @property

@@ -15,12 +15,15 @@ RANGE = re.compile(r"(\d+):(\d+)")
 """An axis of whole numbers from the first up to the second, which is not one of them."""
 
 
-def read(path: str | Path, overrides: Any = ()) -> tuple[dict[str, Any], set[str]]:
+def read(
+    path: str | Path, overrides: Any = (), moved: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], set[str]]:
     """The document of a sweep file with overrides written into it, and the names they set.
 
     Args:
         path: a TOML file.
         overrides: a text, or some, such as "seed=0:20".
+        moved: where files that it names are now, by the paths at which they would be.
 
     Raises:
         UserError: if the file cannot be read, or what is written is no table or no override.
@@ -35,7 +38,7 @@ def read(path: str | Path, overrides: Any = ()) -> tuple[dict[str, Any], set[str
         if name != "name" and not isinstance(content, dict):
             raise UserError(f"{path}: {name} = {brief(content)}: must be a table, [{name}]")
     overridden = _override(document, _texts(overrides))
-    _place(document, path.parent, overridden)
+    _place(document, path.parent, overridden, moved or {})
     return document, overridden
 
 
@@ -52,13 +55,16 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _place(document: dict[str, Any], folder: Path, overridden: set[str]) -> None:
+def _place(document: dict[str, Any], folder: Path, overridden: set[str], moved: Mapping[str, str]) -> None:
     """Make paths that the file tells relative to the folder it lies in; those of the command line are to another."""
 
     def placed(value: Any) -> Any:
         if isinstance(value, list):
             return [placed(one) for one in value]
-        return absolute(value, folder) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        there = absolute(value, folder)
+        return moved.get(there, there)
 
     for table in document.values():
         for leaf in table if isinstance(table, dict) else ():

@@ -1,5 +1,9 @@
 """Points of your own: what is read of a file, which points are chosen, and the subspace that is fitted to them."""
 
+import hashlib
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,9 +18,10 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import StandardScaler
 
-from subspace_adv import Sweep, UserError, cli, engine, load_networks, load_points, open_results, run
+from subspace_adv import Sweep, UserError, cli, engine, load_networks, load_points, open_results, plan, run
 from subspace_adv.data import HELDOUT, Data
 from subspace_adv.datasets import load_data, load_span
+from subspace_adv.store import Store
 
 SMALL = """
 name = "own"
@@ -599,6 +604,75 @@ def test_results_are_of_one_file_wherever_it_lies_and_are_not_resumed_or_read_wi
     points.write_bytes(whole)
     assert open_results(folder).equals(dataset)
     assert {path: path.stat().st_mtime_ns for path in files(folder) if path.name != ".lock"} == before
+
+
+def remove_chunk(folder: Path) -> None:
+    shutil.rmtree(min((folder / "chunks").iterdir()))
+
+
+def test_a_folder_moves_with_its_file_and_is_read_and_resumed_from_anywhere(tmp_path, monkeypatch, capsys):
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    saved(tmp_path / "project" / "data", *drawn())
+    sweep = write(tmp_path / "project", SMALL.replace("points.npz", "data/points.npz"))
+    dataset = run(Sweep.from_toml(sweep), tmp_path / "project" / "results")
+    (tmp_path / "project").rename(tmp_path / "moved")
+    folder, points = tmp_path / "moved" / "results", tmp_path / "moved" / "data" / "points.npz"
+    for place in (tmp_path / "elsewhere", folder):
+        monkeypatch.chdir(place)
+        found = open_results(os.path.relpath(folder))
+        assert found.equals(dataset) and found.attrs == dataset.attrs | {"path": str(points)}
+        assert load_points(folder).x.shape == (3, 24, 6)
+    remove_chunk(folder)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", str(folder)])
+    resume = capsys.readouterr().out.splitlines()[-1]
+    assert ended.value.code == 0 and resume == f"resume with: subspace-adv run {folder / 'sweep.toml'} --out {folder}"
+    for file in (folder / "sweep.toml", tmp_path / "moved" / sweep.name):
+        assert run(Sweep.from_toml(file), folder).equals(dataset)
+        remove_chunk(folder)
+    points.write_bytes(saved(tmp_path / "elsewhere", *drawn(seed=1)).read_bytes())
+    message = refused(capsys, "run", tmp_path / "moved" / sweep.name, "--out", folder)
+    assert message.startswith(f"{folder}: {points} has changed since the results were made; restore it, or run into")
+
+
+def test_results_that_move_alone_find_the_file_where_it_was_or_where_they_are_told(ran, tmp_path, monkeypatch, capsys):
+    sweep, points, folder = ran
+    dataset, content = open_results(folder), hashlib.sha256(points.read_bytes()).hexdigest()
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    alone = folder.rename(tmp_path / "far" / "away" / "results")
+    assert open_results(alone).identical(dataset)
+    remove_chunk(alone)
+    with pytest.raises(SystemExit):
+        cli.main(["status", str(alone)])
+    resume = capsys.readouterr().out.splitlines()[-1].removeprefix("resume with: subspace-adv ")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(shlex.split(resume))
+    assert ended.value.code == 0 and open_results(alone).equals(dataset)
+    # The file is gone, and there are others of its content, and of another one.
+    copy = points.rename(tmp_path / "far" / "copy.npz")
+    for reader in (open_results, load_points):
+        with pytest.raises(UserError) as error:
+            reader(alone)
+        assert "points.npz: no such file" in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).endswith(f"; the results were made with a file of SHA-256 {content}")
+    remove_chunk(alone)
+    assert run(Sweep.from_toml(sweep, f"path={copy}"), alone).equals(dataset)
+    other = saved(tmp_path / "far", *drawn(seed=1))
+    assert "no such file" in refused(capsys, "run", sweep, f"path={other}", "--out", alone)
+
+
+def test_chunks_are_known_by_the_content_of_files_and_not_by_their_places(tmp_path):
+    entries = []
+    for i, place in enumerate(("here", "there/too", "other")):
+        (tmp_path / place).mkdir(parents=True)
+        saved(tmp_path / place, *drawn(seed=i // 2))
+        sweep = Sweep.from_toml(write(tmp_path / place, SMALL))
+        store = Store.create(tmp_path / place / "deep" / "results", plan(sweep))
+        store.close()
+        entries.append([entry.fingerprint for entry in store.entries])
+    assert entries[0] == entries[1] and set(entries[0]).isdisjoint(entries[2])
 
 
 @pytest.mark.parametrize("content", ["as many points", "fewer points"])

@@ -180,10 +180,10 @@ def test_a_diverged_network_is_a_value_and_its_neighbours_never_notice(tmp_path)
 def resuming(folder: Path, trainer: Trainer | None = None, **origin: dict[str, str]) -> str:
     """What is told of a folder that was begun by a trainer, and with other versions or on another machine."""
     todo = plan(read(TINY, "width=3"), trainer)
-    described = manifest.describe(todo)
+    described = manifest.describe(todo, folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            store, "describe", lambda _: described | {part: described[part] | origin[part] for part in origin}
+            store, "describe", lambda *_: described | {part: described[part] | origin[part] for part in origin}
         )
         store.Store.create(folder, todo).close()
     return how_to_resume(folder)
@@ -209,7 +209,7 @@ def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monke
 
 
 def test_what_cannot_be_resumed_here_is_told_with_where_it_can(tmp_path, monkeypatch):
-    here = manifest.describe(plan(read(TINY, "width=3"), "xla"))
+    here = manifest.describe(plan(read(TINY, "width=3"), "xla"), tmp_path)
     told = resuming(tmp_path / "a", "xla", versions={"jax": "0.1"})
     assert told.startswith(
         f"cannot be resumed here: was made with jax 0.1, and this is {here['versions']['jax']}; it can "

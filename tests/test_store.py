@@ -609,6 +609,8 @@ def test_a_manifest_without_any_of_its_fields_is_damaged(folder):
         "chunks",
         "commit",
         "digest",
+        "folder",
+        "written",
     }
     assert set(whole) == fields
     within = [(part, name) for part in ("versions", "machine", "rows") for name in whole[part]]
@@ -637,7 +639,7 @@ def test_a_seal_without_any_of_its_fields_is_damage(folder):
 
 
 def test_a_fingerprint_is_of_all_that_the_arrays_depend_on(planned):
-    described, cells = manifest.describe(planned), planned.chunks[0].cells
+    described, cells = manifest.describe(planned, Path("out")), planned.chunks[0].cells
     alike = described | {"commit": "of the user's", "chunks": []}
     others = [
         (described | {"sweep": "another"}, 0, cells),
