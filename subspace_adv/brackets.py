@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from subspace_adv import streams
-from subspace_adv.attacks import AttackResult, line_distance, minimal_norm_attack, shortest
+from subspace_adv.attacks import AttackResult, further_attack, line_distance, minimal_norm_attack, shortest
 from subspace_adv.contracts import Model
 from subspace_adv.geometry import PARTS, REGIONS, Region, Subspace, region_basis
 from subspace_adv.norms import NORMS, length
@@ -177,24 +177,34 @@ def bracket(
     if is_exact(dimension, model):
         return _in_plane(network, x, basis, norm, model, shared)
 
-    def one(point: jax.Array, basis: jax.Array, toward: jax.Array, key: jax.Array) -> tuple[jax.Array, AttackResult]:
-        attack = minimal_norm_attack(network, point, basis, norm=norm, key=key, toward=toward, model=model, **search)
-        if model.certificate is None:
-            return jnp.zeros_like(attack.distance), attack
-        return model.certificate(network, point, basis, norm=norm, upper=attack.distance), attack
+    def attacked(point: jax.Array, basis: jax.Array, toward: jax.Array, key: jax.Array) -> AttackResult:
+        asked = {"toward": toward, "attacks": effort.attacks}
+        return minimal_norm_attack(network, point, basis, key=key, **asked, **search)
 
-    search = {"steps": effort.steps, "restarts": effort.restarts, "attacks": effort.attacks}
-    lower, attack = jax.vmap(one, in_axes=(0, own, 0, 0))(x, basis, begin.toward, begin.keys)
+    def own_basis(i: jax.Array) -> jax.Array:
+        return basis if own is None else basis[i]
+
+    search = {"norm": norm, "steps": effort.steps, "restarts": effort.restarts, "model": model}
+    attack = jax.vmap(attacked, in_axes=(0, own, 0, 0))(x, basis, begin.toward, begin.keys)
+    attack = _where(
+        ~attack.is_adv & begin.there,
+        attack,
+        lambda i: further_attack(network, x[i], own_basis(i), key=begin.keys[i], **search),
+    )
+    lower = jnp.zeros_like(attack.distance)
+    if model.certificate is not None:
+        certified = functools.partial(model.certificate, norm=norm)
+        bound = jax.vmap(lambda point, basis, upper: certified(network, point, basis, upper=upper), (0, own, 0))
+        lower = bound(x, basis, attack.distance)
     finer = model.finer_certificate
     if finer is None:
         return lower, attack
-
-    def tightened(i: jax.Array) -> jax.Array:
-        return finer(
-            network, x[i], basis if own is None else basis[i], norm=norm, upper=attack.distance[i], known=lower[i]
-        )
-
-    return _raised(lower, attack.distance > lower * (1 + effort.gap), tightened), attack
+    tightened = _where(
+        attack.distance > lower * (1 + effort.gap),
+        lower,
+        lambda i: finer(network, x[i], own_basis(i), norm=norm, upper=attack.distance[i], known=lower[i]),
+    )
+    return jnp.maximum(lower, tightened), attack
 
 
 def _by_kernel(
@@ -210,26 +220,27 @@ def _by_kernel(
     return lower, AttackResult(delta, distance, jnp.isfinite(distance))
 
 
-def _raised(lower: jax.Array, is_open: jax.Array, bound: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Lower bounds (n,), raised to others where a bracket is open: those points alone are computed, a few at a time.
+def _where(wanted: jax.Array, known: Any, found: Callable[[jax.Array], Any]) -> Any:
+    """What is known of points, (n, …), but where more is wanted, what is found then: of these alone, a few at a time.
 
     Args:
-        lower: known, (n,).
-        is_open: (n,).
-        bound: of a point by its index.
+        wanted: (n,).
+        known: a pytree of arrays with a leading axis over points.
+        found: of a point by its index, a pytree like one point's of what is known.
     """
-    lanes = min(len(lower), _LANES)
-    rank = jnp.cumsum(is_open, dtype=jnp.int32)
+    points = len(wanted)
+    lanes = min(points, _LANES)
+    rank = jnp.cumsum(wanted, dtype=jnp.int32)
 
-    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        done, lower = carry
-        wanted = done + 1 + jnp.arange(lanes, dtype=jnp.int32)
-        index = jnp.minimum(jnp.searchsorted(rank, wanted), len(lower) - 1)
-        found = jnp.where(wanted <= rank[-1], jax.vmap(bound)(index), 0)
-        return done + lanes, lower.at[index].max(found)
+    def step(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        done, known = carry
+        places = done + 1 + jnp.arange(lanes, dtype=jnp.int32)
+        index = jnp.where(places <= rank[-1], jnp.searchsorted(rank, places), points)  # what is beyond is dropped
+        new = jax.vmap(found)(jnp.minimum(index, points - 1))
+        return done + lanes, jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), known, new)
 
-    _, lower = jax.lax.while_loop(lambda carry: carry[0] < rank[-1], step, (jnp.zeros_like(rank[-1]), lower))
-    return lower
+    _, known = jax.lax.while_loop(lambda carry: carry[0] < rank[-1], step, (jnp.zeros_like(rank[-1]), known))
+    return known
 
 
 def _in_plane(

@@ -25,6 +25,7 @@ HIDDEN_LAYER = 2**31 - 2  # less the number of a layer between the first and the
 PARAMETERS, OFF_WEIGHTS, COORDINATE_BLOCKS = range(3)
 # Of a network's seed, beside the two that its split yields, and of the key that this makes.
 _MEASURING, _RANDOM_DIRECTION = 1, 2**32 - 1
+_FURTHER = 2  # of an attack's key, beside the two that its split yields, and the numbers behind it
 
 # Of a data seed.
 POINTS, LABEL_SIGNS, SPAN, HELDOUT_POINTS, HYPERPLANE, CENTRES, HELDOUT_CENTRES, HELDOUT_RADII, CHOSEN = range(9)
@@ -82,6 +83,11 @@ def search_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of an attack's key: that of the rays of its first round, and that of the starts of its second."""
     ray_key, near_key = random.split(key)
     return ray_key, near_key
+
+
+def further_keys(key: jax.Array, rounds: int) -> jax.Array:
+    """Of an attack's key: those of the rounds of a further search, (rounds,), apart from `search_keys`."""
+    return jax.vmap(lambda number: random.fold_in(key, number))(_FURTHER + jnp.arange(rounds, dtype=jnp.int32))
 
 
 def far_rays_key() -> jax.Array:

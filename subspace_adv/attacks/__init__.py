@@ -13,9 +13,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from subspace_adv import streams
 from subspace_adv.attacks.crossing import AttackResult, shortest
 from subspace_adv.attacks.fab import fab_directions
 from subspace_adv.attacks.fmn import fmn_directions
+from subspace_adv.attacks.pgd import pgd_directions
 from subspace_adv.attacks.universal import random_direction, universal_descent
 from subspace_adv.contracts import Local, Model, prepared
 from subspace_adv.models import TWO_LAYER
@@ -29,6 +31,7 @@ __all__ = [
     "descent_distance",
     "fab_attack",
     "fmn_attack",
+    "further_attack",
     "line_distance",
     "minimal_norm_attack",
     "random_direction",
@@ -67,6 +70,10 @@ ATTACKS: Rows[Directions] = Rows(
         "fab": lambda local, norm, steps, restarts, key, goal: fab_directions(local, norm, -(-steps // 2)),
     },
 )
+
+
+ROUNDS = 4
+"""Most rounds of `further_attack`, each with rays of its own."""
 
 
 def minimal_norm_attack(
@@ -111,6 +118,37 @@ def minimal_norm_attack(
     for name, directions in found.items():
         _check(name, directions, local)
     _, result = shortest(local, basis, jnp.concatenate(list(found.values())), norm)
+    return result
+
+
+def further_attack(
+    network: Any,
+    x: jax.Array,
+    basis: jax.Array,
+    *,
+    norm: str = "l2",
+    steps: int = 56,
+    restarts: int = 32,
+    key: jax.Array,
+    model: Model = TWO_LAYER,
+) -> AttackResult:
+    """Projected gradient descent, for a point at which nothing else has found a flip: round after round until one does.
+
+    As `pgd.pgd_directions` tells, at most so many rounds as `ROUNDS` says; arguments as in `minimal_norm_attack`.
+    """
+    network, x, basis = prepared(network, x, basis, norm)
+    local = model.local(network, x, basis)
+    around, keys = local.in_own_units(), streams.further_keys(key, ROUNDS)
+
+    def search(carry: tuple[jax.Array, AttackResult]) -> tuple[jax.Array, AttackResult]:
+        done, _ = carry
+        directions = pgd_directions(around, norm, steps, restarts, keys[done])
+        return done + 1, shortest(local, basis, directions, norm)[1]
+
+    none = AttackResult(jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype), jnp.zeros((), bool))
+    _, result = jax.lax.while_loop(
+        lambda carry: (carry[0] < ROUNDS) & ~carry[1].is_adv, search, (jnp.zeros((), jnp.int32), none)
+    )
     return result
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from subspace_adv.contracts import Local
 from subspace_adv.norms import length, scaled
 
-_TIED = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
+_LEAST = 2.0**-100  # a distance that counts as 0 but is none, and whose square is a number
 
 
 class AttackResult(NamedTuple):
@@ -33,11 +33,8 @@ def shortest(local: Local, basis: jax.Array, directions: jax.Array, norm: str) -
     """
     coordinates = scaled(directions, length(directions @ basis.T, norm))
     crossing = jax.vmap(local.crossing)(coordinates)
-    moves = jnp.any(coordinates != 0, axis=1)
-    # A point on the decision boundary is flipped by an arbitrarily small step, if there is a step to take.
-    tied = (local.value(jnp.zeros_like(directions[0])) <= 0) & jnp.any(moves)
-    best = jnp.where(tied, jnp.argmax(moves), jnp.argmin(crossing.upper))
-    distance = jnp.where(tied, _TIED, jnp.maximum(crossing.upper[best], _TIED))
+    best = jnp.argmin(crossing.upper)
+    distance = jnp.maximum(crossing.upper[best], _LEAST)
     is_adv = jnp.isfinite(distance)
     result = AttackResult(jnp.where(is_adv, distance, 0) * (basis @ coordinates[best]), distance, is_adv)
     return jnp.min(crossing.lower), result

@@ -58,6 +58,11 @@ class Flips(NamedTuple):
     places: jax.Array  # (k, r), coordinates; zeros where none
     sizes: jax.Array  # (k,), their norms; inf where none
 
+    @classmethod
+    def none(cls, starts: jax.Array) -> "Flips":
+        """Of runs from some places (k, r) that have met none."""
+        return cls(jnp.zeros_like(starts), jnp.full(len(starts), jnp.inf, jnp.float32))
+
 
 class _Runs(NamedTuple):
     """Where the runs of a round stand."""
@@ -104,9 +109,16 @@ def fmn_directions(
 
 def _first_round(local: Local, starts: jax.Array, norm: str, steps: int) -> Flips:
     """Runs from all starts (k, r)."""
-    none = _none(starts)
+    none = Flips.none(starts)
     step = TUNING.first_step_in_a_cube if NORMS[norm].is_cubic else TUNING.first_step
     return _search(local, starts, none, jnp.ones_like(none.sizes), norm, steps, step, TUNING.first_rate)
+
+
+def finished(local: Local, starts: jax.Array, first: Flips, key: jax.Array, norm: str, steps: int) -> jax.Array:
+    """The best flips (k, r) of a first round by some search, and of a second one; arguments as of `_second_round`."""
+    second = _second_round(local, starts, first, key, norm, steps)
+    best = [flips.places[_least(flips.sizes, TUNING.finalists)] for flips in (second, first)]
+    return jnp.concatenate(best)
 
 
 def _second_round(local: Local, starts: jax.Array, first: Flips, key: jax.Array, norm: str, steps: int) -> Flips:
@@ -129,7 +141,7 @@ def _second_round(local: Local, starts: jax.Array, first: Flips, key: jax.Array,
     scale = TUNING.nearer ** -jnp.arange(anew, dtype=jnp.float32)
     near = unit(unit(kept.places[:1], norm) + scale[:, None] * noise, norm) * kept.sizes[0]
     begin = [jnp.where(flips, kept.places, starts[best]), jnp.where(flips[0], near, starts[:anew])]
-    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, _none(starts))
+    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b[:anew]]), kept, Flips.none(starts))
     scales = jnp.concatenate([jnp.ones_like(kept.sizes), scale])
     return _search(local, jnp.concatenate(begin), known, scales, norm, steps, TUNING.second_step, TUNING.second_rate)
 
@@ -182,11 +194,6 @@ def _downhill(gradient: jax.Array, norm: str) -> jax.Array:
         return unit(gradient, "l2")
     average = jnp.mean(jnp.abs(gradient), axis=-1, keepdims=True)
     return jnp.clip(gradient / jnp.where(average > 0, average, 1), -1, 1)
-
-
-def _none(starts: jax.Array) -> Flips:
-    """Of runs that have met no flip."""
-    return Flips(jnp.zeros_like(starts), jnp.full(len(starts), jnp.inf, jnp.float32))
 
 
 def _least(values: jax.Array, count: int) -> jax.Array:

@@ -333,22 +333,17 @@ class Attack {
   Flip shortest(const Around& around, Norm norm, const double* directions, int64_t count, double* place) {
     using namespace attack_detail;
     int64_t r = around.dimension;
-    double value = around.offset;
-    for (int64_t i = 0; i < around.neurons; ++i) value += around.z[i] > 0 ? around.head[i] * around.z[i] : 0;
-    bool is_tied = value <= 0;
     Flip best = {kNever, kNever};
     memset(place, 0, r * sizeof(double));
     for (int64_t ray = 0; ray < count; ++ray) {
       if (!to_unit_length(norm, directions + ray * r, r)) continue;
       Ray found = crossings_.first(around, coordinates_);
       best.lower = found.lower < best.lower ? found.lower : best.lower;
-      // A point on the decision boundary is flipped by an arbitrarily small step.
-      double distance = is_tied || found.upper < kTied ? kTied : found.upper;
+      double distance = found.upper < kLeast ? kLeast : found.upper;
       if (!(distance < best.distance)) continue;
       best.distance = distance;
       for (int64_t k = 0; k < r; ++k) place[k] = distance * coordinates_[k];
     }
-    if (is_tied) best.lower = 0;
     return best;
   }
 
@@ -376,7 +371,7 @@ class Attack {
   using Lanes = attack_detail::Lanes;
 
   static constexpr double kNever = __builtin_inf();
-  static constexpr double kTied = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
+  static constexpr double kLeast = 0x1p-100;  // a distance that counts as 0 but is none, and whose square is a number
   static constexpr int64_t kInformed = 5;    // rays that are not drawn
 
   struct Search {

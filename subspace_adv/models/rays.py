@@ -256,7 +256,8 @@ def _allowance(ray: _Ray, rows: _Rows) -> tuple[jax.Array, jax.Array]:
     counts = may_be_on | jnp.concatenate([may_be_on[1:], rises[None]])
     allowance = jnp.where(counts, size, 0) @ ray.weight + ray.constant
     growth = jnp.where(counts[:-1], ray.rate_size[None], 0) @ ray.weight
-    return ray.share * allowance, ray.share * jnp.concatenate([growth, rows.direction_size[None]])
+    allowance = ray.share * allowance + jnp.finfo(size.dtype).tiny  # where all is off: an output of 0 is no flip
+    return allowance, ray.share * jnp.concatenate([growth, rows.direction_size[None]])
 
 
 def _first_zero(rows: _Rows, allowance: jax.Array, growth: jax.Array) -> jax.Array:

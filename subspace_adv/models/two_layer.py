@@ -73,6 +73,7 @@ def crossing_by_xla(z: jax.Array, rate: jax.Array, head: jax.Array, offset: jax.
     # neurons from where they turn on.
     share = _rounding_share(z.dtype, len(z))
     allowance = share * (jnp.abs(head) @ jax.nn.relu(z) + jnp.abs(offset))
+    allowance += jnp.finfo(z.dtype).tiny  # where all is off: an output of 0 is no flip
     turning_on = share * jnp.where(z < 0, jnp.abs(jump_of), 0)[order]
     none = jnp.zeros(1, z.dtype)
     allowance += jnp.concatenate([none, jnp.cumsum(turning_on * kink)])
