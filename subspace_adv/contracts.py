@@ -16,7 +16,7 @@ class Crossing(NamedTuple):
     """Where a signed output first falls to zero along a ray, in units of the direction's length."""
 
     lower: jax.Array  # (), no flip before this point, whatever the rounding; 0 where nothing better is known
-    upper: jax.Array  # (), a flip here, whatever the rounding; inf if none is known
+    upper: jax.Array  # (), an output below 0 here, whatever the rounding; inf if none is known
 
 
 Blurred = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]

@@ -83,7 +83,7 @@ PARTS = {
         "splitting",
         "module",
     ],
-    "attacks": ["crossing", "universal", "fmn", "fab"],
+    "attacks": ["crossing", "universal", "fmn", "fab", "pgd"],
     "engine": ["pinned", "kept", "networks", "inputs", "programs", "pauses", "chunks"],
     "plots": ["panels", "line", "chessboard", "medians", "phase", "robustness", "tightness", "trajectories"],
 }

@@ -54,7 +54,7 @@ class Directions(Protocol):
             norm: of the perturbation.
             steps: gradient steps of a run; an effort to be held to, in whatever the search does.
             restarts: its runs.
-            key: typed PRNG key, the same for all rows; one that draws folds it with a number of its own above 1.
+            key: typed PRNG key, the same for all rows; one that draws folds it with a number of its own above 5.
             goal: coordinates (r,) of a point of the other prediction; None where none is known.
 
         Returns:

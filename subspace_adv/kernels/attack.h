@@ -52,6 +52,7 @@ struct Tuning {
   static constexpr int halvings = 3;             // of the interval between two of them
   static constexpr float farthest_start = 2;     // times the nearest crossing of all rays
   static constexpr int as_drawn = 4;             // one run in so many begins on a ray as drawn, wherever that crosses
+  static constexpr float above = 0x1p-16f;  // of its terms: where a search sees an output of 0
   // The search for directions in which the output falls beyond all kinks.
   static constexpr int far_rays = 64;
   static constexpr int far_kept = 4;
@@ -446,6 +447,8 @@ class Attack {
     unit_ = power_of_two(slope > 0 && value > 0 && is_finite(value / slope) ? value / slope : nearest);
     double factor = power_of_two(terms);
     offset_ = around.offset / factor;
+    // An output of 0 is no flip, but to a search one of 0 or less is.
+    if (!(value > 0)) offset_ += Tuning::above;
     for (int64_t i = 0; i < m; ++i) {
       const double* rates = around.rates + i * r;
       double most = size_of(around.z[i]);
