@@ -141,8 +141,9 @@ def test_an_output_of_zero_counts_as_positive_and_reaching_it_is_no_flip(path, d
     into, model = MODELS[path]
     ones, x = np.ones(6), np.zeros(d)
     x[0] = 3
-    ends = np.zeros((6, d))
-    ends[:2, 0] = 1, -1
+    slope = np.zeros((6, d))
+    slope[:2, 0] = 1, -1
+    signs = np.array([1.0, -1, 0, 0, 0, 0])
     wakes = _asleep(d, -ones)
     for norm in NORMS:
         dual = {"l2": 2, "linf": 1, "l1": np.inf}[norm]
@@ -152,7 +153,7 @@ def test_an_output_of_zero_counts_as_positive_and_reaching_it_is_no_flip(path, d
             "wakes": (wakes, x, nearest),
             "wakes against": (_asleep(d, ones), x, np.inf),
             "falls asleep": (wakes, -x, np.inf),
-            "on the boundary": (_of_two_layers(ends, np.array([1.0, -1, 0, 0, 0, 0])), 0 * x, 0),
+            "on the boundary": (Network(slope, ones, signs, np.float64(0)), 0 * x, 0),
         }
         for name, (network, point, truth) in cases.items():
             lower, upper = _distance(into(network), model, point, norm)

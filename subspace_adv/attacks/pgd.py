@@ -45,7 +45,8 @@ def pgd_directions(local: Local, norm: str, steps: int, restarts: int, key: jax.
     """
     dtype, local = local.dtype, local.astype(jnp.float32)
     ray_key, near_key = streams.search_keys(key)
-    radii = local.reach(norm) * jnp.geomspace(TUNING.least, TUNING.most, TUNING.radii, dtype=jnp.float32)
+    reach = local.reach(norm)
+    radii = jnp.where(reach > 0, reach, 1) * jnp.geomspace(TUNING.least, TUNING.most, TUNING.radii, dtype=jnp.float32)
     rays = unit(random.normal(ray_key, (TUNING.rays * restarts, local.dimension), jnp.float32), norm)
     runs = -(-restarts // TUNING.runs)
     _, lowest = jax.lax.top_k(-local.values_along(rays, radii).T, runs)
