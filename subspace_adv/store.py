@@ -117,7 +117,7 @@ class Store:
         if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True))):
             raise UserError(f"{folder}: {change}")
         try:
-            store = cls(folder, Sweep.from_toml(folder / _SWEEP, moved=moved), manifest)
+            store = cls(folder, Sweep.with_moved_files(folder / _SWEEP, moved), manifest)
         except UserError as error:
             raise UserError(f"{error}; a row that was added where the sweep ran must be added here too") from None
         store.moved = any(told != place for told, place in moved.items())

@@ -84,16 +84,13 @@ class Sweep:
         self._make({"name": name, **document}, lambda leaf: "Sweep", set())
 
     @classmethod
-    def from_toml(
-        cls, path: str | Path, overrides: str | Iterable[str] = (), *, moved: Mapping[str, str] | None = None
-    ) -> Self:
+    def from_toml(cls, path: str | Path, overrides: str | Iterable[str] = ()) -> Self:
         """Read a sweep file and apply command-line overrides.
 
         Args:
             path: a TOML file with the tables [data], [network], [training], [measure] and [axes].
             overrides: "name=value" sets a field (of an axis: its one value); "name=a,b" or "name=start:stop"
                 makes it an axis. One string is one override.
-            moved: where files that the sweep names are now, by the paths at which they would be.
 
         Warns:
             Where an override has the effect that no cell reads some of the file's fields any more.
@@ -101,9 +98,24 @@ class Sweep:
         Raises:
             UserError: naming file, field, value and the nearest good one; so for a field that no cell reads.
         """
-        document, overridden = sweepfile.read(path, overrides, moved)
+        document, overridden = sweepfile.read(path, overrides)
+        return cls._read(document, lambda leaf: "command line" if leaf in overridden else str(path), overridden)
+
+    @classmethod
+    def with_moved_files(cls, path: str | Path, moved: Mapping[str, str]) -> Self:
+        """As `from_toml`, of a sweep whose files are now elsewhere.
+
+        Args:
+            path: a TOML file.
+            moved: where files that it names are now, by the paths at which they would be.
+        """
+        document, _ = sweepfile.read(path, moved=moved)
+        return cls._read(document, lambda leaf: str(path), set())
+
+    @classmethod
+    def _read(cls, document: dict[str, Any], source: Source, overridden: set[str]) -> Self:
         sweep = cls.__new__(cls)
-        sweep._make(document, lambda leaf: "command line" if leaf in overridden else str(path), overridden)
+        sweep._make(document, source, overridden)
         return sweep
 
     def _make(self, document: dict[str, Any], source: Source, overridden: set[str]) -> None:
