@@ -18,7 +18,8 @@ def array(where: str, given: Any, ndim: int, shape: str) -> np.ndarray:
     if np.ma.is_masked(given):
         raise UserError(f"{where}: has masked values; must be real numbers of shape {shape}")
     if found.dtype.kind not in "fiu":
-        raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}")
+        hint = "; make it float32" if found.dtype.kind == "V" else ""  # as bfloat16, which NumPy lacks
+        raise UserError(f"{where}: holds {found.dtype} values; must be real numbers of shape {shape}{hint}")
     if found.ndim != ndim:
         raise UserError(f"{where}: is of shape {found.shape}; must be real numbers of shape {shape}")
     if not np.isfinite(found).all():

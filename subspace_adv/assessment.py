@@ -1,5 +1,6 @@
 """How robust a network in a file is on labelled points in a file, as the command line asks: it names its options."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def _classes(data: Path, labels: np.ndarray, asked: Sequence[str] | None) -> tup
         told = f"{brief(','.join(asked))}: must be two labels, of which the first becomes −1"
         raise UserError(f"command line: --classes: {told}, such as 3,8")
     there = np.unique(labels).tolist()
-    named = asked and [_label(there, text, labels.dtype.kind == "U") for text in asked]
+    named = asked and [text if labels.dtype.kind == "U" else _number(text) for text in asked]
     if len(there) == 1 and named and there[0] in named:
         return named[0], named[1]
     if len(there) == 1 and not named:
@@ -90,11 +91,11 @@ def _classes(data: Path, labels: np.ndarray, asked: Sequence[str] | None) -> tup
         raise UserError(f"{data}: {error}") from None
 
 
-def _label(there: Sequence[Label], text: str, is_text: bool) -> Label:
-    """The label that a text names; if there is none, the text."""
-    for label in there:
-        if str(label) == text or (not is_text and str(float(label)) == text):
-            return label
+def _number(text: str) -> Label:
+    """The number that a text tells; if it is none, the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
     return text
 
 

@@ -170,7 +170,7 @@ def attack(
     regions: Annotated[str | None, Parameter(name="--regions")] = None,
     norms: Annotated[str, Parameter(name="--norms")] = "l2",
     subspace_dim: Annotated[int | None, Parameter(name="--subspace-dim", converter=_whole)] = None,
-    classes: Annotated[str | None, Parameter(name="--classes")] = None,
+    classes: Annotated[str | None, Parameter(name="--classes", allow_leading_hyphen=True)] = None,
     label: Annotated[str | None, Parameter(name="--label")] = None,
     epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None,
     out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,

@@ -169,7 +169,9 @@ def _below_one_in_float32(value: float) -> float:
     return value
 
 
-AS_TUPLE = BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+AS_TUPLE = BeforeValidator(
+    lambda v: tuple(v.tolist() if isinstance(v, np.ndarray) else v) if isinstance(v, list | range | np.ndarray) else v
+)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_float32)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_float32)]
 BelowOne = Annotated[

@@ -283,7 +283,8 @@ def _position(axis: str, values: tuple, wanted: Any) -> int:
         return values.index(wanted)
     if not numeric:
         names = [] if not isinstance(values[0], str) else values
-        raise UserError(f"{axis} = {brief(wanted)}: not a value of this axis{nearest(str(wanted), names)}")
+        quoted = [f"'{name}'" if "," in name else name for name in names]
+        raise UserError(f"{axis} = {brief(wanted)}: not a value of this axis{nearest(str(wanted), quoted)}")
     near = min(range(len(values)), key=lambda i: abs(values[i] - wanted))
     if isinstance(values[near], float) and math.isclose(values[near], wanted, rel_tol=1e-6):  # given in float32
         return near

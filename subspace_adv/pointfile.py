@@ -88,6 +88,9 @@ def entry(held: Any, name: str, needed: str) -> np.ndarray:
         if "pickle" not in str(error):
             raise
         raise UserError(f"{name} is of type object, of Python objects; save {needed}") from None
+    if not isinstance(found, np.ndarray):
+        told = "as torch.save makes such archives; save arrays by numpy.savez('network.npz', **model.state_dict())"
+        raise UserError(f"{name} is no array of NumPy's, {told}")
     if found.dtype.kind == "V":
         told = "as bfloat16 and other types that NumPy lacks are saved"
         raise UserError(f"{name} is of type {found.dtype}, {told}; save it as float32")
@@ -102,6 +105,8 @@ def _version(path: str | Path) -> _Version:
     try:
         status = os.stat(path)
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise UserError(f"{path}: links to {os.readlink(path)}, which is no file") from None
         raise UserError(f"{path}: no such file{near_files(Path(path), _READERS)}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -155,11 +160,11 @@ def _from_arrays(path: str, label_column: str) -> PointFile:
         if missing := [name for name in ("x", "y") if name not in held]:
             there = f"; there: {', '.join(sorted(held)[:10])}" if len(held) else ""
             raise UserError(f"has no {' and no '.join(missing)}; numpy.savez(path, x=…, y=…) saves both{there}")
-        arrays = {
-            name: entry(held, name, "numbers, or labels as text by y.astype(str)")
-            for name in PointFile._fields
-            if name in held
-        }
+        for name in held:
+            if name not in PointFile._fields:
+                told = f"has an array {name!r}, which is not read; leave it out"
+                raise UserError(f"{told}{nearest(name, PointFile._fields)}")
+        arrays = {name: entry(held, name, "numbers, or labels as text by y.astype(str)") for name in held}
     if ("heldout_x" in arrays) != ("heldout_y" in arrays):
         raise UserError("has one of heldout_x and heldout_y; save both, or none")
     x = _coordinates(arrays["x"], "x")
@@ -258,6 +263,9 @@ def _from_table(table: Any, label_column: str) -> PointFile:
     names = [str(name) for name in table.columns]
     table.columns = names
     if label_column not in names:
+        apart = names[0] if len(names) == 1 else ""
+        if sign := next((sign for sign in ";\t" if sign in apart), None):
+            raise UserError(f"has one column, {brief(apart)}; separate columns by commas, not by {sign!r}")
         raise UserError(f"has no column {label_column!r} of labels{nearest(label_column, names[:1000])}")
     if not len(table) or len(names) < 2:
         raise UserError(f"has {len(table)} rows and {len(names) - 1} columns of coordinates: must have some of both")

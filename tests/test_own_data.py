@@ -299,6 +299,8 @@ def bad_files(folder: Path) -> None:
     pd.DataFrame({"a": [1.0, 2.0], "label": [1, 2]}).to_csv(folder / "index.csv")
     pd.DataFrame({"a": [1.0, 2.0], "b": ["p", "q"], "label": [1, 2]}).to_parquet(folder / "words.parquet")
     pd.DataFrame({"a": [1.0, None], "label": [1, 2]}).to_csv(folder / "missing.csv", index=False)
+    (folder / "semicolons.csv").write_text("a;b;label\n1;2;3\n")
+    (folder / "lost.npz").symlink_to("nowhere.npz")
     holes, three = x.copy(), np.arange(8) % 3
     holes[3, 1] = np.nan
     arrays = {
@@ -317,6 +319,7 @@ def bad_files(folder: Path) -> None:
         "basis": {"x": x, "y": y, "basis": np.ones((6, 2))},
         "brain": {"x": x.astype(ml_dtypes.bfloat16), "y": y},
         "heldout": {"x": x, "y": y, "heldout_x": x},
+        "more": {"x": x, "y": y, "bassis": np.ones((6, 2))},
         "strangers": {"x": x, "y": y, "heldout_x": x, "heldout_y": y + 7},
         "narrow": {"x": x, "y": y, "heldout_x": x[:, :2], "heldout_y": y},
     }
@@ -342,6 +345,9 @@ BAD_FILES = {
     "index.csv": "column number 1 has no name; where it holds the rows' numbers, leave it out by DataFrame.to_csv(",
     "words.parquet": "column 'b' holds 'p': must be numbers",
     "missing.csv": "row 2, column 'a' is nan: must be a finite number",
+    "more.npz": "has an array 'bassis', which is not read; leave it out; did you mean 'basis'?",
+    "semicolons.csv": "has one column, 'a;b;label'; separate columns by commas, not by ';'",
+    "lost.npz": "links to nowhere.npz, which is no file",
     "strangers.npz": "no held-out point has a label of the two classes; there: [7, 8]",
     "no_y.npz": "has no y; numpy.savez(path, x=…, y=…) saves both; there: x",
     "no_x.npz": "has no x; numpy.savez(path, x=…, y=…) saves both; there: inputs, y",

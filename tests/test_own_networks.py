@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,8 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "objects.npz", **{"0.weight": np.array([None])})
     np.savez(tmp_path / "brain.npz", **{"0.weight": np.ones((2, 3), ml_dtypes.bfloat16)})
     (tmp_path / "folder.npz").mkdir()
+    with zipfile.ZipFile(tmp_path / "saved.npz", "w") as archive:  # as torch.save makes
+        archive.writestr("saved/data.pkl", b"nothing")
     for name, told in {
         "torch.pt": "is a pickle, and reading it could run any code; save it by numpy.savez('network.npz', **model.st",
         "damaged.npz": "damaged, or no .npz file of numbers: ",
@@ -283,6 +286,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         "one.npz": "holds one array; must hold arrays by name",
         "objects.npz": "0.weight is of type object, of Python objects; save numbers",
         "brain.npz": "0.weight is of type |V2, as bfloat16 and other types that NumPy lacks are saved; save it a",
+        "saved.npz": "saved/data.pkl is no array of NumPy's, as torch.save makes such archives; save arrays by numpy",
         "objetcs.npz": "no such file; did you mean 'objects.npz'?",
         "folder.npz": "cannot be read: Is a directory",
     }.items():
@@ -528,7 +532,7 @@ def test_a_table_of_points_and_text_for_labels(tmp_path, command, saved):  # noq
     ("options", "told"),
     [
         ((), "points have 3 labels, 3, 5, 8; choose two of them, as classes"),
-        (("--classes", "3,9"), "points.npz: no point has the label '9'; there: 3, 5, 8"),
+        (("--classes", "3,9"), "points.npz: no point has the label 9; there: 3, 5, 8"),
         (("--classes", "3"), "command line: --classes: '3': must be two labels, of which the first bec"),
         (("--classes", "3,3"), "command line: --classes: '3,3': must be two labels"),
         (
@@ -561,7 +565,7 @@ def test_points_of_one_class_are_attacked_by_the_sign_that_is_told(tmp_path, com
     np.savez(points, x=held["x"][of_one], y=held["y"][of_one])
     told = f"{points}: all points have the label 8; tell by --classes whether it is the first of two, −1, or not"
     assert_refused(command("attack", network, points), told)
-    assert_refused(command("attack", network, points, "--classes", "3,5"), "no point has the label '3'; there: 8")
+    assert_refused(command("attack", network, points, "--classes", "3,5"), "no point has the label 3; there: 8")
     rank, out = min(number, 4), tmp_path / "out.nc"
     for options, expected in ((("3,8", "--subspace-dim", rank), 1), (("8,3",), -1)):
         status, _, warned = command("attack", network, points, "--out", out, "--classes", *options)
@@ -573,6 +577,21 @@ def test_points_of_one_class_are_attacked_by_the_sign_that_is_told(tmp_path, com
     assert_refused(
         command("attack", network, points, "--classes", "3,8", "--subspace-dim", rank + 1), f"must be from 1 to {rank}"
     )
+
+
+def test_classes_are_told_as_numbers_however_labels_are_written(tmp_path, command, saved):  # noqa: F811
+    """Whole numbers tell labels in float64 too; the first may be negative."""
+    network, points = saved
+    held = np.load(points)
+    np.savez(points, x=held["x"], y=np.where(held["y"] == 8, 1.0, -1.0))
+    outputs = []
+    for classes in ("-1,1", "-1.0,1.0"):
+        out = tmp_path / "out.nc"
+        assert command("attack", network, points, "--classes", classes, "--out", out)[0] == 0
+        with xr.open_dataset(out) as found:
+            np.testing.assert_array_equal(found["label"], np.where(held["y"] == 8, 1, -1))
+            outputs.append(found.load())
+    xr.testing.assert_equal(*outputs)
 
 
 def test_points_of_another_space_and_a_basis_of_another_dimension(tmp_path, command, saved):  # noqa: F811
