@@ -163,27 +163,46 @@ def _content(sweep: Sweep, *, with_files: bool) -> dict[str, dict[str, Any]]:
 def places(manifest: dict[str, Any], folder: Path, elsewhere: dict[str, str]) -> dict[str, str]:
     """Where the files that a folder's data are made of are now, by the paths that its sweep tells.
 
-    They are where the sweep tells, or where they were when the folder was made, or at other places where there are
-    files of some digests.
+    They are where the sweep tells, or where they were when the folder was made, or where a later run found them, or at
+    other places where there are files of some digests.
     """
     found = {}
     for path, content in manifest["files"].items():
         told, was = absolute(path, folder.absolute()), absolute(path, manifest.get("folder", ""))
-        known = [elsewhere[content]] if content in elsewhere else []
-        found[told] = next((place for place in (*known, told, was) if not file_difference({place: content})), told)
+        given = [elsewhere[content]] if content in elsewhere else []
+        later = [absolute(place, folder.absolute()) for place in manifest.get("found", {}).get(content, [])]
+        known = (*given, told, was, *later)
+        found[told] = next((place for place in known if not file_difference({place: content})), told)
     return found
 
 
-def file_difference(files: dict[str, str]) -> str | None:
-    """Which of some files with digests is not as it was, in words."""
+def with_found(manifest: dict[str, Any], folder: Path, files: dict[str, str]) -> dict[str, Any]:
+    """A folder's manifest that tells also where files with digests are, those that are nowhere it told before."""
+    known = zip(places(manifest, folder, {}).values(), manifest["files"].values(), strict=True)
+    lost = {content for place, content in known if file_difference({place: content})}
+    # Either may be where the file still is once the folder has moved, alone or with it.
+    found = {content: [path, relative(path, folder)] for path, content in files.items() if content in lost}
+    return manifest | {"found": manifest.get("found", {}) | found} if found else manifest
+
+
+def file_difference(files: dict[str, str], given: dict[str, str] | None = None) -> str | None:
+    """Which of some files with digests is not as it was, in words; or which other one is given in its stead.
+
+    Args:
+        files: digests by path.
+        given: paths by digest, of files that a user named.
+    """
+    others = [path for content, path in (given or {}).items() if content not in files.values() and path not in files]
     for path, was in files.items():
-        made = f"the results were made with a file of SHA-256 {was}"
         try:
-            if digest(path) != was:
-                told = "has changed since the results were made; restore it, or run into another --out"
-                return f"{path} {told}; {made}"
+            if digest(path) == was:
+                continue
+            told = f"{path} has changed since the results were made; restore it, or run into another --out"
         except UserError as error:
-            return f"{error}; {made}"
+            told = f"{error}; put it back, or run the sweep again with path=… into the same --out"
+        if others:
+            told = f"the file given, {others[0]}, has other content; give the right one, or choose another --out"
+        return f"{told}; the results were made with a file of SHA-256 {was}"
     return None
 
 

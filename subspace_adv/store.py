@@ -28,6 +28,7 @@ from subspace_adv.manifest import (
     sha256,
     sweep_difference,
     unpack,
+    with_found,
     written,
 )
 from subspace_adv.planning import Plan
@@ -114,7 +115,7 @@ class Store:
             raise damaged
         _check_unchanged(folder, manifest)
         moved = places(manifest, folder, elsewhere or {})
-        if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True))):
+        if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True)), elsewhere):
             raise UserError(f"{folder}: {change}")
         try:
             store = cls(folder, Sweep.with_moved_files(folder / _SWEEP, moved), manifest)
@@ -157,8 +158,10 @@ class Store:
                 _remove(left)
             if not begun:
                 _write(folder / _SWEEP, written(plan.sweep, folder))
-                digest = sha256(json.dumps(store.manifest).encode())
-                _write(folder / _MANIFEST, json.dumps(store.manifest | {"digest": digest}))
+            described = with_found(store.manifest, folder, store.files)
+            if not begun or described != store.manifest:
+                digest = sha256(json.dumps(described).encode())
+                _write(folder / _MANIFEST, json.dumps(described | {"digest": digest}))
         except OSError as error:
             store.close()
             raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None

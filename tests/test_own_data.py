@@ -662,11 +662,37 @@ def test_results_that_move_alone_find_the_file_where_it_was_or_where_they_are_to
         with pytest.raises(UserError) as error:
             reader(alone)
         assert "points.npz: no such file" in str(error.value) and "\n" not in str(error.value)
+        assert "; put it back, or run the sweep again with path=… into the same --out; " in str(error.value)
         assert str(error.value).endswith(f"; the results were made with a file of SHA-256 {content}")
+    other, before = saved(tmp_path / "far", *drawn(seed=1)), (alone / "manifest.json").read_bytes()
+    given = f"{alone}: the file given, {other}, has other content; give the right one, or choose another --out; the res"
+    for words in ([sweep, f"path={other}"], [write(tmp_path / "far", SMALL)]):
+        message = refused(capsys, "run", *words, "--out", alone)
+        assert message.startswith(given) and content in message, message
+    assert (alone / "manifest.json").read_bytes() == before
+    # A run that finds the file lets it be found from then on: also where the folder moves alone, or with the file.
     remove_chunk(alone)
     assert run(Sweep.from_toml(sweep, f"path={copy}"), alone).equals(dataset)
-    other = saved(tmp_path / "far", *drawn(seed=1))
-    assert "no such file" in refused(capsys, "run", sweep, f"path={other}", "--out", alone)
+    prints = [entry.fingerprint for entry in Store.open(alone).entries]
+    copy.rename(tmp_path / "far" / "away" / "again.npz")
+    with pytest.raises(UserError, match="no such file"):
+        open_results(alone)
+    copy = tmp_path / "far" / "away" / "again.npz"
+    run(Sweep.from_toml(sweep, f"path={copy}"), alone)
+    nearer = alone.rename(tmp_path / "nearer")
+    assert open_results(nearer).attrs["path"] == str(copy)
+    alone = nearer.rename(alone)
+    (tmp_path / "far").rename(tmp_path / "farther")
+    alone, copy = (tmp_path / "farther" / path.relative_to(tmp_path / "far") for path in (alone, copy))
+    assert open_results(alone).equals(dataset) and load_points(alone, seed=0).x.shape == (24, 6)
+    assert [entry.fingerprint for entry in Store.open(alone).entries] == prints
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", str(alone)])
+    assert ended.value.code == 0
+    # What is known of the file serves a run as well, which writes nothing of it again.
+    before = (alone / "manifest.json").stat().st_mtime_ns
+    assert run(Sweep.from_toml(sweep, f"path={copy}"), alone).equals(dataset)
+    assert (alone / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_chunks_are_known_by_the_content_of_files_and_not_by_their_places(tmp_path):
