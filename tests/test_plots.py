@@ -26,6 +26,7 @@ from subspace_adv.plots.panels import panels, trained_networks
 from subspace_adv.plots.robustness import fooling_rates, robust_accuracies
 from subspace_adv.plots.tightness import tightnesses
 from subspace_adv.runner import run
+from subspace_adv.snapshots import MARGIN_LEVEL
 from subspace_adv.sweep import Sweep
 from subspace_adv.tables import median_interval
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT
@@ -272,6 +273,54 @@ def test_remedies_draw_medians_with_intervals_and_gaps() -> None:
         expected = medians.sel(weight_decay=decay, init_scale=[0.5, 1.0]).values  # in the order of x
         np.testing.assert_array_equal(container.lines[0].get_xdata(), [0.5, 1.0])
         np.testing.assert_allclose(container.lines[0].get_ydata(), np.where(np.isinf(expected), np.nan, expected))
+
+
+def test_what_is_infinite_is_said_to_be_and_an_empty_panel_has_no_axis() -> None:
+    """Only where it is so, and panels with a line keep their axis."""
+    dataset, _ = synthetic(SEEDS | REMEDIES)
+    distance = dataset["distance_off_l2_upper"]
+
+    def drawn() -> tuple[bool, list[list[str]], bool]:
+        figure = plots.remedies(dataset)
+        note = "; infinite distances are not drawn\n" in figure.get_suptitle()
+        upper, lower = figure.axes[0], figure.axes[2]
+        assert len(lower.get_yticks()) > 1
+        return note, [[text.get_text() for text in ax.texts] for ax in figure.axes], len(upper.get_yticks()) > 1
+
+    assert drawn() == (False, [[], [], [], []], True)
+    distance.loc[{"init_scale": 0.5, "seed": [3, 4]}] = np.inf  # the end of an interval alone
+    assert drawn() == (True, [[], [], [], []], True)
+    distance[:] = np.inf
+    assert drawn() == (True, [["infinite everywhere"], ["infinite everywhere"], [], []], False)
+    distance[:] = np.nan  # which is not infinite
+    assert drawn() == (False, [[], [], [], []], False)
+
+
+def test_trajectories_say_what_is_infinite_and_what_is_no_law() -> None:
+    units = {"steps": "1", "distance_universal": "input length", "predicted_distance_universal": "input length"}
+    dims, shape, rng = ("seed", MARGIN_LEVEL), (5, 4), np.random.default_rng(0)  # the last level is the stop
+    dataset = xr.Dataset(
+        {name: (dims, rng.uniform(1, 2, shape), {"units": unit}) for name, unit in units.items()}
+        | {"status": ("seed", np.full(5, CONVERGED, np.int8))},
+        coords={"seed": range(5), MARGIN_LEVEL: [0.1, 0.2, 0.3, np.inf]},
+        attrs={"name": "synthetic"},
+    )
+    figure = plots.trajectories(dataset, MARGIN_LEVEL)
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == ["gradient steps\ntill then", "universal distance\nto a flip\n(input length)"]
+    note = figure.get_suptitle().replace("\n", " ")
+    assert "the predicted universal distance is an estimate for large codimensions" in note
+    assert "infinite" not in note
+    dataset["distance_universal"][2:, 1] = np.inf
+    broken = plots.trajectories(dataset, MARGIN_LEVEL)
+    assert "infinite distances are not drawn" in broken.get_suptitle().replace("\n", " ")
+    assert not broken.axes[1].texts
+    del dataset["predicted_distance_universal"]
+    dataset["distance_universal"][:] = np.inf
+    empty = plots.trajectories(dataset, MARGIN_LEVEL)
+    assert "predicted" not in empty.get_suptitle()
+    assert [text.get_text() for text in empty.axes[1].texts] == ["infinite everywhere"]
+    assert not empty.axes[1].get_yticks().size and empty.axes[0].get_yticks().size
 
 
 def test_against_a_size_of_the_data_the_share_that_is_frozen_stands_below() -> None:

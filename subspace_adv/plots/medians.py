@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from subspace_adv.measures import distance_name
-from subspace_adv.plots.panels import COLOURS, first_values, headline, panel_label, panels, varies
+from subspace_adv.plots.panels import (
+    COLOURS,
+    INFINITE_NOTE,
+    first_values,
+    headline,
+    panel_label,
+    panels,
+    say_where_infinite,
+    varies,
+)
 from subspace_adv.settings import replicates
 from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
 
@@ -125,27 +134,36 @@ def _against(dataset: xr.Dataset, columns: list[Column], title: str, frozen: boo
         grid[-1, 0].set_ylabel("dimensions that\nthe points do not span\n(share)")
         grid[-1, 0].set_ylim(0, 1)
         grid[-1, 0].grid(color="0.9")
+    infinite = False
+    for row, variable in zip(grid, quantities, strict=False):
+        drawn = [_panel(ax, dataset, column, variable) for ax, column in zip(row, columns, strict=True)]
+        row[0].set_ylim(bottom=0)
+        row[0].set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
+        infinite |= say_where_infinite(row, drawn)
     for axes, column in zip(grid.T, columns, strict=True):
-        for ax, variable in zip(axes, quantities, strict=False):
-            for (name, arm), (colour, marker) in zip(column.lines, _LINES, strict=False):
-                arms = [arm | {column.along: value} for value in dataset[column.along].values.tolist()]
-                found = [median_interval(per_network(dataset, variable, one)) for one in arms]
-                _line(ax, column.x, np.array(found), color=colour, marker=marker, label=name)
-            ax.grid(color="0.9")
-            ax.set_axisbelow(True)
         _spacing(axes[-1], np.sort(column.x))
         axes[-1].set_xlabel(column.label)
         if len(column.lines) > 1:
             below, wide = (0.5, -0.25), 4 if column.legend else 2
             axes[-1].legend(loc="upper center", bbox_to_anchor=below, title=column.legend, ncols=wide)
-    for ax, variable in zip(grid[:, 0], quantities, strict=False):
-        ax.set_ylim(bottom=0)
-        ax.set_ylabel(f"{_QUANTITIES[variable]}\n({dataset[variable].attrs['units']})")
     count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
     note = f"medians over {count} networks, with 95 % intervals" if count > 1 else "one network each"
+    note += f"; {INFINITE_NOTE}" if infinite else ""
     told = {axis for column in columns for _, arm in column.lines for axis in arm if _differs(column, axis)}
     headline(figure, dataset, title, note, [*(column.along for column in columns), *told])
     return figure
+
+
+def _panel(ax: Axes, dataset: xr.Dataset, column: Column, variable: str) -> np.ndarray:
+    """A line for each arm; returns the medians and their intervals, (lines, k, 3)."""
+    drawn = []
+    for (name, arm), (colour, marker) in zip(column.lines, _LINES, strict=False):
+        arms = [arm | {column.along: value} for value in dataset[column.along].values.tolist()]
+        drawn.append([median_interval(per_network(dataset, variable, one)) for one in arms])
+        _line(ax, column.x, np.array(drawn[-1]), color=colour, marker=marker, label=name)
+    ax.grid(color="0.9")
+    ax.set_axisbelow(True)
+    return np.array(drawn)
 
 
 def _differs(column: Column, axis: Hashable) -> bool:

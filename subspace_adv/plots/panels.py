@@ -36,6 +36,7 @@ REGION_WORDS = {
 }
 _BOUNDARY_TICKS = 101  # along each side of a square in which a boundary is looked for
 DISTANCE_NOTE = "distance to a flip: off the data's subspace, median over points and networks"
+INFINITE_NOTE = "infinite distances are not drawn"
 
 
 class Panel(NamedTuple):
@@ -157,6 +158,24 @@ def boundary_pieces(
     lines = [line for line in drawn.allsegs[0] if len(line) > 1]
     drawn.remove()
     return np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in lines])
+
+
+def say_where_infinite(row: Sequence[Axes], drawn: Sequence[np.ndarray]) -> bool:
+    """Write into panels that are empty as all medians are infinite that they are; no ticks where all panels are empty.
+
+    Args:
+        row: panels that share a y axis.
+        drawn: estimates in each, (..., 3): medians and both ends of their intervals.
+
+    Returns:
+        Whether any estimate is infinite, so that `INFINITE_NOTE` is due.
+    """
+    for ax, estimates in zip(row, drawn, strict=True):
+        if np.isinf(estimates[..., 0]).any() and not np.isfinite(estimates[..., 0]).any():
+            ax.text(0.5, 0.5, "infinite everywhere", transform=ax.transAxes, ha="center", va="center")
+    if not any(np.isfinite(estimates[..., 0]).any() for estimates in drawn):
+        row[0].set_yticks([])
+    return any(bool(np.isinf(estimates).any()) for estimates in drawn)
 
 
 def legend_columns(shown: Sequence[Panel]) -> int:

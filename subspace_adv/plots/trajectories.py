@@ -8,7 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from subspace_adv.measures import distance_name
-from subspace_adv.plots.panels import BLUE, ORANGE, headline, legend_columns, panel_label, panels
+from subspace_adv.plots.panels import (
+    BLUE,
+    INFINITE_NOTE,
+    ORANGE,
+    Panel,
+    headline,
+    legend_columns,
+    panel_label,
+    panels,
+    say_where_infinite,
+)
 from subspace_adv.settings import replicates
 from subspace_adv.snapshots import MARGIN_LEVEL, STEP, measured_along
 from subspace_adv.tables import Arm, median_interval, per_network
@@ -24,6 +34,7 @@ _MEASURED = {
 }
 _AXES = {STEP: "gradient steps", MARGIN_LEVEL: "margin first exceeded"}
 _NOTES = {STEP: "a network that has stopped stays as it was", MARGIN_LEVEL: "of networks that ever exceeded it"}
+_UNIVERSAL_NOTE = "the predicted universal distance is an estimate for large codimensions"  # F4 (d)
 
 
 def trajectories(dataset: xr.Dataset, dimension: str) -> Figure:
@@ -36,35 +47,45 @@ def trajectories(dataset: xr.Dataset, dimension: str) -> Figure:
     measured = measured_along(dataset, dimension)
     words = _ROWS[dimension] | _MEASURED
     rows = [name for name in words if name in measured and dimension in measured[name].dims]
-    shown, x = panels(dataset), measured[dimension].values[:-1]
+    shown = panels(dataset)
     figure = Figure(figsize=(2.5 * max(len(shown), 2) + 1.1, 1.9 * len(rows) + 1.8), layout="constrained")
     grid = figure.subplots(len(rows), len(shown), squeeze=False, sharex=True, sharey="row")
-    broken = False
+    infinite = False
+    for row, name in zip(grid, rows, strict=True):
+        drawn = [_panel(ax, measured, name, panel, dimension) for ax, panel in zip(row, shown, strict=True)]
+        unit = measured[name].attrs["units"]
+        row[0].set_ylabel(words[name] if unit == "1" else f"{words[name]}\n({unit})", fontsize=9)
+        if name != "margin":
+            row[0].set_ylim(bottom=0)
+        infinite |= say_where_infinite(row, drawn)
     for axes, panel in zip(grid.T, shown, strict=True):
-        for ax, name in zip(axes, rows, strict=True):
-            medians = _medians(measured, name, panel.arm, dimension)
-            broken |= bool(np.isinf(medians[:, 0]).any())
-            _draw(ax, x, medians, "measured", BLUE, "-")
-            if (predicted := f"predicted_{name}") in measured:
-                _draw(ax, x, _medians(measured, predicted, panel.arm, dimension), "predicted", ORANGE, "--")
-            ax.grid(color="0.9")
-            ax.set_axisbelow(True)
         axes[0].set_title(panel_label(panel))
         axes[-1].set_xlabel(_AXES[dimension])
-    for ax, name in zip(grid[:, 0], rows, strict=True):
-        ax.set_ylabel(f"{words[name]}\n({measured[name].attrs['units']})", fontsize=9)
-        if name != "margin":
-            ax.set_ylim(bottom=0)
     if dimension == STEP:
-        _spacing(grid[-1, 0], x)
+        _spacing(grid[-1, 0], measured[dimension].values[:-1])
     labelled = grid[min(1, len(rows) - 1), 0]
     figure.legend(*labelled.get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
     count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
     note = f"medians over points and {count} networks, shaded: 95 % intervals; {_NOTES[dimension]}"
-    if broken:
-        note += "; there is no line where the median distance is infinite"
+    if "distance_universal" in rows and "predicted_distance_universal" in measured:
+        note += f"; {_UNIVERSAL_NOTE}"
+    if infinite:
+        note += f"; {INFINITE_NOTE}"
     headline(figure, dataset, "What happens off the data's subspace during training", note)
     return figure
+
+
+def _panel(ax: Axes, measured: xr.Dataset, name: str, panel: Panel, dimension: str) -> np.ndarray:
+    """What was measured and, if known, predicted; returns the medians and their intervals, (lines, k, 3)."""
+    lines = {"measured": name, "predicted": f"predicted_{name}"}
+    drawn = []
+    for (label, variable), colour, line in zip(lines.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
+        if variable in measured:
+            drawn.append(_medians(measured, variable, panel.arm, dimension))
+            _draw(ax, measured[dimension].values[:-1], drawn[-1], label, colour, line)
+    ax.grid(color="0.9")
+    ax.set_axisbelow(True)
+    return np.array(drawn)
 
 
 def _medians(dataset: xr.Dataset, name: str, arm: Arm, dimension: str) -> np.ndarray:
