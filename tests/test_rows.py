@@ -11,8 +11,8 @@ import pytest
 from deep import DEEP, ROW, Deep
 from shell import TINY, read, write
 
-from subspace_adv import Sweep, UserError, load_networks, load_points, open_results, plan, run, tables
-from subspace_adv.attacks import ATTACKS, minimal_norm_attack
+from subspace_adv import Sweep, UserError, brackets, load_networks, load_points, open_results, plan, run, tables
+from subspace_adv.attacks import ATTACKS, AttackResult, minimal_norm_attack
 from subspace_adv.contracts import Architecture, Model
 from subspace_adv.data import HELDOUT, KINDS, Data, DataSettings, Shape, as_data
 from subspace_adv.fields import DATA, DATA_REPLICATE, PLACE, Count, Level, Positive, Seed
@@ -200,9 +200,15 @@ def axes(local, norm, steps, restarts, key, goal):
     return jnp.concatenate([ahead, -ahead])
 
 
+def find_nothing(network, x, basis, **effort):
+    """In place of `further_attack`."""
+    return AttackResult(jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype), jnp.zeros((), bool))
+
+
 @pytest.mark.slow
 def test_an_attack_that_is_added_counts_beside_the_others(tmp_path, monkeypatch):
-    """In a full space of three dimensions, as in a plane nothing is searched."""
+    """In a full space of three dimensions, as in a plane nothing is searched; and no further where none finds any."""
+    monkeypatch.setattr(brackets, "further_attack", find_nothing)
     effort = ("kind=subspace", "ambient_dim=3", "regions=full", "attack_steps=6", "restarts=2")
     monkeypatch.setattr(ATTACKS, "_rows", {"fab": ATTACKS["fab"]})  # which takes long to compile
     run(small(*effort), tmp_path / "before")
