@@ -126,11 +126,11 @@ def further_attack(
     x: jax.Array,
     basis: jax.Array,
     *,
-    norm: str = "l2",
-    steps: int = 56,
-    restarts: int = 32,
+    norm: str,
+    steps: int,
+    restarts: int,
     key: jax.Array,
-    model: Model = TWO_LAYER,
+    model: Model,
 ) -> AttackResult:
     """Projected gradient descent, for a point at which nothing else has found a flip: round after round until one does.
 
