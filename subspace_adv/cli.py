@@ -55,7 +55,8 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
 
 SweepFile = Annotated[Path, Parameter(help="Sweep file (TOML).", converter=_path)]
 Overrides = Annotated[
-    str, Parameter(help="name=value sets a field; name=a,b or name=start:stop makes it an axis.", negative=())
+    str,
+    Parameter(help="name=value sets a field; name=a,b, start:stop or log:a:b:n makes it an axis.", negative=()),
 ]
 TrainerName = Annotated[
     training.Trainer | None,

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from subspace_adv.errors import UserError, brief
 from subspace_adv.rows import nearest
+from subspace_adv.spacing import read_spacing
 
 
 class Role(NamedTuple):
@@ -126,22 +127,14 @@ def ascending(values: tuple) -> tuple:
     return values
 
 
-_MOST_SPACED = 1000
-
-
-def log_spaced(written: Any) -> Any:
-    """Whole numbers from `{log = [a, b], n = k}`, evenly spaced on a logarithmic scale; anything else as it is."""
+def spaced_whole(written: Any) -> Any:
+    """Whole numbers told by their ends, as a table `{log = [a, b], n = k}`; anything else as it is."""
     if not isinstance(written, dict):
         return written
-    match written:
-        case {"log": [int(first), int(last)], "n": int(number), **rest} if not rest and bool not in map(
-            type, written["log"]
-        ):
-            if 1 <= first < last < 2**31 and 2 <= number <= _MOST_SPACED:
-                spaced = np.rint(np.geomspace(first, last, number)).astype(np.int64)
-                return tuple(dict.fromkeys(spaced.tolist()))  # small ones may be one number
-    told = f"1 ≤ a < b < 2³¹ and 2 ≤ k ≤ {_MOST_SPACED:,}"
-    raise ValueError(f"must be a list, or {{log = [a, b], n = k}} of whole numbers, {told}")
+    spacing = read_spacing(written)
+    if not all(isinstance(end, int) for end in spacing.ends):
+        raise ValueError("both ends must be whole numbers")
+    return spacing.values(whole=True)
 
 
 def _no_nan(value: float) -> float:

@@ -28,9 +28,9 @@ from subspace_adv.fields import (
     ascending,
     distinct,
     distinct_in_float32,
-    log_spaced,
     role_in,
     run_time,
+    spaced_whole,
 )
 from subspace_adv.geometry import Region
 from subspace_adv.models import MODELS, architecture_name
@@ -45,7 +45,7 @@ _Norms = Annotated[
 ]
 _Steps = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=2**31 - 1)], ...] | None,
-    BeforeValidator(log_spaced),
+    BeforeValidator(spaced_whole),
     AS_TUPLE,
     AfterValidator(lambda steps: steps if steps is None else ascending(steps)),
 ]

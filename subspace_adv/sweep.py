@@ -36,13 +36,11 @@ from subspace_adv.settings import (
     tables,
     where_read,
 )
-from subspace_adv.sweepfile import RANGE
+from subspace_adv.spacing import MOST_VALUES, read_spacing
 
 Scalar = str | int | float
 Source = Callable[[str], str]
 """Where a field was written, as messages tell it: a file, the command line, or Python."""
-
-_MAX_CELLS = 10**7
 
 
 @dataclass(frozen=True, init=False)
@@ -74,7 +72,8 @@ class Sweep:
             network: of `[network]`.
             training: of `[training]`.
             measure: of `[measure]`.
-            axes: values by field: a list or a tuple, a range, or "start:stop".
+            axes: values by field: a list or a tuple, a range, or as a sweep file has them, such as "start:stop" or
+                {"log": [0.001, 1], "n": 7}.
 
         Raises:
             UserError: naming the field, its value and the nearest good one; so for a field that no cell reads.
@@ -89,8 +88,9 @@ class Sweep:
 
         Args:
             path: a TOML file with the tables [data], [network], [training], [measure] and [axes].
-            overrides: "name=value" sets a field (of an axis: its one value); "name=a,b" or "name=start:stop"
-                makes it an axis. One string is one override.
+            overrides: "name=value" sets a field (of an axis: its one value); "name=a,b", "name=start:stop",
+                "name=start:stop:step", "name=log:a:b:n" or "name=lin:a:b:n" makes it an axis. One string is one
+                override.
 
         Warns:
             Where an override has the effect that no cell reads some of the file's fields any more.
@@ -284,22 +284,14 @@ def _axes(document: dict[str, Any], source: Source) -> dict[str, tuple]:
 
 
 def _axis(leaf: str, written: Any, where: str) -> tuple:
-    """The values of an axis written as a list or as "start:stop"."""
+    """The values of an axis, written as a list or by their ends."""
     model = tables()[leaves()[leaf]]
-    if isinstance(written, str) and (match := RANGE.fullmatch(written)):
-        start, stop = map(int, match.groups())
-        if stop <= start:
-            raise UserError(f'{where} = "{written}": no values; stop must be over start')
-        if stop - start > _MAX_CELLS:
-            raise UserError(f'{where} = "{written}": {stop - start:,} values; at most {_MAX_CELLS:,} are possible')
-        first, _ = (checked(model, leaf, end, where) for end in (start, stop - 1))
-        values = tuple(map(type(first), range(start, stop)))
-    elif not isinstance(written, list | tuple | range):
-        raise UserError(f'{where} = {brief(written)}: must be a list or a range "start:stop" of whole numbers')
-    elif not written:
-        raise UserError(f"{where} = []: no values; list at least one")
-    else:
+    if isinstance(written, list | tuple | range):
+        if not written:
+            raise UserError(f"{where} = []: no values; list at least one")
         values = tuple(checked(model, leaf, value, where) for value in written)
+    else:
+        values = _spaced(model, leaf, written, where)
     try:
         if isinstance(written, list | tuple):
             distinct(values)
@@ -310,6 +302,17 @@ def _axis(leaf: str, written: Any, where: str) -> tuple:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return values
+
+
+def _spaced(model: type[Table], leaf: str, written: Any, where: str) -> tuple:
+    """The values of an axis written by their ends, of the field's type."""
+    try:
+        spacing = read_spacing(written)
+    except ValueError as error:
+        raise UserError(f"{where} = {brief(written)}: {error}") from None
+    first, _ = (checked(model, leaf, end, where) for end in spacing.ends)
+    kind = type(first)
+    return tuple(map(kind, spacing.values(whole=kind is int)))
 
 
 def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Source) -> None:
@@ -336,11 +339,11 @@ def _check_combinations(sweep: Sweep, source: Source) -> None:
     def named(leaf: str, value: Any) -> str:
         return f"{source(leaf)}: {'axes' if leaf in sweep.axes else leaves()[leaf]}.{leaf} = {value}"
 
-    if sweep.cells > _MAX_CELLS:
+    if sweep.cells > MOST_VALUES:
         longest = max(sweep.axes, key=lambda leaf: len(sweep.axes[leaf]))
         raise UserError(
             f"{source(longest)}: axes.{longest}: {sweep.cells:,} cells with the other axes; "
-            f"at most {_MAX_CELLS:,} are possible"
+            f"at most {MOST_VALUES:,} are possible"
         )
     for kind in sweep.values("kind"):
         row = KINDS[kind]

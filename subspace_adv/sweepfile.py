@@ -10,9 +10,7 @@ from subspace_adv.errors import UserError, brief
 from subspace_adv.pointfile import absolute, near_files
 from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, role, tables
-
-RANGE = re.compile(r"(\d+):(\d+)")
-"""An axis of whole numbers from the first up to the second, which is not one of them."""
+from subspace_adv.spacing import is_spacing
 
 
 def read(
@@ -88,7 +86,8 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name or not text:
-            raise UserError(f"command line: {override!r}: write name=value, name=a,b or name=start:stop")
+            forms = "name=value, name=a,b, name=start:stop or name=log:a:b:n"
+            raise UserError(f"command line: {override!r}: write {forms}")
         if name in names:
             raise UserError(f"command line: {name} is set twice")
         names.add(name)
@@ -107,14 +106,15 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
 def _set(axes: dict[str, Any], table: dict[str, Any], name: str, text: str) -> None:
     """Write a field into its table, or as an axis: where it is one, or has several values."""
     if text.startswith("{"):  # as a file would write it
-        table[name] = _parse(text)
+        (table if role(name).is_list else axes)[name] = _parse(text)
+        return
+    if is_spacing(text) and not role(name).is_list:
+        axes[name] = text
         return
     values: list[Any] = [_parse(token) for token in text.split(",")]
     if role(name).is_list:
         values = [values]
-    if RANGE.fullmatch(text) and not role(name).is_list:
-        axes[name] = text
-    elif len(values) > 1 or name in axes:
+    if len(values) > 1 or name in axes:
         axes[name] = values
     else:
         table[name] = values[0]

@@ -11,7 +11,18 @@ import subspace_adv
 
 # A module imports only from modules to its left on its line, or from lines above.
 LINES = [
-    ["errors", "rows", "pointfile", "fields", "streams", "norms", "geometry", "receptive_fields", "contracts"],
+    [
+        "errors",
+        "rows",
+        "spacing",
+        "pointfile",
+        "fields",
+        "streams",
+        "norms",
+        "geometry",
+        "receptive_fields",
+        "contracts",
+    ],
     [
         "data",
         "arrays",

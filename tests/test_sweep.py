@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 from shell import read, write
 
-from subspace_adv import Sweep, UserError
+from subspace_adv import Sweep, UserError, spacing
 from subspace_adv import sweep as sweep_module
 from subspace_adv.settings import leaves, read_where, tables
 from subspace_adv.sweep import nearest
@@ -79,7 +79,34 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "bool for a number": ("[network]\ninit_scale = true\n", (), ("FILE: network.init_scale = True: must be a number",)),
     "date for a number": ("", ("init_scale=2020-01-01",), ("command line: network.init_scale = ", "must be a number")),
-    "range with a step": ("", ("seed=0:4:2",), ("command line: ", "'0:4:2': must be a whole number", "start:stop")),
+    "range without a step": ("", ("seed=0:4:0",), ("command line: axes.seed = '0:4:0': step must be 1 or more",)),
+    "log from 0": (
+        "",
+        ("init_scale=log:0:1:3",),
+        ("command line: axes.init_scale = 'log:0:1:3': 0 has no place on a logarithmic scale; both ends must be over",),
+    ),
+    "one spaced value": ("", ("init_scale=lin:1:2:1",), ("command line: axes.init_scale = 'lin:1:2:1': n is 1; must",)),
+    "one end twice": ("", ("init_scale=lin:1:1:4",), ("command line: ", "'lin:1:1:4': both ends are 1; they must dif")),
+    "no number of values": (
+        "",
+        ("init_scale=log:1:2",),
+        ("command line: ", "must be log:a:b:n, such as log:0.001:1:7"),
+    ),
+    "text for an end": (
+        "",
+        ("init_scale=log:a:2:3",),
+        ("command line: ", "'a' is no end; both must be finite numbers"),
+    ),
+    "an end that is refused": (
+        "",
+        ("init_scale=lin:-1:1:4",),
+        ("command line: axes.init_scale = -1: must be greater ",),
+    ),
+    "half of a table": (
+        "[axes]\ninit_scale = {log = [1, 2]}\n",
+        (),
+        ("FILE: axes.init_scale = {'log': [1, 2]}: must be a list, ", "{log = [a, b], n = 7} or {lin = [a, b], n = 5}"),
+    ),
     "range from below 0": ("", ("seed=-1:3",), ("command line: ", "'-1:3': must be a whole number", "from 0 on")),
     "list for a scalar": (
         "[network]\ndepth = [2]\n",
@@ -111,7 +138,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "scalar for a table with an override": ("network = 3\n", ("width=3",), ("FILE: network = 3: must be a table",)),
     "scalar for the axes with an override": ("axes = 3\n", ("seed=0:3",), ("FILE: axes = 3: must be a table, [axes]",)),
     "list of tables": ("[[network]]\nwidth = 3\n", (), ("FILE: network = [{'width': 3}]: must be a table",)),
-    "scalar for an axis": ("[axes]\nwidth = 3\n", (), ("FILE: axes.width = 3: must be a list or a range",)),
+    "scalar for an axis": ("[axes]\nwidth = 3\n", (), ('FILE: axes.width = 3: must be a list, "start:stop"',)),
     "negative width": (
         "[network]\nwidth = -3\n",
         (),
@@ -155,10 +182,10 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("command line: network.seed = 4294967296: must be less than 4294967296",),
     ),
     "empty axis": ("[axes]\nseed = []\n", (), ("FILE: axes.seed = []: no values",)),
-    "empty range": ("", ("seed=5:5",), ('command line: axes.seed = "5:5": no values; stop must be over start',)),
+    "empty range": ("", ("seed=5:5",), ("command line: axes.seed = '5:5': no values; stop must be over start",)),
     "range out of bounds": ("", ("width=0:5",), ("command line: axes.width = 0: must be greater than or equal to 1",)),
     "range of names": ("", ("init=0:3",), ("command line: axes.init = 0: must be 'theory'",)),
-    "malformed range": ("[axes]\nseed = '0:'\n", (), ("FILE: axes.seed = '0:': must be a list or a range",)),
+    "malformed range": ("[axes]\nseed = '0:'\n", (), ("FILE: axes.seed = '0:': must be a list, \"start:stop\"",)),
     "repeated values": ("[axes]\nseed = [3, 4, 3]\n", (), ("FILE: axes.seed: 3 is listed twice",)),
     "repeated number": ("[axes]\ninit_scale = [1, 1.0]\n", (), ("FILE: axes.init_scale: 1.0 is listed twice",)),
     "repeated region": (
@@ -170,7 +197,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "axis beyond memory": (
         "",
         ("seed=0:100000000",),
-        ('command line: axes.seed = "0:100000000": 100,000,000 values; at most 10,000,000 are possible',),
+        ("command line: axes.seed = '0:100000000': 100,000,000 values; at most 10,000,000 are possible",),
     ),
     "grid beyond memory": (
         "",
@@ -615,6 +642,27 @@ def test_ranges_hold_their_start_and_not_their_stop():
             read("", f"seed={bad}")
 
 
+@pytest.mark.parametrize(
+    ("leaf", "told", "table", "expected"),
+    [
+        ("init_scale", "log:0.001:1:7", "{log = [1e-3, 1], n = 7}", np.float32(10.0) ** np.arange(-3, 0.1, 0.5)),
+        ("init_scale", "log:1:0.125:4", "{log = [1, 0.125], n = 4}", [1, 0.5, 0.25, 0.125]),
+        ("weight_decay", "lin:0:0.003:4", "{lin = [0.0, 0.003], n = 4}", [0, 0.001, 0.002, 0.003]),
+        ("width", "log:10:1000:5", "{log = [10, 1000], n = 5}", [10, 32, 100, 316, 1000]),
+        ("width", "log:1:4:9", "{log = [1, 4], n = 9}", [1, 2, 3, 4]),  # whole numbers, none twice
+        ("seed", "5:50:20", '"5:50:20"', [5, 25, 45]),
+    ],
+)
+def test_an_axis_told_by_its_ends(leaf, told, table, expected):
+    """However it is written, and read back from the sweep's own file; numbers are float32's, and as short as can be."""
+    sweep = read("", f"{leaf}={told}")
+    values = sweep.axes[leaf]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert read(f"[axes]\n{leaf} = {table}\n") == read(sweep.to_toml()) == sweep
+    assert Sweep(axes={leaf: list(values)}).axes[leaf] == values
+    assert all(isinstance(value, int) or str(np.float32(value)) == repr(value) for value in values)
+
+
 def test_only_three_or_more_whole_numbers_in_a_row_are_written_as_a_range():
     def written(override: str) -> object:
         return tomllib.loads(read("", override).to_toml())["axes"].popitem()[1]
@@ -632,10 +680,11 @@ def test_only_three_or_more_whole_numbers_in_a_row_are_written_as_a_range():
 
 
 def test_as_many_cells_as_are_possible(monkeypatch):
-    monkeypatch.setattr(sweep_module, "_MAX_CELLS", 12)
+    for module in (sweep_module, spacing):
+        monkeypatch.setattr(module, "MOST_VALUES", 12)
     assert read("", "seed=0:12").cells == 12
     assert read("", "seed=0:6", "width=3,5").cells == 12
-    with pytest.raises(UserError, match=r'axes\.seed = "0:13": 13 values; at most 12 are possible'):
+    with pytest.raises(UserError, match=r"axes\.seed = '0:13': 13 values; at most 12 are possible"):
         read("", "seed=0:13")
     with pytest.raises(UserError, match=r"axes\.seed: 14 cells with the other axes; at most 12 are possible"):
         read("", "width=3,5", "seed=0:7")

@@ -1,0 +1,95 @@
+"""Values written by their ends: "start:stop", "start:stop:step", {log = [a, b], n = 7} and {lin = [a, b], n = 5}."""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMS = 'a list, "start:stop", "start:stop:step" of whole numbers, {log = [a, b], n = 7} or {lin = [a, b], n = 5}'
+"""How several values are written in a sweep file."""
+MOST_VALUES = 10**7
+_MOST_SPACED = 10_000
+_RANGE = re.compile(r"(\d+):(\d+)(?::(\d+))?")
+_SPACED = re.compile(r"(log|lin):([^:]*):([^:]*):([^:]*)")
+Number = int | float
+
+
+class Spacing(NamedTuple):
+    """Numbers from one end to another."""
+
+    scale: str  # "log", "lin", or "step": from the first one up to the last, which is not one of them
+    first: Number
+    last: Number
+    number: int  # how many, or the step
+
+    @property
+    def ends(self) -> tuple[Number, Number]:
+        """The first and the last value."""
+        if self.scale == "step":
+            values = range(int(self.first), int(self.last), self.number)
+            return values[0], values[-1]
+        return self.first, self.last
+
+    def values(self, *, whole: bool) -> tuple[Number, ...]:
+        """All of them, none twice: whole numbers, or else those of float32, in which networks train, told shortly."""
+        if self.scale == "step":
+            return tuple(range(int(self.first), int(self.last), self.number))
+        spaced = {"log": np.geomspace, "lin": np.linspace}[self.scale](self.first, self.last, self.number)
+        told = np.rint(spaced).astype(np.int64).tolist() if whole else [float(str(v)) for v in np.float32(spaced)]
+        return tuple(dict.fromkeys(told))
+
+
+def is_spacing(text: str) -> bool:
+    """Whether a text of a command line tells values by their ends."""
+    return bool(_RANGE.fullmatch(text) or text.startswith(("log:", "lin:")))
+
+
+def read_spacing(written: Any) -> Spacing:
+    """What a text or a table tells.
+
+    Raises:
+        ValueError: telling what it must be.
+    """
+    if isinstance(written, str) and (found := _RANGE.fullmatch(written)):
+        first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+        if last <= first:
+            raise ValueError("no values; stop must be over start")
+        if not step:
+            raise ValueError("step must be 1 or more")
+        if len(range(first, last, step)) > MOST_VALUES:
+            raise ValueError(f"{len(range(first, last, step)):,} values; at most {MOST_VALUES:,} are possible")
+        return Spacing("step", first, last, step)
+    if isinstance(written, str) and (found := _SPACED.fullmatch(written)):
+        scale, *told = found.groups()
+        return _checked(scale, *(_number(text) for text in told))
+    if isinstance(written, str) and is_spacing(written):
+        raise ValueError(f"must be {written[:3]}:a:b:n, such as {written[:3]}:0.001:1:7")
+    match written:
+        case {"log": [first, last], "n": number, **others} if not others:
+            return _checked("log", first, last, number)
+        case {"lin": [first, last], "n": number, **others} if not others:
+            return _checked("lin", first, last, number)
+    raise ValueError(f"must be {FORMS}")
+
+
+def _number(text: str) -> Any:
+    """The number that a text tells; if it is none, the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _checked(scale: str, first: Any, last: Any, number: Any) -> Spacing:
+    for end in (first, last):
+        if isinstance(end, bool) or not isinstance(end, int | float) or not np.isfinite(end):
+            raise ValueError(f"{end!r} is no end; both must be finite numbers")
+        if scale == "log" and end <= 0:
+            raise ValueError(f"{end} has no place on a logarithmic scale; both ends must be over 0")
+    if first == last:
+        raise ValueError(f"both ends are {first}; they must differ")
+    if isinstance(number, bool) or not isinstance(number, int) or not 2 <= number <= _MOST_SPACED:
+        raise ValueError(f"n is {number!r}; must be a whole number from 2 to {_MOST_SPACED:,}")
+    return Spacing(scale, first, last, number)
