@@ -22,6 +22,7 @@ from subspace_adv.geometry import LINEAR_REGIONS
 from subspace_adv.norms import NORMS
 from subspace_adv.progress import Display, count
 from subspace_adv.rows import nearest, one_of
+from subspace_adv.shards import Shard
 from subspace_adv.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run(
     *overrides: Overrides,
     out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
     trainer: TrainerName = None,
+    shard: Annotated[str | None, Parameter(name="--shard")] = None,
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
 
@@ -79,16 +81,24 @@ def run(
     ----------
     out
         Results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
+    shard
+        Part i of n, such as 2/3, of a sweep that several machines run into one folder at a time. It draws nothing;
+        a run without it finishes what is left, prints and draws.
     """
+    part = None if shard is None else Shard.read(shard)
     specified = Sweep.from_toml(sweep, overrides)
     folder = out or runner.default_out(specified)
     with Display() as display:
         try:
-            dataset = runner.run(specified, folder, display, trainer)
+            dataset = runner.run(specified, folder, display, trainer, part)
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
             again += f" --trainer {trainer}" if trainer else ""
+            again += f" --shard {shard}" if shard else ""
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
+    if part is not None:
+        _print_progress(dataset)
+        return
     from subspace_adv import reports  # takes long to import, as pandas does
 
     figures: list[Path] = []
@@ -137,8 +147,8 @@ def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None
 def status(folder: Folder, /) -> None:
     """Tell how far a results folder is."""
     dataset = results.open_results(folder)
+    _print_progress(dataset)
     codes = dataset["status"].values.ravel()
-    print(f"{dataset.attrs['name']}: {(codes != training.PENDING).sum():,} of {codes.size:,} networks done")
     for code, meaning in enumerate(training.STATUS_MEANINGS):
         print(f"  {meaning:<11}{(codes == code).sum():,}")
     if (codes == training.PENDING).any():
@@ -344,6 +354,11 @@ def _explain(error: CycloptsError) -> str:
     if isinstance(error, UnknownCommandError) and error.unused_tokens and "Did you mean" not in message:
         message += nearest(error.unused_tokens[0], app, otherwise_all=False)
     return f"command line: {message}; see {' '.join(['subspace-adv', *(error.command_chain or ())])} --help"
+
+
+def _print_progress(dataset: "Dataset") -> None:
+    codes = dataset["status"].values
+    print(f"{dataset.attrs['name']}: {(codes != training.PENDING).sum():,} of {codes.size:,} networks done")
 
 
 def _draw(dataset: "Dataset", folder: Path) -> list[Path]:

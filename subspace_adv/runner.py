@@ -19,6 +19,7 @@ from subspace_adv.manifest import origin_difference
 from subspace_adv.planning import Chunk, Group, cut, plan
 from subspace_adv.results import dataset_of
 from subspace_adv.settings import leaves, role
+from subspace_adv.shards import Shard
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
@@ -63,6 +64,7 @@ def run(
     out: str | Path | None = None,
     listener: Listener | None = None,
     trainer: Trainer | None = None,
+    shard: Shard | None = None,
 ) -> "xr.Dataset":
     """Run a sweep, or what is left of it, into a results folder.
 
@@ -71,9 +73,10 @@ def run(
         out: the results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
         listener: told of progress.
         trainer: what is to advance the networks; where none is given, what is fastest here.
+        shard: the part of the plan to run, where other processes or machines run the others into the same folder.
 
     Returns:
-        All results, as `open_results` gives them.
+        All results that there are, as `open_results` gives them.
 
     Raises:
         UserError: if the folder or the trainer cannot be used, or the disk fills up; the run can be resumed.
@@ -82,10 +85,12 @@ def run(
     listener = listener or Listener()
     sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
     todo = plan(sweep, trainer)
-    store = Store.create(out or default_out(sweep), todo)
+    chunks = todo.chunks if shard is None else shard.chunks(todo)
+    store = Store.create(out or default_out(sweep), todo, shared=shard is not None)
     try:
-        pending = [chunk for chunk in todo.chunks if not _is_done(store, chunk, listener)]
-        listener.start(todo.cells, todo.cells - sum(len(chunk.cells) for chunk in pending))
+        pending = [chunk for chunk in chunks if not _is_done(store, chunk, listener)]
+        cells = sum(len(chunk.cells) for chunk in chunks)
+        listener.start(cells, cells - sum(len(chunk.cells) for chunk in pending))
         _Workers(sweep, store, pending, listener).run()
     except Exception:
         store.check_files()  # whatever fails where a file has changed meanwhile, that is why
@@ -182,7 +187,8 @@ class _Workers:
         for chunk, trained in engine.train(self._sweep, group, drain(waiting), self._listener.progress, self._stop):
             arrays = engine.saved(chunk, trained) | engine.measure(self._sweep, chunk, trained, self._stop, beside)
             with self._committing:
-                self._store.commit(chunk.number, arrays)
+                if difference := self._store.commit(chunk.number, arrays):
+                    self._listener.message(difference)
 
 
 def drain(waiting: deque[Chunk]) -> Iterator[Chunk]:

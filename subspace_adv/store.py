@@ -10,11 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
-import filelock
 import numpy as np
+import portalocker
 
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import (
@@ -36,8 +38,10 @@ from subspace_adv.rows import nearest
 from subspace_adv.sweep import Sweep
 
 _SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
-_ARRAYS, _SEAL, _PARTIAL = "arrays", "seal.json", ".partial"  # in a chunk's folder; its name until it is whole
-_OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK, _SWEEP + ".tmp", _MANIFEST + ".tmp"}
+_ARRAYS, _SEAL = "arrays", "seal.json"  # in a chunk's folder
+_PARTIAL, _TEMPORARY = ".partial", ".tmp"  # how the names of folders and files end until they are whole
+_OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK}
+_LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system without locks says
 # What systems leave in folders that they show, sync or mount.
 _DROPPED = ("._*", ".ds_store", ".directory", ".fuse_hidden*", ".nfs*", "desktop.ini", "lost+found", "thumbs.db")
 _BLOCK = bytes(2**20)
@@ -84,7 +88,7 @@ class Store:
         self.files = sweep.files()  # digests by path: what the data are made of here
         cuts = [unpack(packed) for packed in manifest["chunks"]]
         self.entries = [ChunkEntry(i, cells, fingerprint(manifest, i, cells)) for i, cells in enumerate(cuts)]
-        self._lock = filelock.FileLock(folder / _LOCK, thread_local=False, fallback_to_soft=False)
+        self._lock: IO[str] | None = None
 
     @classmethod
     def open(cls, folder: str | Path, elsewhere: dict[str, str] | None = None) -> Self:
@@ -125,24 +129,23 @@ class Store:
         return store
 
     @classmethod
-    def create(cls, folder: str | Path, plan: Plan) -> Self:
+    def create(cls, folder: str | Path, plan: Plan, *, shared: bool = False) -> Self:
         """Open the folder of a sweep to write: a new one, or the same sweep's to resume.
+
+        Args:
+            folder: the results folder.
+            plan: of the sweep.
+            shared: whether others may write to it too, who say so as well; each chunk is that of the first to save it.
+
+        Warns:
+            Where the file system has no locks, so that nothing keeps two whole runs apart.
 
         Raises:
             UserError: if the folder holds another sweep or version, is not ours, is in use, cannot be written
                 or the disk is too small for the plan.
         """
         folder = _nameable(Path(folder))
-        try:
-            held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-            begun = _MANIFEST in held
-            foreign = {name for name in held - _OURS if not _is_dropped(name)}
-            if _SWEEP in held and (folder / _SWEEP).read_bytes() != written(plan.sweep, folder).encode():
-                foreign.add(_SWEEP)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
-        if foreign and not begun:
-            raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
+        begun = _is_begun(folder, plan.sweep)
         if begun:
             store = cls.open(folder, {content: path for path, content in plan.sweep.files().items()})
             difference = sweep_difference(store.sweep, plan.sweep) or origin_difference(store.manifest, plan)
@@ -153,32 +156,55 @@ class Store:
         try:
             _refuse_small_disk(folder, plan)
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
-            store._acquire()
-            for left in (folder / _CHUNKS).glob(f"*{_PARTIAL}"):
-                _remove(left)
-            if not begun:
-                _write(folder / _SWEEP, written(plan.sweep, folder))
-            described = with_found(store.manifest, folder, store.files)
-            if not begun or described != store.manifest:
-                digest = sha256(json.dumps(described).encode())
-                _write(folder / _MANIFEST, json.dumps(described | {"digest": digest}))
+            if store._is_alone(shared):
+                store._clear()
+            if store._describe(begun):
+                return store
         except OSError as error:
             store.close()
             raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
-        return store
+        store.close()
+        return cls.create(folder, plan, shared=shared)  # another writer has begun it meanwhile
 
-    def _acquire(self) -> None:
-        """Keep other processes from writing to the folder."""
+    def _clear(self) -> None:
+        """Remove what those who were killed have left."""
+        for left in (*(self.folder / _CHUNKS).glob(f"*{_PARTIAL}"), *self.folder.glob(f"*{_TEMPORARY}")):
+            _remove(left)
+
+    def _describe(self, begun: bool) -> bool:
+        """Write the sweep and the manifest, or what of it is new; False if another writer did so before."""
+        described = with_found(self.manifest, self.folder, self.files)
+        sealed = json.dumps(described | {"digest": sha256(json.dumps(described).encode())})
+        if not begun:
+            _write(self.folder / _SWEEP, written(self.sweep, self.folder))
+            return _write_first(self.folder / _MANIFEST, sealed)
+        if described != self.manifest:
+            _write(self.folder / _MANIFEST, sealed)
+        return True
+
+    def _is_alone(self, shared: bool) -> bool:
+        """Keep other processes from writing to the folder, but for those that share it; whether there can be none."""
+        self._lock = (self.folder / _LOCK).open("a+")
+        flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
         try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
+            portalocker.lock(self._lock, flags | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
+            self.close()
             raise UserError(
                 f"{self.folder}: another run is writing here; wait for it, or choose another --out"
             ) from None
+        except portalocker.LockException as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOCKLESS):
+                raise error.__cause__ or error from None
+            told = "its file system has no locks; see to it yourself that no other whole run writes here"
+            warnings.warn(f"{self.folder}: {told}", stacklevel=2)
+            return False
+        return not shared
 
     def close(self) -> None:
         """Let other processes write to the folder."""
-        self._lock.release()
+        if self._lock:
+            self._lock.close()
 
     def check_files(self) -> None:
         """Make sure that the files that the data are made of are still what they were.
@@ -204,8 +230,11 @@ class Store:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         return True
 
-    def commit(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """Save a chunk's arrays atomically.
+    def commit(self, number: int, arrays: dict[str, np.ndarray]) -> str | None:
+        """Save a chunk's arrays atomically; if another writer did so before, its own are kept.
+
+        Returns:
+            Where those differ from these, that they do, in words.
 
         Raises:
             UserError: if the disk is full or the folder cannot be written; the run can be resumed. And if a file that
@@ -213,13 +242,14 @@ class Store:
         """
         self.check_files()
         path = self._path(number)
-        partial = path.with_name(path.name + _PARTIAL)
+        partial = _unique(path, _PARTIAL)
         try:
             _make_sure_of_room(path.parent, sum(values.nbytes for values in arrays.values()))
             partial.mkdir()
             _orbax().save(str(partial.absolute() / _ARRAYS), arrays)
             _write(partial / _SEAL, json.dumps(self._seal(number, partial / _ARRAYS, _names(partial / _ARRAYS))))
-            partial.rename(path)
+            if _moved(partial, path):
+                return None
         except Exception as error:  # the storage library wraps what the system says in errors of its own
             shutil.rmtree(partial, ignore_errors=True)
             reason = _reason(error)
@@ -227,6 +257,12 @@ class Store:
             raise UserError(
                 f"{path}: cannot be saved: {reason}; {remedy}, then run the same command to resume"
             ) from error
+        shutil.rmtree(partial, ignore_errors=True)
+        theirs = self.load(number)
+        differing = [name for name, values in arrays.items() if values.tobytes() != theirs[name].tobytes()]
+        if not differing:
+            return None
+        return f"{path}: another writer saved other values of {', '.join(differing)}; its own are kept"
 
     def verify(self, number: int) -> None:
         """Check that what was saved of a committed chunk is there as it was; what lies beside it does not matter.
@@ -269,8 +305,12 @@ class Store:
             UserError: if the folder cannot be written.
         """
         path = self._path(number)
+        aside = _unique(path, _PARTIAL)
         try:
-            _remove(path)
+            path.rename(aside)  # so that another writer meets it whole, or not at all
+            _remove(aside)
+        except FileNotFoundError:
+            return  # another one has removed it
         except OSError as error:
             raise UserError(f"{path}: cannot be removed: {error.strerror}; remove it, then run again") from None
 
@@ -295,6 +335,20 @@ def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
         raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
 
 
+def _is_begun(folder: Path, sweep: Sweep) -> bool:
+    """Whether a folder holds results; one that holds other things is refused."""
+    try:
+        held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        foreign = {name for name in held - _OURS if not _is_dropped(name) and not name.endswith(_TEMPORARY)}
+        if _SWEEP in held and (folder / _SWEEP).read_bytes() != written(sweep, folder).encode():
+            foreign.add(_SWEEP)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
+    if foreign and _MANIFEST not in held:
+        raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
+    return _MANIFEST in held
+
+
 def _nameable(folder: Path) -> Path:
     """The folder, refused where the storage library cannot use its path."""
     path = folder.absolute().as_posix()
@@ -313,6 +367,22 @@ def _nameable(folder: Path) -> Path:
 
 def _is_dropped(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _DROPPED)
+
+
+def _unique(path: Path, ending: str) -> Path:
+    """A name beside a path that no other writer has."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{ending}")
+
+
+def _moved(partial: Path, path: Path) -> bool:
+    """Give a whole folder its name, unless another one has it."""
+    try:
+        partial.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+        return not partial.exists()  # it may have been moved though the answer was lost, as on NFS
+    return True
 
 
 def _remove(path: Path) -> None:
@@ -377,12 +447,34 @@ def _make_sure_of_room(folder: Path, size: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    """Give a file this content, whole or not at all."""
+    _beside(path, text).replace(path)
+
+
+def _write_first(path: Path, text: str) -> bool:
+    """As `_write`, unless there is such a file already; whether there was none."""
+    temporary = _beside(path, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _beside(path: Path, text: str) -> Path:
+    """A file of this content under a name of its own, safely on the disk."""
+    temporary = _unique(path, _TEMPORARY)
     with temporary.open("wb") as file:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    return temporary
 
 
 def _reason(error: BaseException) -> str:

@@ -50,6 +50,7 @@ LINES = [
         "costs",
         "program",
         "planning",
+        "shards",
     ],
     [
         "engine",

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import portalocker
 import pytest
 from shell import MANY, TINY, files, read
 
@@ -88,6 +89,7 @@ def test_the_manifest_tells_what_made_it(folder):
     assert [unpack(cells).tolist() for cells in told["chunks"]] == [list(range(24)), list(range(24, 48))]
     assert {path.name for path in folder.iterdir()} == {"sweep.toml", "manifest.json", "chunks", ".lock"}
     assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_the_folder_can_be_moved(folder, planned, tmp_path, monkeypatch):
@@ -188,7 +190,8 @@ def test_files_dropped_while_a_chunk_is_saved_are_not_sealed(tmp_path, planned, 
     made.commit(0, arrays_of(planned, 0))
     made.close()
     for path in dropped:
-        (tmp_path / "chunks" / "000000" / path.relative_to(tmp_path / "chunks" / "000000.partial")).unlink()
+        _, *within = path.relative_to(tmp_path / "chunks").parts
+        tmp_path.joinpath("chunks", "000000", *within).unlink()
     assert_same(made.load(0), arrays_of(planned, 0))
 
 
@@ -227,9 +230,9 @@ def test_a_chunk_of_another_place_is_damage(folder):
 
 
 def test_left_overs_of_a_kill_are_cleared(folder, planned):
-    left = folder / "chunks" / "000001.partial" / "arrays.orbax-checkpoint-tmp" / "state"
+    left = folder / "chunks" / "000001.0a.partial" / "arrays.orbax-checkpoint-tmp" / "state"
     left.mkdir(parents=True)
-    (folder / "manifest.json.tmp").write_text("{")
+    (folder / "manifest.json.0a.tmp").write_text("{")
     Store.create(folder, planned).close()
     assert {path.name for path in (folder / "chunks").iterdir()} == {"000000", "000001"}
 
@@ -239,7 +242,7 @@ def test_a_run_killed_before_its_manifest_is_begun_anew(tmp_path, planned):
     (out / "chunks").mkdir(parents=True)
     (out / ".lock").touch()
     (out / "sweep.toml").write_text(planned.sweep.to_toml())
-    (out / "manifest.json.tmp").write_text("{")
+    (out / "manifest.json.0a.tmp").write_text("{")
     Store.create(out, planned).close()
     assert len(Store.open(out).entries) == 2
 
@@ -370,20 +373,89 @@ def test_two_runs_cannot_write_one_folder(folder, planned):
     Store.create(folder, planned).close()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
-def test_a_file_system_without_locks_is_refused(folder, planned, monkeypatch, number):
-    fcntl = pytest.importorskip("fcntl")
+def test_those_who_share_a_folder_write_side_by_side(folder, planned):
+    """But beside no whole run, and what they have left is cleared by that alone."""
+    first, second = (Store.create(folder, planned, shared=True) for _ in range(2))
+    left = folder / "chunks" / "000000.0a.partial"
+    left.mkdir()
+    assert "another run is writing here" in refusal(Store.create, folder, planned)
+    first.close()
+    Store.create(folder, planned, shared=True).close()
+    assert left.exists()
+    second.close()
+    whole = Store.create(folder, planned)
+    assert not left.exists()
+    with pytest.raises(UserError, match="another run is writing here"):
+        Store.create(folder, planned, shared=True)
+    whole.close()
+
+
+def test_the_first_to_save_a_chunk_has_saved_it(tmp_path, planned):
+    first, second = (Store.create(tmp_path, planned, shared=True) for _ in range(2))
+    arrays = arrays_of(planned, 0)
+    assert first.commit(0, arrays) is None
+    assert second.commit(0, arrays) is None
+    other = arrays | {"weight": arrays["weight"] + 1}
+    told = f"{tmp_path / 'chunks' / '000000'}: another writer saved other values of weight; its own are kept"
+    assert second.commit(0, other) == told
+    assert_same(first.load(0), arrays)
+    assert [path.name for path in (tmp_path / "chunks").iterdir()] == ["000000"]
+    first.close()
+    second.close()
+
+
+def test_a_folder_that_another_writer_begins_meanwhile_is_shared_with_it(tmp_path, planned, monkeypatch):
+    described = store.describe
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(store, "describe", described)
+        Store.create(tmp_path, planned, shared=True).close()
+        before.append((tmp_path / "manifest.json").read_bytes())
+        return described(*arguments) | {"versions": {}}
+
+    before: list[bytes] = []
+    monkeypatch.setattr(store, "describe", slow)
+    made = Store.create(tmp_path, planned, shared=True)
+    assert made.manifest == Store.open(tmp_path).manifest
+    assert (tmp_path / "manifest.json").read_bytes() == before[0]
+    assert not list(tmp_path.glob("*.tmp"))
+    made.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_run_goes_on_and_says_so(folder, planned, monkeypatch, number):
+    """Whose the left-overs are nobody knows, so they stay."""
 
     def flock(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    message = refusal(Store.create, folder, planned)
-    assert message == f"{folder}: cannot be written: {os.strerror(number)}; choose another --out"
+    left = folder / "chunks" / "000000.0a.partial"
+    left.mkdir()
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", flock)
+    with pytest.warns(UserWarning, match="its file system has no locks; see to it yourself that no other whole run"):
+        made = Store.create(folder, planned)
+    assert left.exists()
+    assert_same(made.load(0), arrays_of(planned, 0))
+    made.close()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_manifest_is_that_of_the_first_with_links_and_without(tmp_path, monkeypatch, links):
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "manifest.json"
+    assert [store._write_first(path, text) for text in ("a", "b")] == [True, False]
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(folder, planned):
-    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    hold = (
+        "import portalocker, sys; file = open(sys.argv[1], 'a+'); portalocker.lock(file, portalocker.LOCK_EX); "
+        "print(flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=-1, stdout=-1) as holder:
         assert holder.stdout
         holder.stdout.readline()
