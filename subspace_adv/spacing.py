@@ -35,7 +35,7 @@ class Spacing(NamedTuple):
         if self.scale == "step":
             return tuple(range(int(self.first), int(self.last), self.number))
         spaced = {"log": np.geomspace, "lin": np.linspace}[self.scale](self.first, self.last, self.number)
-        told = np.rint(spaced).astype(np.int64).tolist() if whole else [float(str(v)) for v in np.float32(spaced)]
+        told = np.rint(spaced).astype(np.int64).tolist() if whole else [float(str(v)) for v in spaced.astype(np.float32)]
         return tuple(dict.fromkeys(told))
 
 
