@@ -74,6 +74,8 @@ def run(
     out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
     trainer: TrainerName = None,
     shard: Annotated[str | None, Parameter(name="--shard")] = None,
+    grow: Annotated[bool, Parameter(name="--grow", negative=())] = False,
+    reuse: Annotated[tuple[Path, ...], Parameter(name="--reuse", consume_multiple=True, negative=())] = (),
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
 
@@ -84,17 +86,24 @@ def run(
     shard
         Part i of n, such as 2/3, of a sweep that several machines run into one folder at a time. It draws nothing;
         a run without it finishes what is left, prints and draws.
+    grow
+        Add to a folder that holds a smaller grid: further values of an axis, another axis, other seeds. What is there
+        is kept, and what would drop any of it is refused.
+    reuse
+        Results folders, whose networks are taken over where they are the same, instead of training them anew.
     """
     part = None if shard is None else Shard.read(shard)
     specified = Sweep.from_toml(sweep, overrides)
     folder = out or runner.default_out(specified)
     with Display() as display:
         try:
-            dataset = runner.run(specified, folder, display, trainer, part)
+            dataset = runner.run(specified, folder, display, trainer, part, grow=grow, reuse=reuse)
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
             again += f" --trainer {trainer}" if trainer else ""
             again += f" --shard {shard}" if shard else ""
+            again += " --grow" if grow else ""
+            again += shlex.join(["", "--reuse", *map(str, reuse)]) if reuse else ""
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
     if part is not None:
         _print_progress(dataset)
@@ -110,9 +119,24 @@ def run(
 
 
 @app.command(help_epilogue="Example: subspace-adv plan sweeps/line.toml seed=0:100000")
-def plan(sweep: SweepFile, /, *overrides: Overrides, trainer: TrainerName = None) -> None:
-    """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing."""
+def plan(
+    sweep: SweepFile,
+    /,
+    *overrides: Overrides,
+    trainer: TrainerName = None,
+    out: Annotated[Path | None, Parameter(name="--out", converter=_path)] = None,
+) -> None:
+    """Tell what a sweep would take: cells, groups, compiled programs, chunks, bytes and time. Runs nothing.
+
+    Parameters
+    ----------
+    out
+        A results folder, of which it tells what the sweep would keep, and what it would compute again.
+    """
     todo = planning.plan(Sweep.from_toml(sweep, overrides), trainer)
+    if out is not None:
+        for line in runner.foresee(todo, out):
+            print(line)
     print(f"cells      {todo.cells:,}")
     print(f"groups     {len(todo.groups):,}")
     print(f"programs   {todo.programs:,} to compile, each once")

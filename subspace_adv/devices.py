@@ -1,5 +1,7 @@
 """The devices that JAX computes on, and how many networks suit them side by side."""
 
+import platform
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -42,6 +44,14 @@ def local() -> Device:
         raise UserError(_no_device(str(error))) from None
     memory = (devices[0].memory_stats() or {}).get("bytes_limit", _UNKNOWN_MEMORY)
     return Device(devices[0].platform, len(devices), memory)
+
+
+def processor() -> str:
+    """The name of this machine's processor, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _no_device(reason: str) -> str:

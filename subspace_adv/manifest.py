@@ -1,48 +1,140 @@
 """What a results folder says of itself: its sweep, how that is cut into chunks, and with what it was made."""
 
+import base64
 import hashlib
 import inspect
 import json
 import platform
+import shlex
 import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from subspace_adv.attacks import ATTACKS
-from subspace_adv.classes import own_classes
 from subspace_adv.contracts import named
+from subspace_adv.devices import processor
 from subspace_adv.errors import UserError, brief
+from subspace_adv.identity import digest as settings_digest
+from subspace_adv.identity import own_settings
 from subspace_adv.measures import MEASURES
-from subspace_adv.models import architecture_of, class_of
+from subspace_adv.models import class_of, is_class_name
 from subspace_adv.planning import Group, Plan
 from subspace_adv.pointfile import absolute, digest, relative
 from subspace_adv.settings import role, tables
 from subspace_adv.sweep import Sweep, compact
 
-FORMAT = 8
+FORMAT = 9
 """Of results folders; another one is refused."""
 _ORIGIN = ("versions", "machine", "rows")
 """Parts of a manifest that tell with what the arrays were made."""
 
 
-def describe(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The manifest of a plan that is carried out here, into a folder; what git says of the working directory beside."""
-    files = plan.sweep.files()
+class Part(NamedTuple):
+    """Cells that one program serves, and what makes their arrays what they are beside their settings."""
+
+    made_by: dict[str, Any]
+    cells: np.ndarray  # flat indices into the grid, ascending
+    chunk_cells: int  # of each chunk but the last
+
+
+class Description(NamedTuple):
+    """How a sweep is carried out here: all that its results folder tells, and plain enough to be sent elsewhere."""
+
+    sweep: Sweep
+    origin: dict[str, dict[str, str]]  # the parts `_ORIGIN`
+    device: dict[str, Any]  # that computes; results depend on no more of it than `origin` tells
+    parts: tuple[Part, ...]
+    bytes: int  # of all arrays
+
+    @property
+    def part_of(self) -> np.ndarray:
+        """The part of each cell, (cells,) an index."""
+        which = np.empty(self.sweep.cells, np.int32)
+        for i, part in enumerate(self.parts):
+            which[part.cells] = i
+        return which
+
+
+class ChunkEntry(NamedTuple):
+    """A chunk as the manifest lists it."""
+
+    number: int
+    part: int  # of the manifest's
+    cells: np.ndarray  # flat indices into the grid
+    fingerprint: str  # of all that its arrays depend on
+
+
+def describe(plan: Plan) -> Description:
+    """A plan that is carried out here, as its results folder tells it."""
+    devices = jax.local_devices()
+    origin = {
+        "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
+        "machine": {
+            "device": devices[0].platform if devices[0].platform == "cpu" else devices[0].device_kind,
+            "processor": platform.machine(),
+        },
+        "rows": {"attacks": ", ".join(ATTACKS), "measures": ", ".join(MEASURES)},
+    }
+    device = {"device_kind": devices[0].device_kind, "device_count": len(devices), "processor_name": processor()}
+    parts = tuple(Part(_made_by(plan.sweep, group), group.cells, group.chunk_cells) for group in plan.groups)
+    return Description(plan.sweep, origin, device, parts, plan.bytes)
+
+
+def begin(description: Description, folder: Path, entries: Sequence[ChunkEntry]) -> dict[str, Any]:
+    """The manifest of a folder that is begun here, or cut anew."""
+    files = description.sweep.files()
     return {
         "program": "subspace_adv",
         "format": FORMAT,
-        "cells": plan.cells,
-        "sweep": sha256(plan.sweep.to_toml(files.__getitem__).encode()),  # wherever its files are
-        "written": sha256(written(plan.sweep, folder).encode()),
-        **_made_with(plan),
+        "cells": description.sweep.cells,
+        "sweep": written(description.sweep, folder),
+        **description.origin,
         "folder": absolute(folder),  # to which paths of files are relative
         "files": {relative(path, folder): content for path, content in files.items()},
-        "chunks": _chunks(plan),
+        "begun": {**description.device, "commit": git_commit(), "command": command(), "started": now()},
+        "parts": [part.made_by for part in description.parts],
+        "chunks": [[entry.number, entry.part, pack(entry.cells), entry.fingerprint] for entry in entries],
     }
+
+
+def entries_of(manifest: dict[str, Any]) -> list[ChunkEntry]:
+    """The chunks that a manifest lists."""
+    return [ChunkEntry(number, part, unpack(cells), of) for number, part, cells, of in manifest["chunks"]]
+
+
+def cut(description: Description, held: Sequence[ChunkEntry] = (), number: int = 0) -> list[ChunkEntry]:
+    """The chunks of a sweep: those that are held as they are, and all other cells cut into new ones.
+
+    Args:
+        description: of the sweep.
+        held: some chunks.
+        number: of the first new one.
+    """
+    entries, free = list(held), np.ones(description.sweep.cells, np.bool_)
+    for entry in held:
+        free[entry.cells] = False
+    for i, part in enumerate(description.parts):
+        left = part.cells[free[part.cells]]
+        for start in range(0, len(left), part.chunk_cells):
+            cells = left[start : start + part.chunk_cells]
+            entries.append(ChunkEntry(number, i, cells, fingerprint(description, i, cells)))
+            number += 1
+    return entries
+
+
+def fingerprint(description: Description, part: int, cells: np.ndarray) -> str:
+    """Of all that the arrays of a chunk depend on, whatever the grid that its cells are in."""
+    settings = settings_digest(own_settings(description.sweep, cells, description.sweep.files()))
+    decisive = ["subspace_adv", FORMAT, description.origin, description.parts[part].made_by, settings]
+    return sha256(json.dumps(decisive, sort_keys=True).encode())[:32]
 
 
 def written(sweep: Sweep, folder: Path) -> str:
@@ -50,28 +142,27 @@ def written(sweep: Sweep, folder: Path) -> str:
     return sweep.to_toml(lambda path: relative(path, folder))
 
 
-def _chunks(plan: Plan) -> list[dict[str, int] | list[int]]:
-    return [pack(chunk.cells) for chunk in plan.chunks]
+def made_with(manifest: dict[str, Any]) -> dict[str, str]:
+    """Versions, machine and programs that a folder's arrays were made with, by name."""
+    by = {name: " and ".join(sorted({part[name] for part in manifest["parts"]})) for name in ("trainer", "measurer")}
+    return manifest["versions"] | manifest["machine"] | by
 
 
-def _made_with(plan: Plan) -> dict[str, dict[str, str]]:
-    """The parts `_ORIGIN`."""
-    return {
-        "versions": {name: version(name) for name in ("subspace-adv", "jax", "jaxlib")},
-        "machine": {
-            "device": jax.default_backend(),
-            "processor": platform.machine(),
-            "trainer": " and ".join(sorted({_trainer(group) for group in plan.groups})),
-            "measurer": " and ".join(sorted({_measurer(group) for group in plan.groups})),
-        },
-        "rows": {
-            "attacks": ", ".join(ATTACKS),
-            "measures": ", ".join(MEASURES),
-            "parameters": "; ".join(sorted({_parameters(group) for group in plan.groups})),
-            "classes": ", ".join(_classes(plan.sweep)),
-            "certified classes": ", ".join(_certified(plan.sweep)),
-        },
+def _made_by(sweep: Sweep, group: Group) -> dict[str, Any]:
+    program = group.program
+    [architecture] = set(sweep.column("architecture", group.cells[:1]).tolist())
+    told = {
+        "trainer": _trainer(group),
+        "measurer": _measurer(group),
+        "parameters": ", ".join(named(program.parameters)),
+        "reduced": program.reduced,
+        "shared data": program.shared_data,
     }
+    if not is_class_name(architecture):
+        return told
+    own = f"{architecture} of a file with SHA-256 {_source_digest(architecture)}"
+    certified = program.recipe.model.certificate is not None
+    return told | {"architecture": architecture, "class": own, "certified": certified}
 
 
 def _trainer(group: Group) -> str:
@@ -86,28 +177,10 @@ def _measurer(group: Group) -> str:
     return kernel.label() if kernel and group.measurer == "kernel" else group.measurer
 
 
-def _parameters(group: Group) -> str:
-    """Names of the parameters that a group's networks have."""
-    return ", ".join(named(group.program.parameters))
-
-
-def _classes(sweep: Sweep) -> list[str]:
-    """The user's own classes of networks, with digests of the files they are written in."""
-    return [f"{name} of a file with SHA-256 {_source_digest(name)}" for name in own_classes(sweep)]
-
-
-def _certified(sweep: Sweep) -> list[str]:
-    """Those of the user's own classes of which all networks of the sweep are certified."""
-    models = [
-        (design.architecture, architecture_of(design.architecture).model(design)) for _, design in sweep.designs()
-    ]
-    none = {name for name, model in models if model.certificate is None}
-    return [name for name in own_classes(sweep) if name not in none]
-
-
 def certified_classes(manifest: dict[str, Any]) -> set[str]:
-    """Names of the user's own classes, in a folder of this manifest, whose lower bounds are certified."""
-    return set(manifest["rows"]["certified classes"].split(", "))
+    """Names of the user's own classes, in a folder of this manifest, of which all networks are certified."""
+    own = [part for part in manifest["parts"] if "class" in part]
+    return {part["architecture"] for part in own} - {part["architecture"] for part in own if not part["certified"]}
 
 
 def _source_digest(name: str) -> str:
@@ -128,13 +201,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def fingerprint(manifest: dict[str, Any], number: int, cells: np.ndarray) -> str:
-    """Of all that a chunk's arrays depend on."""
-    decisive = {name: manifest[name] for name in ("program", "format", "cells", "sweep", "files", *_ORIGIN)}
-    decisive["files"] = dict.fromkeys(decisive["files"].values())  # wherever they are
-    return sha256(json.dumps([decisive, number]).encode() + cells.astype("<i8").tobytes())
 
 
 def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
@@ -206,15 +272,28 @@ def file_difference(files: dict[str, str], given: dict[str, str] | None = None) 
     return None
 
 
-def origin_difference(manifest: dict[str, Any], plan: Plan) -> str | None:
-    """What of version, machine and chunks keeps a plan of a folder's sweep from being resumed here, in words."""
-    here = _made_with(plan)
-    for part in _ORIGIN:
-        for name, now in here[part].items():
-            was = manifest[part].get(name)
-            if was != now:
-                return f"was made with {name} {was}, and this is {now}"
-    return None if _chunks(plan) == manifest["chunks"] else "is cut into chunks in another way"
+def origin_difference(manifest: dict[str, Any], description: Description) -> str | None:
+    """What of versions and machine keeps a folder's chunks from being computed here, in words."""
+    for name in _ORIGIN:
+        if told := _differs(manifest[name], description.origin[name]):
+            return told
+    return None
+
+
+def program_difference(manifest: dict[str, Any], description: Description) -> str | None:
+    """What of the programs keeps a folder's chunks from being computed here, in words; of the same sweep."""
+    part_of = description.part_of
+    for there, here in {entry.part: part_of[entry.cells[0]] for entry in entries_of(manifest)}.items():
+        if told := _differs(manifest["parts"][there], description.parts[here].made_by):
+            return told
+    return None
+
+
+def _differs(was: dict[str, Any], now: dict[str, Any]) -> str | None:
+    for name in now | was:
+        if was.get(name) != now.get(name):
+            return f"was made with {name} {was.get(name)}, and this is {now.get(name)}"
+    return None
 
 
 def _told(was: Any, now: Any) -> str:
@@ -240,16 +319,26 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def pack(cells: np.ndarray) -> dict[str, int] | list[int]:
-    """Indices as JSON: start, stop and step where they are evenly spaced."""
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command() -> str:
+    """What started this process."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def pack(cells: np.ndarray) -> list[int] | str:
+    """Indices as JSON: start, stop and step where they are evenly spaced, else their compressed differences."""
     step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
-    if np.array_equal(cells, cells[0] + step * np.arange(len(cells))):
-        return {"start": int(cells[0]), "stop": int(cells[-1]) + 1, "step": step}
-    return cells.tolist()
+    if step > 0 and np.array_equal(cells, cells[0] + step * np.arange(len(cells))):
+        return [int(cells[0]), int(cells[-1]) + 1, step]
+    return base64.b64encode(zlib.compress(np.diff(cells, prepend=0).astype("<i8").tobytes(), 9)).decode()
 
 
-def unpack(packed: dict[str, int] | list[int]) -> np.ndarray:
+def unpack(packed: list[int] | str) -> np.ndarray:
     """The indices that `pack` was given."""
-    if isinstance(packed, dict):
-        return np.arange(packed["start"], packed["stop"], packed["step"])
-    return np.array(packed, np.int64)
+    if isinstance(packed, str):
+        return np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")).astype(np.int64)
+    return np.arange(*packed)

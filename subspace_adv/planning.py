@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -288,6 +289,14 @@ def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = No
         for start in range(0, len(group.cells), group.chunk_cells):
             chunks.append(Chunk(len(chunks), group, group.cells[start : start + group.chunk_cells]))
     return Plan(sweep, tuple(groups), tuple(chunks))
+
+
+def chunks_of(todo: Plan, cuts: Iterable[tuple[int, np.ndarray]]) -> tuple[Chunk, ...]:
+    """The chunks of a plan as a results folder has them: of each its number and its cells, all of one group."""
+    which = np.empty(todo.cells, np.int32)
+    for i, group in enumerate(todo.groups):
+        which[group.cells] = i
+    return tuple(Chunk(number, todo.groups[which[cells[0]]], cells) for number, cells in cuts)
 
 
 def in_ambient_coordinates(todo: Plan) -> Plan:

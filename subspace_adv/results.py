@@ -11,7 +11,7 @@ from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
 from subspace_adv.errors import UserError
 from subspace_adv.loading import committed
-from subspace_adv.manifest import certified_classes
+from subspace_adv.manifest import certified_classes, made_with
 from subspace_adv.measures import TRAINED, Variable, distance_parts, variables, variables_during
 from subspace_adv.models import architecture_of, is_class_name
 from subspace_adv.predictions import PREDICTIONS, predict, predict_during
@@ -277,9 +277,9 @@ def _plain(value: Any) -> Any:
 
 def _origin(store: Store) -> dict[str, str]:
     """With what the results were made."""
-    versions = {f"{name.replace('-', '_')}_version": number for name, number in store.manifest["versions"].items()}
-    commit = store.manifest["commit"]
-    return versions | store.manifest["machine"] | ({"commit": commit} if commit else {})
+    made, begun = made_with(store.manifest), store.manifest["begun"]
+    versions = {f"{name.replace('-', '_')}_version": made.pop(name) for name in store.manifest["versions"]}
+    return versions | made | {name: told for name, told in begun.items() if told is not None}
 
 
 def _points(tables: list[DataSettings]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

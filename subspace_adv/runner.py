@@ -6,7 +6,7 @@ import queue
 import shlex
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,12 +15,13 @@ import jax
 from subspace_adv import engine
 from subspace_adv.classes import own_classes
 from subspace_adv.errors import UserError
-from subspace_adv.manifest import origin_difference
-from subspace_adv.planning import Chunk, Group, cut, plan
+from subspace_adv.growing import grown
+from subspace_adv.manifest import describe, made_with, origin_difference, program_difference, sweep_difference
+from subspace_adv.planning import Chunk, Group, Plan, chunks_of, cut, plan
 from subspace_adv.results import dataset_of
 from subspace_adv.settings import leaves, role
 from subspace_adv.shards import Shard
-from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.store import DamagedChunk, Store, Wanted
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
 
@@ -65,6 +66,9 @@ def run(
     listener: Listener | None = None,
     trainer: Trainer | None = None,
     shard: Shard | None = None,
+    *,
+    grow: bool = False,
+    reuse: Sequence[str | Path] = (),
 ) -> "xr.Dataset":
     """Run a sweep, or what is left of it, into a results folder.
 
@@ -74,6 +78,8 @@ def run(
         listener: told of progress.
         trainer: what is to advance the networks; where none is given, what is fastest here.
         shard: the part of the plan to run, where other processes or machines run the others into the same folder.
+        grow: whether the folder may hold a smaller grid: its results are kept, and what is missing is computed.
+        reuse: other results folders, whose networks are taken over where they are those of the sweep.
 
     Returns:
         All results that there are, as `open_results` gives them.
@@ -85,19 +91,42 @@ def run(
     listener = listener or Listener()
     sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
     todo = plan(sweep, trainer)
-    chunks = todo.chunks if shard is None else shard.chunks(todo)
-    store = Store.create(out or default_out(sweep), todo, shared=shard is not None)
+    store = Store.create(out or default_out(sweep), describe(todo), shared=shard is not None, grow=grow, reuse=reuse)
     try:
+        chunks = chunks_of(todo, [(entry.number, entry.cells) for entry in store.entries])
+        chunks = chunks if shard is None else shard.part(chunks)
         pending = [chunk for chunk in chunks if not _is_done(store, chunk, listener)]
         cells = sum(len(chunk.cells) for chunk in chunks)
         listener.start(cells, cells - sum(len(chunk.cells) for chunk in pending))
-        _Workers(sweep, store, pending, listener).run()
+        copied = _copy(store, listener)
+        if shard is not None:
+            store.share()
+        _Workers(sweep, store, [chunk for chunk in pending if chunk.number not in copied], listener).run()
     except Exception:
         store.check_files()  # whatever fails where a file has changed meanwhile, that is why
         raise
     finally:
         store.close()
     return dataset_of(store)
+
+
+def foresee(todo: Plan, folder: str | Path) -> Iterator[str]:
+    """What a run of a plan into a results folder would keep, and what it would compute again, line by line.
+
+    Raises:
+        UserError: if the folder cannot hold the plan's sweep, even grown.
+    """
+    description = describe(todo)
+    store = Wanted(description, grow=True, others=[]).open(Path(folder))
+    if store is None:
+        yield f"{folder}: holds no results yet"
+        return
+    growth = grown(description, store.holder())
+    kept, again = (sum(len(entry.cells) for entry in entries) for entries in (growth.kept, growth.again))
+    how = " with --grow" if sweep_difference(store.sweep, todo.sweep) else ""
+    yield f"{folder}: a run{how} keeps {kept:,} networks and computes {todo.cells - kept:,}"
+    if again:
+        yield f"{again:,} of those that are there are computed again, by another program: {growth.why}"
 
 
 def how_to_resume(folder: str | Path) -> str:
@@ -118,16 +147,32 @@ def how_to_resume(folder: str | Path) -> str:
             return f"resume with: {command} --trainer {trainer}"
     if not difference:
         return f"resume with: {command}"
-    made = ", ".join(f"{name} {of}" for part in ("versions", "machine") for name, of in store.manifest[part].items())
+    made = ", ".join(f"{name} {of}" for name, of in made_with(store.manifest).items())
     return f"cannot be resumed here: {difference}; it can where all is as it was made with: {made}"
 
 
 def _difference(store: Store, trainer: Trainer | None) -> str | None:
     """What keeps a folder from being resumed here with a trainer, in words."""
     try:
-        return origin_difference(store.manifest, cut(store.sweep, trainer))
+        here = describe(cut(store.sweep, trainer))
+        return origin_difference(store.manifest, here) or program_difference(store.manifest, here)
     except UserError as error:
         return str(error)
+
+
+def _copy(store: Store, listener: Listener) -> set[int]:
+    """Take from other folders what they have; the numbers of the chunks that are done by that."""
+    done = set()
+    for copy in store.copies:
+        try:
+            arrays = copy.load()
+        except DamagedChunk as damage:
+            listener.message(f"{damage}; computing its networks again")
+            continue
+        store.commit(copy.entry.number, arrays)
+        listener.progress(len(copy.rows), 0)
+        done.add(copy.entry.number)
+    return done
 
 
 def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:

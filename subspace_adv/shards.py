@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple, Self
 
 from subspace_adv.errors import UserError, brief
-from subspace_adv.planning import Chunk, Plan
+from subspace_adv.planning import Chunk
 
 
 class Shard(NamedTuple):
@@ -29,6 +29,6 @@ class Shard(NamedTuple):
             raise UserError(f"command line: --shard: {brief(text)}: {told}")
         return shard
 
-    def chunks(self, plan: Plan) -> tuple[Chunk, ...]:
-        """Its part."""
-        return plan.chunks[self.number - 1 :: self.of]
+    def part(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        """Its part of all chunks."""
+        return chunks[self.number - 1 :: self.of]

@@ -35,8 +35,8 @@ class Spacing(NamedTuple):
         if self.scale == "step":
             return tuple(range(int(self.first), int(self.last), self.number))
         spaced = {"log": np.geomspace, "lin": np.linspace}[self.scale](self.first, self.last, self.number)
-        told = np.rint(spaced).astype(np.int64).tolist() if whole else [float(str(v)) for v in spaced.astype(np.float32)]
-        return tuple(dict.fromkeys(told))
+        shortly = (float(str(value)) for value in spaced.astype(np.float32))
+        return tuple(dict.fromkeys(np.rint(spaced).astype(np.int64).tolist() if whole else shortly))
 
 
 def is_spacing(text: str) -> bool:

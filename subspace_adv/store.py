@@ -10,38 +10,42 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import portalocker
 
 from subspace_adv.errors import UserError
+from subspace_adv.growing import Holder, grown, reused
+from subspace_adv.locks import LOCK, InUse, Lock, locked
 from subspace_adv.manifest import (
     FORMAT,
-    describe,
+    ChunkEntry,
+    Description,
+    begin,
+    cut,
+    entries_of,
     file_difference,
     fingerprint,
-    git_commit,
     origin_difference,
     places,
+    program_difference,
     sha256,
     sweep_difference,
-    unpack,
     with_found,
     written,
 )
-from subspace_adv.planning import Plan
 from subspace_adv.rows import nearest
 from subspace_adv.sweep import Sweep
 
-_SWEEP, _MANIFEST, _CHUNKS, _LOCK = "sweep.toml", "manifest.json", "chunks", ".lock"
+_SWEEP, _MANIFEST, _CHUNKS = "sweep.toml", "manifest.json", "chunks"
 _ARRAYS, _SEAL = "arrays", "seal.json"  # in a chunk's folder
 _PARTIAL, _TEMPORARY = ".partial", ".tmp"  # how the names of folders and files end until they are whole
-_OURS = {_SWEEP, _MANIFEST, _CHUNKS, _LOCK}
-_LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what a file system without locks says
+_OURS = {_SWEEP, _MANIFEST, _CHUNKS, LOCK}
+_PATIENCE = 600  # seconds that those who share a folder wait while one of them cuts it
 # What systems leave in folders that they show, sync or mount.
 _DROPPED = ("._*", ".ds_store", ".directory", ".fuse_hidden*", ".nfs*", "desktop.ini", "lost+found", "thumbs.db")
 _BLOCK = bytes(2**20)
@@ -70,12 +74,71 @@ class DamagedChunk(Exception):
     """A chunk that is not as it was saved: something of it is missing or differs."""
 
 
-class ChunkEntry(NamedTuple):
-    """A chunk as the manifest lists it."""
+class Copy(NamedTuple):
+    """A chunk whose arrays another folder has."""
 
-    number: int
-    cells: np.ndarray  # flat indices into the grid
-    fingerprint: str  # of the sweep, the versions and the cells
+    entry: ChunkEntry  # of the chunk here
+    store: "Store"  # that has them
+    theirs: int  # number of the chunk there
+    rows: np.ndarray  # which of its cells
+
+    def load(self) -> dict[str, np.ndarray]:
+        """The arrays; raises what `Store.load` raises."""
+        return {name: values[self.rows] for name, values in self.store.load(self.theirs).items()}
+
+
+class Wanted(NamedTuple):
+    """What a results folder is to hold."""
+
+    description: Description
+    grow: bool  # whether it may hold a smaller grid, whose results are kept
+    others: list["Store"]  # other folders, whose cells are taken where they are the same
+
+    def open(self, folder: Path) -> "Store | None":
+        """What a folder holds, of this sweep or of a smaller grid that may grow; None if nothing is begun there."""
+        if not (folder / _MANIFEST).exists():
+            return None
+        sweep, out = self.description.sweep, "choose another --out"
+        store = Store.open(folder, {content: path for path, content in sweep.files().items()})
+        if told := sweep_difference(store.sweep, sweep):
+            try:
+                grown(self.description, store.holder())
+            except UserError as error:
+                raise UserError(f"{folder}: {error if self.grow else told}; {out}") from None
+            if not self.grow:
+                raise UserError(f"{folder}: {told}; add to it with --grow, or {out}")
+        else:
+            origin = origin_difference(store.manifest, self.description)
+            if told := origin or program_difference(store.manifest, self.description):
+                raise UserError(f"{folder}: {told}; {out}")
+        return store
+
+    def cut(self, folder: Path, store: "Store | None") -> "Store":
+        """The folder with what it is to hold: its chunks that are there, those of other folders, and new ones."""
+        description = self.description
+        kept = grown(description, store.holder()).kept if store else []
+        free = np.ones(description.sweep.cells, np.bool_)
+        for entry in kept:
+            free[entry.cells] = False
+        number = 1 + max((entry.number for entry in store.entries), default=-1) if store else 0
+        copies = []
+        for other in self.others:
+            try:
+                found = reused(description, other.holder(), free)
+            except UserError as error:
+                raise UserError(f"{other.folder}: {error}; leave it out of what is to be reused") from None
+            for theirs, rows, cells, part in found:
+                entry = ChunkEntry(number + len(copies), part, cells, fingerprint(description, part, cells))
+                copies.append(Copy(entry, other, theirs, rows))
+        if store and not copies and not sweep_difference(store.sweep, description.sweep):
+            return store
+        held = [*kept, *(copy.entry for copy in copies)]
+        manifest = begin(description, folder, cut(description, held, number + len(copies)))
+        if store:
+            manifest |= {"begun": store.manifest["begun"], "before": sha256(store.manifest["sweep"].encode())}
+        made = Store(folder, description.sweep, manifest)
+        made.copies = copies
+        return made
 
 
 class Store:
@@ -86,9 +149,10 @@ class Store:
         self.folder, self.sweep, self.manifest = folder, sweep, manifest
         self.moved = False  # whether files that the data are made of are not where the folder's sweep file tells
         self.files = sweep.files()  # digests by path: what the data are made of here
-        cuts = [unpack(packed) for packed in manifest["chunks"]]
-        self.entries = [ChunkEntry(i, cells, fingerprint(manifest, i, cells)) for i, cells in enumerate(cuts)]
-        self._lock: IO[str] | None = None
+        self.entries = entries_of(manifest)
+        self.copies: list[Copy] = []  # what is to be taken from other folders
+        self._entry = {entry.number: entry for entry in self.entries}
+        self._lock: Lock | None = None
 
     @classmethod
     def open(cls, folder: str | Path, elsewhere: dict[str, str] | None = None) -> Self:
@@ -122,20 +186,31 @@ class Store:
         if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True)), elsewhere):
             raise UserError(f"{folder}: {change}")
         try:
-            store = cls(folder, Sweep.with_moved_files(folder / _SWEEP, moved), manifest)
+            store = cls(folder, Sweep.of_results(folder / _SWEEP, manifest["sweep"], moved), manifest)
         except UserError as error:
             raise UserError(f"{error}; a row that was added where the sweep ran must be added here too") from None
         store.moved = any(told != place for told, place in moved.items())
         return store
 
     @classmethod
-    def create(cls, folder: str | Path, plan: Plan, *, shared: bool = False) -> Self:
+    def create(
+        cls,
+        folder: str | Path,
+        description: Description,
+        *,
+        shared: bool = False,
+        grow: bool = False,
+        reuse: Sequence[str | Path] = (),
+    ) -> "Store":
         """Open the folder of a sweep to write: a new one, or the same sweep's to resume.
 
         Args:
             folder: the results folder.
-            plan: of the sweep.
+            description: of the sweep, as it is carried out here.
             shared: whether others may write to it too, who say so as well; each chunk is that of the first to save it.
+            grow: whether it may hold a smaller grid, whose results are kept.
+            reuse: other results folders. Where they have cells of the sweep that are not done yet, `copies` tells which
+                chunks are to be taken from them, before others may write too: see `share`.
 
         Warns:
             Where the file system has no locks, so that nothing keeps two whole runs apart.
@@ -145,61 +220,97 @@ class Store:
                 or the disk is too small for the plan.
         """
         folder = _nameable(Path(folder))
-        begun = _is_begun(folder, plan.sweep)
-        if begun:
-            store = cls.open(folder, {content: path for path, content in plan.sweep.files().items()})
-            difference = sweep_difference(store.sweep, plan.sweep) or origin_difference(store.manifest, plan)
-            if difference:
-                raise UserError(f"{folder}: {difference}; choose another --out")
-        else:
-            store = cls(folder, plan.sweep, describe(plan, folder) | {"commit": git_commit()})
+        _refuse_foreign(folder, description.sweep)
+        wanted = Wanted(description, grow, [Store.open(other) for other in reuse])
+        until = time.monotonic() + (_PATIENCE if grow or reuse else 0)
         try:
-            _refuse_small_disk(folder, plan)
+            _refuse_small_disk(folder, description.bytes)
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
-            if store._is_alone(shared):
-                store._clear()
-            if store._describe(begun):
-                return store
+            if not shared:
+                return cls._alone(folder, wanted)
+            while True:
+                try:
+                    return cls._shared(folder, wanted) or cls._alone(folder, wanted)
+                except InUse:
+                    if time.monotonic() > until:
+                        raise
+                time.sleep(1)  # another one, which is to share it, cuts the folder now
         except OSError as error:
-            store.close()
             raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
-        store.close()
-        return cls.create(folder, plan, shared=shared)  # another writer has begun it meanwhile
 
-    def _clear(self) -> None:
-        """Remove what those who were killed have left."""
-        for left in (*(self.folder / _CHUNKS).glob(f"*{_PARTIAL}"), *self.folder.glob(f"*{_TEMPORARY}")):
-            _remove(left)
+    @classmethod
+    def _alone(cls, folder: Path, wanted: Wanted) -> "Store":
+        """The folder, to which no other process may write until it is closed or shared."""
+        lock = locked(folder, shared=False)
+        try:
+            if lock.keeps_out:
+                _clear(folder)
+            store = wanted.open(folder)
+            if store is None or wanted.grow or wanted.others:
+                store = wanted.cut(folder, store)
+            store._lock = lock
+            store._describe()
+            store._drop_the_unlisted()
+            return store
+        except BaseException:
+            lock.close()
+            raise
 
-    def _describe(self, begun: bool) -> bool:
-        """Write the sweep and the manifest, or what of it is new; False if another writer did so before."""
+    @classmethod
+    def _shared(cls, folder: Path, wanted: Wanted) -> "Store | None":
+        """The folder, to which others may write too that share it; None where one must cut it before."""
+        lock = locked(folder, shared=True)
+        try:
+            store = wanted.open(folder)
+            if store and not sweep_difference(store.sweep, wanted.description.sweep):
+                store._lock = lock
+                store._describe()
+                return store
+            if store or wanted.others:
+                lock.close()
+                return None
+            store = wanted.cut(folder, None)
+            store._lock = lock
+            if store._describe(first=True):
+                return store
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+        return cls._shared(folder, wanted)  # another one has begun it meanwhile
+
+    def _describe(self, *, first: bool = False) -> bool:
+        """Write the sweep and the manifest where they are new; False if they are to be the first and are not."""
         described = with_found(self.manifest, self.folder, self.files)
-        sealed = json.dumps(described | {"digest": sha256(json.dumps(described).encode())})
+        text = json.dumps(described | {"digest": sha256(json.dumps(described).encode())})
+        sweep, manifest = self.folder / _SWEEP, self.folder / _MANIFEST
+        begun = manifest.exists()
         if not begun:
-            _write(self.folder / _SWEEP, written(self.sweep, self.folder))
-            return _write_first(self.folder / _MANIFEST, sealed)
-        if described != self.manifest:
-            _write(self.folder / _MANIFEST, sealed)
+            _write(sweep, described["sweep"])
+        if first:
+            return _write_first(manifest, text)
+        if not begun or manifest.read_text(encoding="utf-8") != text:
+            _write(manifest, text)
+        if _digest_of(sweep) != sha256(described["sweep"].encode()):
+            _write(sweep, described["sweep"])
         return True
 
-    def _is_alone(self, shared: bool) -> bool:
-        """Keep other processes from writing to the folder, but for those that share it; whether there can be none."""
-        self._lock = (self.folder / _LOCK).open("a+")
-        flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
-        try:
-            portalocker.lock(self._lock, flags | portalocker.LockFlags.NON_BLOCKING)
-        except portalocker.AlreadyLocked:
-            self.close()
-            raise UserError(
-                f"{self.folder}: another run is writing here; wait for it, or choose another --out"
-            ) from None
-        except portalocker.LockException as error:
-            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOCKLESS):
-                raise error.__cause__ or error from None
-            told = "its file system has no locks; see to it yourself that no other whole run writes here"
-            warnings.warn(f"{self.folder}: {told}", stacklevel=2)
-            return False
-        return not shared
+    def _drop_the_unlisted(self) -> None:
+        """Remove chunks that are no longer part of the sweep's cut."""
+        listed = {self._path(number) for number in self._entry}
+        for path in (self.folder / _CHUNKS).iterdir():
+            if path not in listed and path.name.isdecimal():
+                _remove(path)
+
+    def holder(self) -> Holder:
+        """What it holds."""
+        done = {entry.number for entry in self.entries if self.has(entry.number)}
+        return Holder(self.sweep, self.manifest, self.entries, done)
+
+    def share(self) -> None:
+        """Let other processes write to the folder that share it."""
+        if self._lock:
+            self._lock.share()
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -316,17 +427,18 @@ class Store:
 
     def _seal(self, number: int, folder: Path, names: list[str]) -> dict[str, Any]:
         """What is kept beside a chunk to know it again: whose it is, and its files' names and contents."""
-        return {"fingerprint": self.entries[number].fingerprint, "files": names, "digest": _digest(folder, names)}
+        return {"fingerprint": self._entry[number].fingerprint, "files": names, "digest": _digest(folder, names)}
 
     def _path(self, number: int) -> Path:
         return self.folder / _CHUNKS / f"{number:06d}"
 
 
 def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder if its sweep is not what it was."""
+    """Refuse a folder if its sweep is not what it was, or was before it began to grow."""
     file = folder / _SWEEP
     try:
-        change = "" if sha256(file.read_bytes()) == manifest.get("written", manifest["sweep"]) else "changed"
+        known = (sha256(manifest["sweep"].encode()), manifest.get("before"))
+        change = "" if _digest_of(file) in known else "changed"
     except FileNotFoundError:
         change = "removed"
     except OSError as error:
@@ -335,8 +447,18 @@ def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
         raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
 
 
-def _is_begun(folder: Path, sweep: Sweep) -> bool:
-    """Whether a folder holds results; one that holds other things is refused."""
+def _digest_of(file: Path) -> str:
+    return sha256(file.read_bytes())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what those who were killed have left."""
+    for left in (*(folder / _CHUNKS).glob(f"*{_PARTIAL}"), *folder.glob(f"*{_TEMPORARY}")):
+        _remove(left)
+
+
+def _refuse_foreign(folder: Path, sweep: Sweep) -> None:
+    """Refuse a folder that holds other things than results."""
     try:
         held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
         foreign = {name for name in held - _OURS if not _is_dropped(name) and not name.endswith(_TEMPORARY)}
@@ -346,7 +468,6 @@ def _is_begun(folder: Path, sweep: Sweep) -> bool:
         raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
     if foreign and _MANIFEST not in held:
         raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
-    return _MANIFEST in held
 
 
 def _nameable(folder: Path) -> Path:
@@ -392,14 +513,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_small_disk(folder: Path, plan: Plan) -> None:
+def _refuse_small_disk(folder: Path, size: int) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free, held = shutil.disk_usage(existing).free, 0
     if (folder / _CHUNKS).exists():
         held = sum(f.stat().st_size for f in (folder / _CHUNKS).rglob("*") if f.is_file())
-    if plan.bytes - held > free:
+    if size - held > free:
         raise UserError(
-            f"{folder}: the results need {plan.bytes / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
+            f"{folder}: the results need {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
             "make room, choose another --out, or fewer cells"
         )
 

@@ -102,14 +102,15 @@ class Sweep:
         return cls._read(document, lambda leaf: "command line" if leaf in overridden else str(path), overridden)
 
     @classmethod
-    def with_moved_files(cls, path: str | Path, moved: Mapping[str, str]) -> Self:
-        """As `from_toml`, of a sweep whose files are now elsewhere.
+    def of_results(cls, path: str | Path, text: str, moved: Mapping[str, str]) -> Self:
+        """The sweep of a results folder.
 
         Args:
-            path: a TOML file.
+            path: of its file, to which paths of other files are relative.
+            text: what the file tells.
             moved: where files that it names are now, by the paths at which they would be.
         """
-        document, _ = sweepfile.read(path, moved=moved)
+        document, _ = sweepfile.read(path, text=text, moved=moved)
         return cls._read(document, lambda leaf: str(path), set())
 
     @classmethod
@@ -171,6 +172,11 @@ class Sweep:
         return tuple(len(values) for values in self.axes.values())
 
     @property
+    def dimensions(self) -> dict[str, dict[str, tuple]]:
+        """The dimensions of the grid by name: of the fields that vary along each, the values."""
+        return {leaf: {leaf: values} for leaf, values in self.axes.items()}
+
+    @property
     def cells(self) -> int:
         """Number of cells of the grid."""
         return math.prod(self.shape)
@@ -194,9 +200,13 @@ class Sweep:
         told = self.values(leaf)
         as_they_are = leaf == "trainable" or role(leaf).is_list
         values = np.fromiter(told, object, len(told)) if as_they_are else np.array(told)
+        return values[self.places(leaf, cells)]
+
+    def places(self, leaf: str, cells: np.ndarray) -> np.ndarray:
+        """Which of the `values` of a field each of the given cells has, an index."""
         if leaf not in self.axes:
-            return np.broadcast_to(values, len(cells))
-        return values[np.unravel_index(cells, self.shape)[list(self.axes).index(leaf)]]
+            return np.broadcast_to(0, len(cells))
+        return np.unravel_index(cells, self.shape)[list(self.axes).index(leaf)]
 
     def coordinate(self, axis: str) -> np.ndarray:
         """The values of an axis as results tell them: lists are text."""

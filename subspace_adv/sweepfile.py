@@ -14,20 +14,21 @@ from subspace_adv.spacing import is_spacing
 
 
 def read(
-    path: str | Path, overrides: Any = (), moved: Mapping[str, str] | None = None
+    path: str | Path, overrides: Any = (), *, text: str | None = None, moved: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], set[str]]:
     """The document of a sweep file with overrides written into it, and the names they set.
 
     Args:
         path: a TOML file.
         overrides: a text, or some, such as "seed=0:20".
+        text: what the file tells, where that is known; else it is read.
         moved: where files that it names are now, by the paths at which they would be.
 
     Raises:
         UserError: if the file cannot be read, or what is written is no table or no override.
     """
     path = Path(path)
-    document = _parsed(path)
+    document = _parsed(path) if text is None else tomllib.loads(text)
     document.setdefault("name", path.stem)
     for name, content in document.items():
         if name not in {"name", "axes", *tables()}:

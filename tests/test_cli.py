@@ -23,6 +23,7 @@ from shell import COMMAND, MANY, TINY, call, environment, files, read, write
 from test_sweep import BAD
 
 from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner, tables
+from subspace_adv.manifest import describe
 from subspace_adv.models import fused
 from subspace_adv.progress import Display, count
 from subspace_adv.store import Store
@@ -151,7 +152,7 @@ def test_results_folders_that_cannot_be_used(tmp_path, command, tiny):
 
 def test_a_folder_in_use(tmp_path, command):
     sweep = write(tmp_path, TINY)
-    writing = Store.create(tmp_path / "out", plan(read(TINY)))
+    writing = Store.create(tmp_path / "out", describe(plan(read(TINY))))
     answer = command("run", sweep, "--out", tmp_path / "out")
     assert_refused(answer, f"{tmp_path / 'out'}: another run is writing here; wait for it, or choose another --out")
     writing.close()
@@ -171,7 +172,7 @@ def test_folders_that_hold_no_results(tmp_path, command, tiny, verb):
 
 @pytest.mark.parametrize("verb", ["status", "table", "check", "plot", "run"])
 def test_a_folder_whose_sweep_was_changed(tmp_path, command, verb):
-    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    Store.create(tmp_path / "out", describe(plan(read(TINY)))).close()
     resolved = tmp_path / "out" / "sweep.toml"
     arguments = ["run", write(tmp_path, TINY), "--out", tmp_path / "out"] if verb == "run" else [verb, tmp_path / "out"]
     resolved.write_text(resolved.read_text().replace("max_steps = 30", "max_steps = 40"))
@@ -324,7 +325,7 @@ def test_few_networks_that_did_not_converge_are_not_passed_over(tiny, monkeypatc
 
 def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
     folder = tmp_path / "my results"
-    Store.create(folder, plan(read(TINY))).close()
+    Store.create(folder, describe(plan(read(TINY)))).close()
     status, out, _ = command("status", folder)
     assert status == 0
     assert "tiny: 0 of 48 networks done" in out
@@ -336,7 +337,7 @@ def test_status_tells_how_to_resume(tmp_path, command, monkeypatch):
 
 
 def test_a_table_of_nothing_yet(tmp_path, command):
-    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    Store.create(tmp_path / "out", describe(plan(read(TINY)))).close()
     status, out, err = command("table", tmp_path / "out")
     assert (status, err) == (0, "")
     assert "nan" not in out
@@ -356,7 +357,7 @@ def test_check(tmp_path, command, tiny):
         assert line.removeprefix(name).split()[:-3] == [*networks, "12", f"{fit.p_value:.3g}"]
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bound", "lower", "upper"]
     assert all(len(line) < 120 for line in out.splitlines())
-    Store.create(tmp_path / "out", plan(read(TINY))).close()
+    Store.create(tmp_path / "out", describe(plan(read(TINY)))).close()
     assert_refused(command("check", tmp_path / "out"), "tiny: nothing to check: no network is trained yet")
 
 

@@ -11,6 +11,7 @@ import pytest
 from shell import COMMAND, TINY, call, read
 
 from subspace_adv import Networks, Sweep, UserError, load_networks, load_points, open_results, plan, run
+from subspace_adv.manifest import describe
 from subspace_adv.models import module as own
 from subspace_adv.settings import leaves
 from subspace_adv.store import Store
@@ -406,7 +407,7 @@ def test_an_axis_that_the_class_is_not_told_is_refused():
 
 
 def test_a_class_is_handed_over_for_networks_of_its_own_alone(folder, tmp_path):
-    Store.create(tmp_path / "tiny", plan(read(TINY))).close()
+    Store.create(tmp_path / "tiny", describe(plan(read(TINY)))).close()
     with pytest.raises(UserError, match="module: is of networks of your own class, and these are of mlp; leave it"):
         load_networks(tmp_path / "tiny", module=sys.modules[NAME].Waves)
     with pytest.raises(UserError, match=r"must be a class of flax\.linen\.Module, not dict"):
@@ -418,9 +419,7 @@ def test_a_changed_file_is_not_resumed(folder, place):
     assert run(read(SWEEP), folder).identical(open_results(folder))
     try:
         path.write_text(FILE + "\n# Nothing else.\n")
-        with pytest.raises(
-            UserError, match=f"was made with classes {NAME}:Waves of a file with SHA-256 [0-9a-f]+, and"
-        ):
+        with pytest.raises(UserError, match=f"was made with class {NAME}:Waves of a file with SHA-256 [0-9a-f]+, and"):
             run(read(SWEEP), folder)
     finally:
         path.write_text(FILE)
@@ -484,6 +483,6 @@ def test_the_command_line_runs_a_class_of_the_working_directory(folder, place, t
     assert (status, err) == (0, "") and "6 of 6 networks done" in out
     (tmp_path / f"{NAME}.py").write_text(FILE.replace("sin", "cos"))
     status, _, err = call(COMMAND, "run", "own.toml", cwd=tmp_path)
-    assert status == 2 and err.count("\n") == 1 and "was made with classes" in err
+    assert status == 2 and err.count("\n") == 1 and "was made with class" in err
     status, _, err = call(COMMAND, "run", "own.toml", f"architecture={NAME}:Wave", cwd=tmp_path)
     assert status == 2 and err.count("\n") == 1 and "has no attribute 'Wave'" in err

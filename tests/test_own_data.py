@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from subspace_adv import Sweep, UserError, cli, engine, load_networks, load_points, open_results, plan, run
 from subspace_adv.data import HELDOUT, Data
 from subspace_adv.datasets import load_data, load_span
+from subspace_adv.manifest import describe
 from subspace_adv.store import Store
 
 SMALL = """
@@ -701,7 +702,7 @@ def test_chunks_are_known_by_the_content_of_files_and_not_by_their_places(tmp_pa
         (tmp_path / place).mkdir(parents=True)
         saved(tmp_path / place, *drawn(seed=i // 2))
         sweep = Sweep.from_toml(write(tmp_path / place, SMALL))
-        store = Store.create(tmp_path / place / "deep" / "results", plan(sweep))
+        store = Store.create(tmp_path / place / "deep" / "results", describe(plan(sweep)))
         store.close()
         entries.append([entry.fingerprint for entry in store.entries])
     assert entries[0] == entries[1] and set(entries[0]).isdisjoint(entries[2])

@@ -14,6 +14,7 @@ from shell import MANY, TINY, environment, read
 from subspace_adv import Network, UserError, load_networks, open_results, plan, planning, run
 from subspace_adv.data import ChessboardData
 from subspace_adv.datasets import grid_data, load_data, load_span
+from subspace_adv.manifest import describe
 from subspace_adv.measures import variables
 from subspace_adv.results import _settings
 from subspace_adv.store import Store
@@ -131,7 +132,7 @@ def test_dtypes_and_meanings(tiny):
 )
 def test_distances_say_where_they_are_exact(text, exact, tmp_path):
     """In lines and planes, if they are that in every cell."""
-    Store.create(tmp_path / "out", plan(read(f"[data]\n{text}\n"))).close()
+    Store.create(tmp_path / "out", describe(plan(read(f"[data]\n{text}\n")))).close()
     dataset = open_results(tmp_path / "out")
     for region in ("off", "on", "full"):
         for side in ("lower", "upper"):
@@ -153,12 +154,13 @@ def test_attributes_tell_the_settings_that_all_cells_share(tiny):
 def test_attributes_tell_with_what_the_results_were_made(tmp_path):
     """Of the folder, not of this process."""
     planned = plan(read(TINY, "regions=off,full", "norms=l2,linf", "restarts=2,3"))
-    made = Store.create(tmp_path, planned)
+    made = Store.create(tmp_path, describe(planned))
     made.close()
     edited = made.manifest | {
         "versions": {"subspace-adv": "7.0", "jax": "8.0", "jaxlib": "9.0"},
-        "machine": {"device": "gpu", "processor": "abacus", "trainer": "fused (avx512)", "measurer": "xla"},
-        "commit": "0123-dirty",
+        "machine": {"device": "gpu", "processor": "abacus"},
+        "parts": [part | {"trainer": "fused (avx512)", "measurer": "xla"} for part in made.manifest["parts"]],
+        "begun": {"commit": "0123-dirty", "command": "subspace-adv run", "device_count": 8, "device_kind": None},
     }
 
     def attributes(told: dict) -> dict:
@@ -179,11 +181,13 @@ def test_attributes_tell_with_what_the_results_were_made(tmp_path):
         "trainer": "fused (avx512)",
         "measurer": "xla",
         "commit": "0123-dirty",
+        "command": "subspace-adv run",
+        "device_count": 8,
     }
     assert found | expected == found
     assert "restarts" not in found
     assert all(type(value) in (str, int, float) for value in found.values())
-    assert "commit" not in attributes(edited | {"commit": None})
+    assert "commit" not in attributes(edited | {"begun": made.manifest["begun"] | {"commit": None}})
 
 
 SIZES = ("ambient_dim", "subspace_dim", "samples")
@@ -576,7 +580,7 @@ def test_reading_needs_no_accelerator_and_no_encoding(tiny, tmp_path):
 
 def test_values_beyond_float32_are_read_in_silence(tmp_path):
     planned = plan(read(TINY, "width=3", "init_scale=3e38", "learning_rate=3e38", "weight_decay=1"), "xla")
-    made = Store.create(tmp_path, planned)
+    made = Store.create(tmp_path, describe(planned))
     for chunk in planned.chunks:
         n = len(chunk.cells)
         arrays = {"status": np.full(n, 2, np.int8), "steps": np.full(n, 3, np.int32)}

@@ -180,12 +180,10 @@ def test_a_diverged_network_is_a_value_and_its_neighbours_never_notice(tmp_path)
 def resuming(folder: Path, trainer: Trainer | None = None, **origin: dict[str, str]) -> str:
     """What is told of a folder that was begun by a trainer, and with other versions or on another machine."""
     todo = plan(read(TINY, "width=3"), trainer)
-    described = manifest.describe(todo, folder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            store, "describe", lambda *_: described | {part: described[part] | origin[part] for part in origin}
-        )
-        store.Store.create(folder, todo).close()
+    here = manifest.describe(todo)
+    parts = tuple(part._replace(made_by=part.made_by | origin.get("parts", {})) for part in here.parts)
+    there = {name: told | origin.get(name, {}) for name, told in here.origin.items()}
+    store.Store.create(folder, here._replace(origin=there, parts=parts)).close()
     return how_to_resume(folder)
 
 
@@ -209,7 +207,7 @@ def test_the_trainer_is_told_where_it_is_not_what_is_chosen_here(tmp_path, monke
 
 
 def test_what_cannot_be_resumed_here_is_told_with_where_it_can(tmp_path, monkeypatch):
-    here = manifest.describe(plan(read(TINY, "width=3"), "xla"), tmp_path)
+    here = manifest.describe(plan(read(TINY, "width=3"), "xla")).origin
     told = resuming(tmp_path / "a", "xla", versions={"jax": "0.1"})
     assert told.startswith(
         f"cannot be resumed here: was made with jax 0.1, and this is {here['versions']['jax']}; it can "
@@ -217,7 +215,7 @@ def test_what_cannot_be_resumed_here_is_told_with_where_it_can(tmp_path, monkeyp
     assert f" jax 0.1, jaxlib {here['versions']['jaxlib']}, device cpu, processor {platform.machine()}, trainer" in told
     told = resuming(tmp_path / "b", machine={"device": "gpu"})
     assert told.startswith("cannot be resumed here: was made with device gpu, and this is cpu; it can ")
-    told = resuming(tmp_path / "c", machine={"trainer": "fused (abacus)"})
+    told = resuming(tmp_path / "c", parts={"trainer": "fused (abacus)"})
     assert told.startswith("cannot be resumed here: was made with trainer fused (abacus), and this is ")
 
     def absent(*arguments: object) -> None:

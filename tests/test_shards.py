@@ -15,7 +15,7 @@ from subspace_adv.training import PENDING
 def test_shards_are_parts_of_the_whole_plan():
     todo = plan(read(MANY))
     for n in (1, 2, 3, MANY_CHUNKS + 5):
-        parts = [Shard(number, n).chunks(todo) for number in range(1, n + 1)]
+        parts = [Shard(number, n).part(todo.chunks) for number in range(1, n + 1)]
         assert sorted(chunk.number for part in parts for chunk in part) == list(range(len(todo.chunks)))
 
 
@@ -61,6 +61,6 @@ def test_shards_at_once_make_what_one_process_makes(tmp_path):
 def test_what_a_shard_leaves_is_pending(tmp_path):
     first = run(read(MANY), tmp_path, shard=Shard(1, 2))
     todo = plan(read(MANY))
-    mine = np.concatenate([chunk.cells for chunk in Shard(1, 2).chunks(todo)])
+    mine = np.concatenate([chunk.cells for chunk in Shard(1, 2).part(todo.chunks)])
     assert (np.flatnonzero(first["status"].values.ravel() != PENDING) == np.sort(mine)).all()
     assert (run(read(MANY), tmp_path, shard=Shard(2, 2))["status"] != PENDING).all()

@@ -7,6 +7,7 @@ from shell import TINY, read
 
 import subspace_adv as sa
 from subspace_adv import Network, Subspace, UserError
+from subspace_adv.manifest import describe
 from subspace_adv.measures import MEASURES
 from subspace_adv.store import Store
 
@@ -177,7 +178,7 @@ def test_points_of_a_folder_are_those_that_its_networks_saw(ran, tmp_path):
 def test_points_of_several_datasets_are_padded(tmp_path):
     axes = {"kind": ["line", "subspace"], "samples": [5, 9], "ambient_dim": [2, 4]}
     sweep = sa.Sweep("mixed", data={"data_seed": 1, "subspace_dim": 2}, training={"max_steps": 0}, axes=axes)
-    Store.create(tmp_path / "mixed", sa.plan(sweep)).close()
+    Store.create(tmp_path / "mixed", describe(sa.plan(sweep))).close()
     points = sa.load_points(tmp_path / "mixed", ambient_dim=[4, 2], samples=5)
     assert points.x.shape == (2, 2, 7, 4) and points.basis.shape == (2, 2, 4, 2)
     for i, kind in enumerate(axes["kind"]):
