@@ -239,7 +239,7 @@ def test_results_of_another_version_are_not_reused(tmp_path):
     here = describe(plan(read(TINY, SMALL)))
     other = here.origin | {"versions": here.origin["versions"] | {"jax": "0.1"}}
     Store.create(tmp_path / "a", here._replace(origin=other)).close()
-    with pytest.raises(UserError, match="was made with jax 0.1, and this is .*; leave it out"):
+    with pytest.raises(UserError, match=r"was made with jax 0.1, and this is .*; leave it out"):
         run(read(TINY, SMALL), tmp_path / "out", reuse=[tmp_path / "a"])
 
 
