@@ -47,13 +47,14 @@ def grown(description: Description, holder: Holder) -> Growth:
     sweep = description.sweep
     if told := origin_difference(holder.manifest, description) or _order_difference(holder.sweep, sweep):
         raise UserError(told)
-    kept, again, why, part_of = [], [], "", description.part_of
+    kept, again, why = [], [], ""
+    places, part_of = _Places(holder.sweep, sweep), description.part_of
     for entry in holder.entries:
-        cells = _places(holder.sweep, sweep, entry.cells)
+        cells = places.of(entry.cells)
         there = own_settings(holder.sweep, entry.cells, holder.sweep.files())
         lacking = cells < 0
         if lacking.any():
-            raise UserError(f"would drop results: {_lacking(holder.sweep, sweep, entry.cells[lacking][0])}")
+            raise UserError(f"would drop results: {places.lacking(entry.cells[lacking][0])}")
         here = own_settings(sweep, cells, sweep.files())
         for leaf, differs in differing(there, here).items():
             first = int(np.flatnonzero(differs)[0])
@@ -84,12 +85,12 @@ def reused(description: Description, holder: Holder, free: np.ndarray) -> list[K
     if told := origin_difference(holder.manifest, description):
         raise UserError(told)
     sweep, part_of, found = description.sweep, description.part_of, []
-    known, why = False, "it holds none"
+    places, known, why = _Places(holder.sweep, sweep), False, "it holds none"
     for entry in (entry for entry in holder.entries if entry.number in holder.done):
-        cells = _places(holder.sweep, sweep, entry.cells)
+        cells = places.of(entry.cells)
         rows = np.flatnonzero(cells >= 0)
         if not len(rows):
-            why = _lacking(holder.sweep, sweep, entry.cells[0])
+            why = places.lacking(entry.cells[0])
             continue
         there = own_settings(holder.sweep, entry.cells[rows], holder.sweep.files())
         equal = np.ones(len(rows), np.bool_)
@@ -117,33 +118,46 @@ def _order_difference(there: Sweep, here: Sweep) -> str | None:
     return None if was == now else f"holds the axes in another order, {', '.join(was)} and not {', '.join(now)}"
 
 
-def _places(there: Sweep, here: Sweep, cells: np.ndarray) -> np.ndarray:
-    """Where cells of one grid are in another, flat indices by the values on its dimensions; −1 where they are not."""
-    found, inside = np.zeros(len(cells), np.int64), np.ones(len(cells), np.bool_)
-    for fields, size in zip(here.dimensions.values(), here.shape, strict=True):
-        place = _along(there, fields, cells)
-        inside &= place >= 0
-        found = found * size + place
-    return np.where(inside, found, -1)
+class _Places:
+    """Where the cells of one grid are in another, by the values that they have on its dimensions."""
 
+    def __init__(self, there: Sweep, here: Sweep) -> None:
+        self._there, self._shape = there, here.shape
+        self._numbers = [  # along each dimension, by the values of its fields
+            (tuple(fields), {values: i for i, values in enumerate(zip(*fields.values(), strict=True))})
+            for fields in here.dimensions.values()
+        ]
+        self._tables = [  # the same by the numbers of the values there, where there is one field
+            np.array([number.get((value,), -1) for value in there.values(fields[0])]) if len(fields) == 1 else None
+            for fields, number in self._numbers
+        ]
 
-def _along(there: Sweep, fields: dict[str, tuple], cells: np.ndarray) -> np.ndarray:
-    """Where cells are along one dimension, of these values of some fields; −1 where they have others."""
-    number = {values: i for i, values in enumerate(zip(*fields.values(), strict=True))}
-    which = np.stack([there.places(leaf, cells) for leaf in fields])
-    held, back = np.unique(which, axis=1, return_inverse=True)
-    told = [there.values(leaf) for leaf in fields]
-    places = [number.get(tuple(of[i] for of, i in zip(told, one, strict=True)), -1) for one in held.T.tolist()]
-    return np.array(places)[back.ravel()]
+    def of(self, cells: np.ndarray) -> np.ndarray:
+        """Flat indices into the other grid; −1 of cells that are not in it."""
+        found, inside = np.zeros(len(cells), np.int64), np.ones(len(cells), np.bool_)
+        for dimension, size in enumerate(self._shape):
+            place = self._along(dimension, cells)
+            inside &= place >= 0
+            found = found * size + place
+        return np.where(inside, found, -1)
 
+    def lacking(self, cell: int) -> str:
+        """Which of the values of a cell the other grid lacks, in words."""
+        for dimension, (fields, _) in enumerate(self._numbers):
+            if self._along(dimension, np.array([cell]))[0] < 0:
+                told = " with ".join(f"{leaf} = {_value(self._there, leaf, cell)}" for leaf in fields)
+                return f"{told} is not among the values here"
+        raise ValueError(f"cell {cell} is in the grid")
 
-def _lacking(there: Sweep, here: Sweep, cell: int) -> str:
-    """Which value of a cell of one grid another lacks, in words."""
-    for fields in here.dimensions.values():
-        if _along(there, fields, np.array([cell]))[0] < 0:
-            told = " with ".join(f"{leaf} = {_value(there, leaf, cell)}" for leaf in fields)
-            return f"{told} is not among the values here"
-    raise ValueError(f"cell {cell} is in the grid")
+    def _along(self, dimension: int, cells: np.ndarray) -> np.ndarray:
+        (fields, number), table = self._numbers[dimension], self._tables[dimension]
+        which = [self._there.places(leaf, cells) for leaf in fields]
+        if table is not None:
+            return table[which[0]]
+        held, back = np.unique(np.stack(which), axis=1, return_inverse=True)
+        told = [self._there.values(leaf) for leaf in fields]
+        places = [number.get(tuple(of[i] for of, i in zip(told, one, strict=True)), -1) for one in held.T.tolist()]
+        return np.array(places)[back.ravel()]
 
 
 def _value(sweep: Sweep, leaf: str, cell: int) -> Any:

@@ -461,12 +461,14 @@ def _refuse_foreign(folder: Path, sweep: Sweep) -> None:
     """Refuse a folder that holds other things than results."""
     try:
         held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        if _MANIFEST in held:
+            return
         foreign = {name for name in held - _OURS if not _is_dropped(name) and not name.endswith(_TEMPORARY)}
         if _SWEEP in held and (folder / _SWEEP).read_bytes() != written(sweep, folder).encode():
             foreign.add(_SWEEP)
     except OSError as error:
         raise UserError(f"{folder}: cannot hold results: {error.strerror}; choose another --out") from None
-    if foreign and _MANIFEST not in held:
+    if foreign:
         raise UserError(f"{folder}: holds files that are no results of ours; choose another --out")
 
 
