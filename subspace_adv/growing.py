@@ -28,6 +28,7 @@ class Kept(NamedTuple):
     rows: np.ndarray  # which of its cells
     cells: np.ndarray  # flat indices into the sweep's grid, one for each row
     part: int  # of the sweep's description
+    fingerprint: str  # of them
 
 
 class Growth(NamedTuple):
@@ -61,7 +62,7 @@ def grown(description: Description, holder: Holder) -> Growth:
             was, now = (_value(of, leaf, at[first]) for of, at in ((holder.sweep, entry.cells), (sweep, cells)))
             raise UserError(f"would drop results: {leaves()[leaf]}.{leaf} is {was} there and {now} here")
         part = int(part_of[cells[0]])
-        of = fingerprint(description, part, cells)
+        of = fingerprint(description, part, here)
         if of != entry.fingerprint:
             why = _other_program(holder.manifest["parts"][entry.part], description.parts[part].made_by)
         if entry.number in holder.done and of == entry.fingerprint:
@@ -106,7 +107,8 @@ def reused(description: Description, holder: Holder, free: np.ndarray) -> list[K
             known, why = False, "its networks were made by another program"
             continue
         free[cells[rows]] = False
-        found.append(Kept(entry.number, rows, cells[rows], part))
+        settings = own_settings(sweep, cells[rows], sweep.files())
+        found.append(Kept(entry.number, rows, cells[rows], part, fingerprint(description, part, settings)))
     if not (found or known):
         raise UserError(f"holds no results of this sweep; {why}")
     return found

@@ -16,7 +16,7 @@ from subspace_adv.sweep import Sweep
 class Column(NamedTuple):
     """A field's values in some cells."""
 
-    values: tuple[str, ...]  # distinct, in JSON, in the order of their texts; null where cells do not read the field
+    values: tuple[Any, ...]  # distinct, in order, first None where some cells do not read the field
     which: np.ndarray  # (cells,) that each cell has, an index
 
 
@@ -29,7 +29,7 @@ def own_settings(sweep: Sweep, cells: np.ndarray, files: Mapping[str, str]) -> d
         files: digests by path, of files that the sweep names; they stand for the paths.
     """
     columns = {leaf: _column(sweep, leaf, cells, files) for leaf in leaves() if sweep.reads(leaf)}
-    return {leaf: column for leaf, column in columns.items() if column.values != ("null",)}
+    return {leaf: column for leaf, column in columns.items() if column.values != (None,)}
 
 
 def digest(settings: Mapping[str, Column]) -> str:
@@ -44,7 +44,7 @@ def digest(settings: Mapping[str, Column]) -> str:
 
 def differing(there: Mapping[str, Column], here: Mapping[str, Column]) -> dict[str, np.ndarray]:
     """The fields in which some cells differ from as many others, by name, and which cells do, (cells,) bool."""
-    unread = Column(("null",), np.zeros(1, np.int64))
+    unread = Column((None,), np.zeros(1, np.int64))
     found = {}
     for leaf in sorted(there.keys() | here.keys()):
         (their_values, theirs), (our_values, ours) = there.get(leaf, unread), here.get(leaf, unread)
@@ -57,40 +57,44 @@ def differing(there: Mapping[str, Column], here: Mapping[str, Column]) -> dict[s
 
 
 def _column(sweep: Sweep, leaf: str, cells: np.ndarray, files: Mapping[str, str]) -> Column:
-    values: list[Any] = list(sweep.values(leaf))
+    values: list[Any] = [files[path] for path in sweep.values(leaf)] if role(leaf).is_file else [*sweep.values(leaf)]
+    reading = _reading(sweep, leaf, cells)
+    by_kind = leaves()[leaf] == "data" and None in values  # each kind has a default of its own
+    if len(values) == 1 and isinstance(reading, bool) and not by_kind:
+        return Column((values[0] if reading else None,), np.zeros(len(cells), np.int64))
     which = np.array(sweep.places(leaf, cells))
-    if leaves()[leaf] == "data" and None in values:  # each kind has a default of its own
+    if by_kind:
         unset = np.array([value is None for value in values])[which]
-        kinds = sweep.values("kind")
-        for i, kind in enumerate(kinds):
+        for i, kind in enumerate(sweep.values("kind")):
             if leaf in KINDS[kind].model_fields:
                 which[unset & (sweep.places("kind", cells) == i)] = len(values)
                 values.append(KINDS[kind].model_fields[leaf].default)
-    which[~np.broadcast_to(_reading(sweep, leaf, cells), len(cells))] = len(values)
+    which[~np.broadcast_to(reading, len(cells))] = len(values)
     values.append(None)
-    if role(leaf).is_file:
-        values = [files.get(value, value) for value in values]
-    held = np.unique(which).tolist()
-    texts = {i: json.dumps(values[i]) for i in held}
-    rank = {text: i for i, text in enumerate(sorted(set(texts.values())))}
+    held = {i: values[i] for i in np.unique(which).tolist()}
+    distinct = set(held.values())
+    ordered = [*({None} & distinct), *sorted(distinct - {None})]
+    rank = {value: i for i, value in enumerate(ordered)}
     number = np.zeros(len(values), np.int64)
-    number[held] = [rank[texts[i]] for i in held]
-    return Column(tuple(rank), number[which])
+    number[list(held)] = [rank[value] for value in held.values()]
+    return Column(tuple(ordered), number[which])
 
 
-def _reading(sweep: Sweep, leaf: str, cells: np.ndarray) -> Any:
-    """Which of the cells read a field, (cells,) bool or one for all."""
+def _reading(sweep: Sweep, leaf: str, cells: np.ndarray) -> np.ndarray | bool:
+    """Which of the cells read a field, (cells,), or whether all do."""
     conditions = read_where(leaf)
     if leaf in OF_SNAPSHOTS or not conditions:
         return True  # as the sweep does
-    return np.logical_or.reduce(
-        [
-            np.logical_and.reduce([_has(sweep, decider, values, cells) for decider, values in condition.items()])
-            for condition in conditions
-        ]
-    )
+    found: np.ndarray | bool = False
+    for condition in conditions:
+        holds: np.ndarray | bool = True
+        for decider, values in condition.items():
+            holds = _has(sweep, decider, values, cells) & holds
+        found = holds | found
+    return found
 
 
-def _has(sweep: Sweep, leaf: str, values: tuple[str, ...], cells: np.ndarray) -> np.ndarray:
-    """Which of the cells have one of some values of a field."""
-    return np.array([row_name(value) in values for value in sweep.values(leaf)])[sweep.places(leaf, cells)]
+def _has(sweep: Sweep, leaf: str, values: tuple[str, ...], cells: np.ndarray) -> np.ndarray | bool:
+    """Which of the cells have one of some values of a field, (cells,), or whether all do."""
+    has = [row_name(value) in values for value in sweep.values(leaf)]
+    return has[0] if len(has) == 1 else np.array(has)[sweep.places(leaf, cells)]

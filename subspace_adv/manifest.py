@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,8 @@ from subspace_adv.attacks import ATTACKS
 from subspace_adv.contracts import named
 from subspace_adv.devices import processor
 from subspace_adv.errors import UserError, brief
+from subspace_adv.identity import Column, own_settings
 from subspace_adv.identity import digest as settings_digest
-from subspace_adv.identity import own_settings
 from subspace_adv.measures import MEASURES
 from subspace_adv.models import class_of, is_class_name
 from subspace_adv.planning import Group, Plan
@@ -125,15 +125,15 @@ def cut(description: Description, held: Sequence[ChunkEntry] = (), number: int =
         left = part.cells[free[part.cells]]
         for start in range(0, len(left), part.chunk_cells):
             cells = left[start : start + part.chunk_cells]
-            entries.append(ChunkEntry(number, i, cells, fingerprint(description, i, cells)))
+            settings = own_settings(description.sweep, cells, description.sweep.files())
+            entries.append(ChunkEntry(number, i, cells, fingerprint(description, i, settings)))
             number += 1
     return entries
 
 
-def fingerprint(description: Description, part: int, cells: np.ndarray) -> str:
-    """Of all that the arrays of a chunk depend on, whatever the grid that its cells are in."""
-    settings = settings_digest(own_settings(description.sweep, cells, description.sweep.files()))
-    decisive = ["subspace_adv", FORMAT, description.origin, description.parts[part].made_by, settings]
+def fingerprint(description: Description, part: int, settings: Mapping[str, Column]) -> str:
+    """Of all that the arrays of a chunk depend on, whatever the grid that its cells, with their settings, are in."""
+    decisive = ["subspace_adv", FORMAT, description.origin, description.parts[part].made_by, settings_digest(settings)]
     return sha256(json.dumps(decisive, sort_keys=True).encode())[:32]
 
 

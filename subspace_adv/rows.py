@@ -30,6 +30,7 @@ class Rows(MutableMapping[str, Row]):
         """
         self.what, self._check = what, check
         self._rows: dict[str, Row] = {}
+        self._all: tuple[tuple[str, Row], ...] | None = None
         self.update(rows)
 
     def __getitem__(self, name: str) -> Row:
@@ -52,11 +53,12 @@ class Rows(MutableMapping[str, Row]):
             raise ValueError(f"{self.what} {name!r}: there is one of this name already")
         if self._check:
             self._check(name, row)
-        self._rows[name] = row
+        self._rows[name], self._all = row, None
 
     def __delitem__(self, name: str) -> None:
         """Take a row away."""
         del self._rows[name]
+        self._all = None
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a row of this name."""
@@ -69,6 +71,13 @@ class Rows(MutableMapping[str, Row]):
     def __len__(self) -> int:
         """Number of rows."""
         return len(self._rows)
+
+    @property
+    def all(self) -> tuple[tuple[str, Row], ...]:
+        """All names and rows, as they are now."""
+        if self._all is None:
+            self._all = tuple(self._rows.items())
+        return self._all
 
     def name(self, value: object) -> str:
         """A value of a setting, which must be the name of a row.

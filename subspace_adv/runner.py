@@ -16,7 +16,7 @@ from subspace_adv import engine
 from subspace_adv.classes import own_classes
 from subspace_adv.errors import UserError
 from subspace_adv.growing import grown
-from subspace_adv.manifest import describe, made_with, origin_difference, program_difference, sweep_difference
+from subspace_adv.manifest import describe, made_with, origin_difference, program_difference
 from subspace_adv.planning import Chunk, Group, Plan, chunks_of, cut, plan
 from subspace_adv.results import dataset_of
 from subspace_adv.settings import leaves, role
@@ -117,13 +117,13 @@ def foresee(todo: Plan, folder: str | Path) -> Iterator[str]:
         UserError: if the folder cannot hold the plan's sweep, even grown.
     """
     description = describe(todo)
-    store = Wanted(description, grow=True, others=[]).open(Path(folder))
-    if store is None:
+    begun = Wanted(description, grow=True, others=[]).open(Path(folder))
+    if begun is None:
         yield f"{folder}: holds no results yet"
         return
-    growth = grown(description, store.holder())
+    growth = begun.growth or grown(description, begun.store.holder())
     kept, again = (sum(len(entry.cells) for entry in entries) for entries in (growth.kept, growth.again))
-    how = " with --grow" if sweep_difference(store.sweep, todo.sweep) else ""
+    how = " with --grow" if begun.growth else ""
     yield f"{folder}: a run{how} keeps {kept:,} networks and computes {todo.cells - kept:,}"
     if again:
         yield f"{again:,} of those that are there are computed again, by another program: {growth.why}"

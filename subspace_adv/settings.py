@@ -126,12 +126,12 @@ OF_SNAPSHOTS = ("brackets_during", "keep_networks")
 
 def tables() -> Mapping[str, type[Table]]:
     """The tables by name; `[data]` has the fields of all kinds of data that there are."""
-    return _tables(tuple(KINDS.items()))
+    return _tables(KINDS.all)
 
 
 def leaves() -> Mapping[str, str]:
     """The table of every field; their names differ, so that an axis needs no other."""
-    return _leaves(tuple(KINDS.items()))
+    return _leaves(KINDS.all)
 
 
 def role(leaf: str) -> Role:

@@ -12,14 +12,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from subspace_adv.errors import UserError
-from subspace_adv.growing import Holder, grown, reused
+from subspace_adv.growing import Growth, Holder, Kept, grown, reused
 from subspace_adv.locks import LOCK, InUse, Lock, locked
 from subspace_adv.manifest import (
     FORMAT,
@@ -29,7 +29,6 @@ from subspace_adv.manifest import (
     cut,
     entries_of,
     file_difference,
-    fingerprint,
     origin_difference,
     places,
     program_difference,
@@ -87,6 +86,13 @@ class Copy(NamedTuple):
         return {name: values[self.rows] for name, values in self.store.load(self.theirs).items()}
 
 
+class Begun(NamedTuple):
+    """What a folder holds of a sweep."""
+
+    store: "Store"
+    growth: Growth | None  # what becomes of it, if it is a smaller grid
+
+
 class Wanted(NamedTuple):
     """What a results folder is to hold."""
 
@@ -94,51 +100,60 @@ class Wanted(NamedTuple):
     grow: bool  # whether it may hold a smaller grid, whose results are kept
     others: list["Store"]  # other folders, whose cells are taken where they are the same
 
-    def open(self, folder: Path) -> "Store | None":
-        """What a folder holds, of this sweep or of a smaller grid that may grow; None if nothing is begun there."""
+    def open(self, folder: Path) -> Begun | None:
+        """What a folder holds of this sweep; None if nothing is begun there.
+
+        Raises:
+            UserError: if it holds anything else, telling what, or must not grow.
+        """
         if not (folder / _MANIFEST).exists():
             return None
-        sweep, out = self.description.sweep, "choose another --out"
-        store = Store.open(folder, {content: path for path, content in sweep.files().items()})
-        if told := sweep_difference(store.sweep, sweep):
+        description, out = self.description, "choose another --out"
+        store = Store.open(folder, {content: path for path, content in description.sweep.files().items()})
+        if told := sweep_difference(store.sweep, description.sweep):
             try:
-                grown(self.description, store.holder())
+                growth = grown(description, store.holder())
             except UserError as error:
                 raise UserError(f"{folder}: {error if self.grow else told}; {out}") from None
             if not self.grow:
                 raise UserError(f"{folder}: {told}; add to it with --grow, or {out}")
-        else:
-            origin = origin_difference(store.manifest, self.description)
-            if told := origin or program_difference(store.manifest, self.description):
-                raise UserError(f"{folder}: {told}; {out}")
-        return store
+            return Begun(store, growth)
+        if told := origin_difference(store.manifest, description) or program_difference(store.manifest, description):
+            raise UserError(f"{folder}: {told}; {out}")
+        return Begun(store, None)
 
-    def cut(self, folder: Path, store: "Store | None") -> "Store":
-        """The folder with what it is to hold: its chunks that are there, those of other folders, and new ones."""
-        description = self.description
-        kept = grown(description, store.holder()).kept if store else []
+    def cut(self, folder: Path, begun: Begun | None) -> "Store":
+        """The folder cut for what it is to hold: chunks that it has, those that others have, and new ones."""
+        description, kept, number = self.description, [], 0
+        if begun:
+            kept = begun.growth.kept if begun.growth else begun.store.committed
+            number = 1 + max((entry.number for entry in begun.store.entries), default=-1)
         free = np.ones(description.sweep.cells, np.bool_)
         for entry in kept:
             free[entry.cells] = False
-        number = 1 + max((entry.number for entry in store.entries), default=-1) if store else 0
-        copies = []
-        for other in self.others:
-            try:
-                found = reused(description, other.holder(), free)
-            except UserError as error:
-                raise UserError(f"{other.folder}: {error}; leave it out of what is to be reused") from None
-            for theirs, rows, cells, part in found:
-                entry = ChunkEntry(number + len(copies), part, cells, fingerprint(description, part, cells))
-                copies.append(Copy(entry, other, theirs, rows))
-        if store and not copies and not sweep_difference(store.sweep, description.sweep):
-            return store
+        copies = [
+            Copy(ChunkEntry(i, one.part, one.cells, one.fingerprint), other, one.number, one.rows)
+            for i, (other, one) in enumerate(self._reused(free), number)
+        ]
+        if begun and not begun.growth and not copies:
+            return begun.store
         held = [*kept, *(copy.entry for copy in copies)]
         manifest = begin(description, folder, cut(description, held, number + len(copies)))
-        if store:
-            manifest |= {"begun": store.manifest["begun"], "before": sha256(store.manifest["sweep"].encode())}
+        if begun:
+            was = begun.store.manifest
+            manifest |= {"begun": was["begun"], "before": sha256(was["sweep"].encode())}
         made = Store(folder, description.sweep, manifest)
         made.copies = copies
         return made
+
+    def _reused(self, free: np.ndarray) -> "Iterator[tuple[Store, Kept]]":
+        """What other folders have of the cells that are free, folder by folder."""
+        for other in self.others:
+            try:
+                found = reused(self.description, other.holder(), free)
+            except UserError as error:
+                raise UserError(f"{other.folder}: {error}; leave it out of what is to be reused") from None
+            yield from ((other, one) for one in found)
 
 
 class Store:
@@ -245,9 +260,7 @@ class Store:
         try:
             if lock.keeps_out:
                 _clear(folder)
-            store = wanted.open(folder)
-            if store is None or wanted.grow or wanted.others:
-                store = wanted.cut(folder, store)
+            store = wanted.cut(folder, wanted.open(folder))
             store._lock = lock
             store._describe()
             store._drop_the_unlisted()
@@ -261,17 +274,14 @@ class Store:
         """The folder, to which others may write too that share it; None where one must cut it before."""
         lock = locked(folder, shared=True)
         try:
-            store = wanted.open(folder)
-            if store and not sweep_difference(store.sweep, wanted.description.sweep):
-                store._lock = lock
-                store._describe()
-                return store
-            if store or wanted.others:
+            begun = wanted.open(folder)
+            is_cut = begun is not None and begun.growth is None  # by another one, maybe
+            if not is_cut and (begun or wanted.others):
                 lock.close()
                 return None
-            store = wanted.cut(folder, None)
+            store = begun.store if begun else wanted.cut(folder, None)
             store._lock = lock
-            if store._describe(first=True):
+            if store._describe(first=not begun):
                 return store
         except BaseException:
             lock.close()
@@ -304,8 +314,12 @@ class Store:
 
     def holder(self) -> Holder:
         """What it holds."""
-        done = {entry.number for entry in self.entries if self.has(entry.number)}
-        return Holder(self.sweep, self.manifest, self.entries, done)
+        return Holder(self.sweep, self.manifest, self.entries, {entry.number for entry in self.committed})
+
+    @property
+    def committed(self) -> list[ChunkEntry]:
+        """The chunks that are there; they may be damaged."""
+        return [entry for entry in self.entries if self.has(entry.number)]
 
     def share(self) -> None:
         """Let other processes write to the folder that share it."""

@@ -289,5 +289,5 @@ def test_the_settings_of_cells_are_told_whatever_their_grid():
 def test_fields_that_some_cells_read_are_told_of_those():
     both = read(TINY, SMALL, "seed=0", "init_scale=1", "optimizer=gd,momentum", "momentum=0.5")
     column = own_settings(both, np.array([0, 1]), {})["momentum"]
-    assert [column.values[i] for i in column.which] == ["null", "0.5"]
+    assert [column.values[i] for i in column.which] == [None, 0.5]
     assert "momentum" not in own_settings(both, np.array([0]), {})
