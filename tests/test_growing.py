@@ -291,3 +291,28 @@ def test_fields_that_some_cells_read_are_told_of_those():
     column = own_settings(both, np.array([0, 1]), {})["momentum"]
     assert [column.values[i] for i in column.which] == [None, 0.5]
     assert "momentum" not in own_settings(both, np.array([0]), {})
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_grows_a_folder_is_resumed_by_the_same_command(tmp_path):
+    """At moments from its start to its end; what it had held, and what it had computed by then, stays."""
+    out, file = tmp_path / "out", write(tmp_path, MANY)
+    run(read(MANY, "seed=100:150"), out)
+    held = times(out)
+    start = [COMMAND, "run", file, "--out", out, "--grow"]
+    rng, killed = np.random.default_rng(0), 0
+    for _ in range(8):
+        growing = subprocess.Popen(start, stdout=-1, stderr=-1, text=True, env=environment())
+        try:
+            growing.communicate(timeout=rng.uniform(1, 8))
+        except subprocess.TimeoutExpired:
+            growing.kill()
+            growing.communicate()
+            killed += 1
+        assert times(out).items() >= held.items()
+        held = {name: when for name, when in times(out).items() if name.isdecimal()}
+    assert killed
+    subprocess.run(start, check=True, capture_output=True, env=environment(), timeout=300)
+    assert times(out).items() >= held.items()
+    run(read(MANY), tmp_path / "fresh")
+    assert_same(out, tmp_path / "fresh")
