@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pytest
-from shell import COMMAND, MANY, TINY, call, environment, files, read, write
+from shell import COMMAND, MANY, TINY, call, content, environment, files, read, start, write
 from test_sweep import BAD
 
 from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner, tables
@@ -452,6 +452,37 @@ def test_compiled_programs_are_kept_and_written_anew_if_damaged(tmp_path):
         os.truncate(path, path.stat().st_size // 2)
     assert run_anew() == kept
     assert all(len(path.read_bytes()) > 0.9 * len(whole[path]) for path in kept)
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_folder_of_compiled_programs_leave_each_others_entries(tmp_path):
+    """Two at once meet entries in part; what others wrote stays, and what is whole is not written anew."""
+    kept = tmp_path / "kept"
+    shared = ["env", f"JAX_COMPILATION_CACHE_DIR={kept}", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"]
+    write(tmp_path, TINY)
+
+    def begin(out: str) -> subprocess.Popen[str]:
+        return start(*shared, COMMAND, "run", "sweep.toml", "width=3", "--out", out, cwd=tmp_path)
+
+    def states() -> dict[str, tuple[int, int]]:
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in kept.iterdir()}
+
+    with begin("first") as first:
+        assert (first.communicate()[1], first.returncode) == ("", 0)
+    [damaged] = kept.glob("jit_measure_*-cache")
+    of_others = damaged.with_name(f"{damaged.name.split('-')[0]}-{'0' * 64}-cache")
+    of_others.write_bytes(b"of another machine")
+    size = damaged.stat().st_size
+    os.truncate(damaged, size // 2)
+    before = states()
+    with begin("second") as second, begin("third") as third:
+        for process in (second, third):
+            assert (process.communicate()[1], process.returncode) == ("", 0)
+    after = states()
+    assert after.keys() == before.keys()
+    assert {name for name in before if after[name] != before[name]} == {damaged.name}
+    assert damaged.stat().st_size > 0.9 * size
+    assert content(tmp_path / "first") == content(tmp_path / "second") == content(tmp_path / "third")
 
 
 def test_a_mistake_as_a_process(tmp_path):

@@ -75,8 +75,8 @@ def _compile(name: str, program: Program, lanes: int, steps: int) -> Any:
         "measure": (measure, (each, each, each, data, data)),
         "ambient": (ambient, (each, each, each, data)),
     }[name]
-    # JAX names what it keeps after the function. A damaged entry is told by that name, so few entries should share one;
-    # but programs that are equal, as of two trainers or optimizers measuring is, should be kept once.
+    # JAX names what it keeps after the function, so that whoever looks into the folder can tell programs apart; but
+    # those that are equal, as of two trainers or optimizers measuring is, should be kept once.
     shaped_by = (program.law, program.shape, program.reduced, program.shared_data, lanes, steps)
     digest = hashlib.sha256(repr(shaped_by).encode()).hexdigest()[:16]
     function.__name__ = f"{name}_{digest}"
