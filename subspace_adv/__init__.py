@@ -8,7 +8,9 @@ import sys
 if "jaxlib" not in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which is what JAX sets
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+from subspace_adv.comparison import Comparison, compare
 from subspace_adv.errors import UserError
+from subspace_adv.exports import export
 from subspace_adv.geometry import Subspace
 from subspace_adv.loading import Points, load_networks, load_points
 from subspace_adv.network import Network, Networks
@@ -20,6 +22,7 @@ from subspace_adv.single import Trained, attack, bracket, certify, measure, trai
 from subspace_adv.sweep import Sweep
 
 __all__ = [
+    "Comparison",
     "Network",
     "Networks",
     "Plan",
@@ -31,6 +34,8 @@ __all__ = [
     "attack",
     "bracket",
     "certify",
+    "compare",
+    "export",
     "load_networks",
     "load_points",
     "measure",

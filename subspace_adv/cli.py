@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
@@ -180,18 +180,64 @@ def status(folder: Folder, /) -> None:
 
 
 @app.command(help_epilogue="Example: subspace-adv table results/line --epsilon 0.1,0.3")
-def table(folder: Folder, /, *, epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None) -> None:
+def table(
+    folder: Folder,
+    /,
+    *,
+    epsilon: Annotated[str | None, Parameter(name="--epsilon")] = None,
+    form: Annotated[Literal["text", "md", "csv", "latex", "json"], Parameter(name="--format")] = "text",
+) -> None:
     """Print medians over seeds with 95 % bootstrap intervals, paired gains of the remedies, and robust accuracy.
 
     Parameters
     ----------
     epsilon
         Perturbation sizes at which robust accuracy is told, such as 0.1,0.3; some that suit the results by default.
+    form
+        All of it as text, or the medians and gains of each arm alone: as Markdown (md), as tabulars of LaTeX that need
+        the package booktabs (latex), or unrounded in one table of all norms (csv, json).
     """
     epsilons = _sizes(epsilon)
-    from subspace_adv import reports
+    if form != "text" and epsilons is not None:
+        raise UserError(f"command line: --epsilon: changes nothing with --format {form}, which has no robust accuracy")
+    from subspace_adv import formats, reports
 
-    reports.print_results(results.open_results(folder), epsilons)
+    dataset = results.open_results(folder)
+    if form == "text":
+        reports.print_results(dataset, epsilons)
+    else:
+        print(formats.FORMATS[form](reports.summary(dataset)), end="")
+
+
+@app.command(help_epilogue="Example: subspace-adv compare results/line results/mine")
+def compare(
+    a: Annotated[Path, Parameter(help="Results folder.", converter=_path)],
+    b: Annotated[Path, Parameter(help="Another one.", converter=_path)],
+    /,
+) -> None:
+    """Tell what differs between two results folders, and what networks of the same seeds gain from A to B.
+
+    Settings that differ are told one a line. Arms of equal settings are compared network by network, where the
+    folders share seeds, with 95 % bootstrap intervals.
+    """
+    from subspace_adv import comparison, reports
+
+    reports.print_comparison(comparison.compare(a, b), str(a), str(b))
+
+
+@app.command(help_epilogue="Example: subspace-adv export results/line line.parquet")
+def export(folder: Folder, file: Annotated[Path, Parameter(converter=_path)], /) -> None:
+    """Write results for other programs: .nc or .zarr, for xarray, or tables, .parquet or .csv.
+
+    Parameters
+    ----------
+    file
+        Where to. The name of a table goes before the ending: line-cells.csv, a row for each network,
+        line-points.csv, one for each of its points, and so on. A file that is there is overwritten.
+    """
+    from subspace_adv import exports, reports
+
+    reports.print_written(exports.export(folder, file))
 
 
 @app.command(
@@ -241,7 +287,7 @@ def attack(
         if out.suffix != ".nc":
             raise UserError(f"command line: --out: {out} has the ending {out.suffix!r}; must be .nc, of netCDF")
         _check_writable(out)
-    from subspace_adv import assessment, reports
+    from subspace_adv import assessment, exports, reports
 
     dataset = assessment.assess(
         network,
@@ -255,7 +301,7 @@ def attack(
     )
     try:
         if out is not None:
-            _save(dataset, out)
+            exports.export(dataset, out)
     finally:
         reports.print_assessment(dataset, epsilons)
 
@@ -406,16 +452,6 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     if not there:
         path.unlink()
-
-
-def _save(dataset: "Dataset", path: Path) -> None:
-    """Write a Dataset whole or not at all, in the form of netCDF that SciPy writes."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        dataset.to_netcdf(partial, engine="scipy")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _words(option: str, text: str, known: Collection[str]) -> list[str]:

@@ -4,11 +4,12 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 from xarray import Dataset
 
-from subspace_adv import bench, checks, tables
-from subspace_adv.measures import distance_name
+from subspace_adv import bench, checks, comparison, exports, formats, tables
+from subspace_adv.measures import distance_name, distance_parts
 from subspace_adv.progress import Terminal, count
 from subspace_adv.snapshots import final
 
@@ -41,38 +42,93 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
         epsilons: the sizes; some typical ones by default.
     """
     dataset = final(dataset)
-    rows = tables.summarize(dataset)
-    varying = [axis for axis in rows[0].arm if dataset.sizes[axis] > 1]
-    first, *others = rows[0].distance
-    gains = len(rows) > 1
-
-    def heads(wheres: Sequence[tables.Where]) -> list[str]:
-        places = [region if norm == first[1] else f"{region} {norm}" for region, norm in wheres]
-        return [f"{what} {place}" for place in places for what in ("distance", "gain")[: 1 + gains]]
-
-    def cells(row: tables.Row, wheres: Sequence[tables.Where]) -> list[str]:
-        pairs = [(_interval(row.distance[w]), _interval(row.gain.get(w), signed=True)) for w in wheres]
-        return [cell for pair in pairs for cell in pair[: 1 + gains]]
-
-    made = table(*varying, "networks", "converged", "steps", "gradient off", *heads([first]))
-    for row in rows:
-        counts = [f"{row.networks:,}", _percent(row.converged), _number(row.steps, ",.0f")]
-        made.add_row(*_values(row.arm, varying), *counts, _interval(row.gradient_off), *cells(row, [first]))
-    print_table(made)
-    for _, of_a_norm in itertools.groupby(others, key=lambda where: where[1]):
-        wheres = list(of_a_norm)
-        made = table(*varying, *heads(wheres))
-        for row in rows:
-            made.add_row(*_values(row.arm, varying), *cells(row, wheres))
-        print_table(made)
+    columns = summary(dataset)
+    for block in formats.blocks(columns):
+        _print_columns(block)
     print(
         "Medians over seeds of each network's median over its points, with 95 % bootstrap intervals. Distances are\n"
-        f"those of the nearest flips found, in norm {first[1]} where no other is named."
+        f"those of the nearest flips found, in norm {tables.regions_and_norms(dataset)[0][1]} where no other is named."
     )
-    if gains:
+    if any(column.name.startswith("gain_") for column in columns):
         print("A gain is the paired difference, seed by seed, from the standard arm, which has none (–).")
     _print_tightness(dataset)
-    _print_robustness(dataset, varying, epsilons)
+    _print_robustness(dataset, [axis for axis in next(tables.arms(dataset)) if dataset.sizes[axis] > 1], epsilons)
+
+
+def summary(dataset: Dataset) -> list[formats.Column]:
+    """The table of arms: medians over seeds with intervals, and gains. What is not the stop is left out."""
+    dataset = final(dataset)
+    found = tables.summarize(dataset)
+    varying = [axis for axis in found[0].arm if dataset.sizes[axis] > 1]
+    counts = [
+        formats.Column("networks", "networks", [row.networks for row in found], ",", 0),
+        formats.Column("converged", "converged", [row.converged for row in found], formats.SHARE, 0),
+        formats.Column("steps", "steps", [row.steps for row in found], ",.0f", 0),
+        formats.Column("gradient_norm_off", "gradient off", [row.gradient_off for row in found], ".3g", 0),
+    ]
+    first, *_ = wheres = list(found[0].distance)
+    norms = [None, *dict.fromkeys(norm for _, norm in wheres)]  # blocks: the first region, then the others of a norm
+    measured = []
+    for region, norm in wheres:
+        place = region if norm == first[1] else f"{region} {norm}"
+        block = norms.index(None if (region, norm) == first else norm)
+        distances = [row.distance[region, norm] for row in found]
+        gains = [row.gain.get((region, norm)) for row in found]
+        measured.append(
+            formats.Column(distance_name(region, norm, "upper"), f"distance {place}", distances, ".3g", block)
+        )
+        if len(found) > 1:
+            measured.append(formats.Column(f"gain_{region}_{norm}", f"gain {place}", gains, "+.3g", block))
+    return [*_settings([row.arm for row in found], varying), *counts, *measured]
+
+
+def _settings(arms: Sequence[tables.Arm], names: Sequence[Hashable]) -> list[formats.Column]:
+    """Columns of the settings of some arms."""
+    columns = {str(name): [arm[name] for arm in arms] for name in names}
+    return [
+        formats.Column(name, name, cells, "d" if isinstance(cells[0], int) else "g") for name, cells in columns.items()
+    ]
+
+
+def _print_columns(columns: Sequence[formats.Column]) -> None:
+    made = table(*(column.head for column in columns))
+    for row in formats.rows(columns):
+        made.add_row(*row)
+    print_table(made)
+
+
+def print_comparison(found: comparison.Comparison, a: str, b: str) -> None:
+    """What differs between two results folders, of these names, and the gains from one to the other."""
+    print(f"A  {a}\nB  {b}")
+    if found.differences:
+        made = table("", "A", "B")
+        for one in found.differences:
+            made.add_row(*map(escape, (f"{one.table}.{one.field}", one.a, one.b)))
+        print_table(made)
+    if not any(one.table != comparison.MADE_WITH for one in found.differences):
+        print("no settings differ")
+    print("\n".join(["", *found.paired]))
+    if not found.gains:
+        return
+    pairs = formats.Column("pairs", "pairs", [gain.pairs for gain in found.gains], ",", 0)
+    columns = [*_settings([gain.arm for gain in found.gains], list(found.gains[0].arm)), pairs]
+    for name in found.gains[0].gains:
+        told = " ".join(parts[:2]) if (parts := distance_parts(name)) else "gradient off"
+        gains = [gain.gains[name] for gain in found.gains]
+        columns.append(formats.Column(name, f"gain {told}", gains, "+.3g", 0))
+    for block in formats.blocks(columns):
+        _print_columns(block)
+    print(
+        "A gain is the median of the differences B − A, network by network, of the gradient or of the distance to the\n"
+        "nearest flip found, each the median over a network's points, with a 95 % bootstrap interval."
+    )
+
+
+def print_written(written: Sequence[exports.Written]) -> None:
+    """The files that results were exported to."""
+    for one in written:
+        rows = "" if one.rows is None else f"{one.rows:,} rows, "
+        print(f"{one.path}: {rows}{count(one.bytes, 'B')}")
 
 
 def print_assessment(dataset: Dataset, epsilons: Sequence[float] | None = None) -> None:
@@ -83,7 +139,7 @@ def print_assessment(dataset: Dataset, epsilons: Sequence[float] | None = None) 
         epsilons: the sizes; some typical ones by default.
     """
     right = (dataset["label"] * dataset["output"] > 0).values
-    told = f"{dataset.attrs['network']}: {_percent(right.mean())} of {right.size:,} points classified correctly"
+    told = f"{dataset.attrs['network']}: {formats.percent(right.mean())} of {right.size:,} points classified correctly"
     if "gradient_norm_off" in dataset:
         [gradient] = tables.per_network(dataset, "gradient_norm_off", {})
         told += f"; median gradient off the subspace {_number(gradient, '.3g')}"
@@ -108,7 +164,7 @@ def _print_tightness(dataset: Dataset) -> None:
     made = table("norm", "region", "points", "unflippable", "exact", *(f"within {gap:.0%}" for gap in tables.TIGHT))
     for region, norm in tables.regions_and_norms(dataset):
         found = tables.tightness(dataset, region, norm)
-        shares = [_percent(found.share(gap)) for gap in (tables.EXACT, *tables.TIGHT)]
+        shares = [formats.percent(found.share(gap)) for gap in (tables.EXACT, *tables.TIGHT)]
         made.add_row(norm, region, f"{len(found.gaps):,}", f"{found.unflippable:,}", *shares)
     print()
     print_table(made)
@@ -135,7 +191,7 @@ def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: S
                 for i, direction in enumerate(tables.DIRECTIONS, start=len(regions)):
                     if norm == "l2" and f"distance_{direction}" in dataset:
                         fooled = tables.fooling_rate(dataset, arm, direction, [e])
-                        cells[i] = " / ".join(_percent(curve.mean[0]) for curve in fooled)
+                        cells[i] = " / ".join(formats.percent(curve.mean[0]) for curve in fooled)
                 made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)
     print()
     print_table(made)
@@ -148,14 +204,7 @@ def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: S
 
 
 def _ends(robust: tables.RobustAccuracy) -> list[str]:
-    return list(dict.fromkeys(_percent(curve.mean[0]) for curve in robust))
-
-
-def _percent(share: float) -> str:
-    """Without decimals; 0 and 100 stand for none and all."""
-    if math.isnan(share):
-        return "–"
-    return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+    return list(dict.fromkeys(formats.percent(curve.mean[0]) for curve in robust))
 
 
 def _values(arm: tables.Arm, axes: Sequence[Hashable]) -> list[str]:
@@ -216,13 +265,6 @@ def _fit(fit: checks.Fit | None) -> list[str]:
 
 def _precise(found: checks.Interval) -> str:
     return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"
-
-
-def _interval(estimate: tables.Estimate | None, *, signed: bool = False) -> str:
-    if estimate is None:
-        return "–"
-    median, low, high = (_number(value, "+.3g" if signed else ".3g") for value in estimate)
-    return f"{median} [{low}, {high}]" if {low, high} != {"–"} else "–"
 
 
 def _number(value: float, form: str) -> str:

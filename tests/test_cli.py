@@ -22,7 +22,20 @@ import pytest
 from shell import COMMAND, MANY, TINY, call, content, environment, files, read, start, write
 from test_sweep import BAD
 
-from subspace_adv import UserError, bench, checks, cli, open_results, plan, plots, progress, reports, runner, tables
+from subspace_adv import (
+    UserError,
+    bench,
+    checks,
+    cli,
+    formats,
+    open_results,
+    plan,
+    plots,
+    progress,
+    reports,
+    runner,
+    tables,
+)
 from subspace_adv.manifest import describe
 from subspace_adv.models import fused
 from subspace_adv.progress import Display, count
@@ -86,7 +99,7 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
         (["bench", "--json"], ("--json requires an argument; see",)),
         (["table", "x", "--epsilon"], ("--epsilon requires an argument",)),
         (["run", "x.toml", "--trainer", "fusd"], ('"fusd"', "--trainer", '"fused"', '"xla"')),
-        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, attack, check, plot")),
+        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, compare, export, attack, check, plot")),
         (["--verson"], ("--verson", "--version")),
         (["run"], ('"run"', "SWEEP requires an argument")),
         (["plan"], ('"plan"', "SWEEP requires an argument")),
@@ -292,12 +305,12 @@ def test_table_tells_robust_accuracy_and_fooling_rates_at_the_sizes_asked_for(co
     for _, epsilon, width, scale, robust, *fooled in block:
         here, size = dataset.sel(width=int(width), init_scale=float(scale)), float(epsilon)
         share = float((here["distance_off_l2_upper"] > size).mean())  # a line: certified and attacked are the same
-        assert robust == reports._percent(share)
+        assert robust == formats.percent(share)
         for name, found in zip(("universal", "random"), fooled, strict=True):
             right = here[f"distance_{name}"].where(here[f"distance_{name}"] > 0)
             shares = (right <= size).sum("point") / right.notnull().sum("point")
             heldout = float((here[f"distance_{name}_heldout"] <= size).mean())
-            assert found == f"{reports._percent(float(shares.mean()))}/{reports._percent(heldout)}"
+            assert found == f"{formats.percent(float(shares.mean()))}/{formats.percent(heldout)}"
 
 
 @pytest.mark.parametrize("epsilon", ["0.1,x", "-0.1", "nan", "0.1,inf", "", "0.1,,0.2", "1e999"])
@@ -311,7 +324,7 @@ def test_sizes_that_are_none_are_named(command, tiny, epsilon):
 
 def test_shares_are_rounded_to_0_and_100_only_where_they_are_that():
     shares = (0, 1e-6, 0.0099, 0.01, 0.5, 0.99, 0.9999, 1, float("nan"))
-    assert [reports._percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
+    assert [formats.percent(s) for s in shares] == ["0%", "<1%", "<1%", "1%", "50%", "99%", ">99%", "100%", "–"]
 
 
 def test_few_networks_that_did_not_converge_are_not_passed_over(tiny, monkeypatch, capsys):
@@ -387,7 +400,7 @@ def test_damage_is_told_in_a_line(tmp_path, command, monkeypatch):
 
 
 def test_help_has_an_example_of_every_command(command):
-    verbs = ("run", "plan", "status", "table", "attack", "check", "plot", "bench")
+    verbs = ("run", "plan", "status", "table", "compare", "export", "attack", "check", "plot", "bench")
     for arguments in ([], ["--help"], ["-h"]):
         status, out, err = command(*arguments)
         assert (status, err) == (0, "")
