@@ -4,6 +4,7 @@ import gc
 import io
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -420,7 +421,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def _explain(error: CycloptsError) -> str:
-    message = str(error).strip().rstrip(".") or type(error).__name__
+    message = re.sub(r"(?<!\.)\.$", "", str(error).strip()) or type(error).__name__  # not of a list that is cut short
     if isinstance(error, UnknownCommandError) and error.unused_tokens and "Did you mean" not in message:
         message += nearest(error.unused_tokens[0], app, otherwise_all=False)
     return f"command line: {message}; see {' '.join(['subspace-adv', *(error.command_chain or ())])} --help"

@@ -86,8 +86,8 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     counts = " and ".join(f"{name} ({len(values):,} in both)" for name, values in shared.items())
     told.insert(0, f"networks are paired by {counts}")
     measured = [name for name in _compared(one.dataset) if name in other.dataset]
-    aligned = [_aligned(side.dataset[["status", *measured]], shared) for side in (one, other)]
-    return Comparison(differences, told, [_gain(*aligned, measured, *pair) for pair in pairs])
+    mine, theirs = (_aligned(side.dataset[["status", *measured]], shared) for side in (one, other))
+    return Comparison(differences, told, [_gain(mine, theirs, measured, *pair) for pair in pairs])
 
 
 def _settings(a: Sweep, b: Sweep) -> Iterator[Difference]:

@@ -148,7 +148,8 @@ def _write_parquet(dataset: "xr.Dataset", path: Path) -> list[Written]:
         first = next(blocks)
         told = {"PANDAS_ATTRS": json.dumps(_attrs(dataset, table.columns))}  # where pandas has `attrs` of a table
         schema = first.schema.with_metadata((first.schema.metadata or {}) | {k: v.encode() for k, v in told.items()})
-        with ParquetWriter(partial, schema) as writer:
+        repeated: Any = [name for name in table.columns if name not in dataset.data_vars]  # its type says bool alone
+        with ParquetWriter(partial, schema, use_dictionary=repeated) as writer:
             for block in (first, *blocks):
                 writer.write_table(block.cast(schema))
 

@@ -122,8 +122,8 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
+    "<": "$<$",
+    ">": "$>$",
     "[": "{[}",  # which after a line's end would begin an argument
 }
 

@@ -69,7 +69,7 @@ LINES = [
         "results",
         "runner",
     ],
-    ["checks", "tables", "comparison", "formats", "exports", "plots", "bench", "progress", "reports", "cli"],
+    ["checks", "tables", "plots", "comparison", "formats", "exports", "bench", "progress", "reports", "cli"],
 ]
 ORDER = [module for line in LINES for module in line]
 # A module may be a folder. Its files import from those to their left, and nobody else imports them.

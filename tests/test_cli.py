@@ -99,7 +99,7 @@ def test_bad_sweeps_and_overrides(tmp_path, command, case, verb):
         (["bench", "--json"], ("--json requires an argument; see",)),
         (["table", "x", "--epsilon"], ("--epsilon requires an argument",)),
         (["run", "x.toml", "--trainer", "fusd"], ('"fusd"', "--trainer", '"fused"', '"xla"')),
-        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, compare, export, attack, check, plot")),
+        (["zzz"], ('Unknown command "zzz"', "run, plan, status, table, compare, export, attack, check, ...; see")),
         (["--verson"], ("--verson", "--version")),
         (["run"], ('"run"', "SWEEP requires an argument")),
         (["plan"], ('"plan"', "SWEEP requires an argument")),
