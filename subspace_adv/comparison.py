@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from subspace_adv.errors import brief
+from subspace_adv.manifest import made_with
 from subspace_adv.measures import distance_name
 from subspace_adv.results import dataset_of
 from subspace_adv.settings import leaves, replicates, role
@@ -116,13 +117,10 @@ def _grids(one: _Side, other: _Side) -> Iterator[Difference]:
 
 def _origins(a: Store, b: Store) -> Iterator[Difference]:
     """Versions, machine and the user's commit, where they are others."""
-    made = [
-        store.manifest["versions"] | store.manifest["machine"] | {"commit": store.manifest["commit"] or "none"}
-        for store in (a, b)
-    ]
+    made = [made_with(store.manifest) | store.manifest["begun"] for store in (a, b)]
     for name in dict.fromkeys([*made[0], *made[1]]):
-        told = [one.get(name, "not told") for one in made]
-        if told[0] != told[1]:
+        told = [str(one.get(name) or "not told") for one in made]
+        if told[0] != told[1] and name not in ("command", "started"):
             yield Difference(MADE_WITH, name, *told)
 
 

@@ -9,6 +9,7 @@ from test_cli import Command, assert_refused, command  # noqa: F401
 
 from subspace_adv import Comparison, compare, open_results, plan, run
 from subspace_adv.comparison import MADE_WITH
+from subspace_adv.manifest import describe
 from subspace_adv.store import Store
 from subspace_adv.tables import median_interval
 
@@ -26,7 +27,7 @@ def made(tmp_path):
     """Makes a folder of a sweep of which nothing has been computed."""
 
     def make(name: str, *overrides: str, text: str = TINY) -> Path:
-        Store.create(tmp_path / name, plan(read(text, *overrides))).close()
+        Store.create(tmp_path / name, describe(plan(read(text, *overrides)))).close()
         return tmp_path / name
 
     return make
@@ -160,7 +161,7 @@ def test_versions_machine_and_commit_are_told_beside_settings(tiny, made, comman
         store = opened(folder)
         if Path(folder) == other:
             monkeypatch.setitem(store.manifest["versions"], "jax", "0.0.1")
-            monkeypatch.setitem(store.manifest, "commit", "abc")
+            monkeypatch.setitem(store.manifest["begun"], "commit", "abc")
         return store
 
     monkeypatch.setattr(Store, "open", elsewhere)

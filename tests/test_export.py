@@ -19,6 +19,7 @@ from test_cli import Command, assert_refused, command  # noqa: F401
 import subspace_adv as sa
 from subspace_adv import UserError, exports, formats, open_results, plan, reports, tables
 from subspace_adv.formats import FORMATS, Column
+from subspace_adv.manifest import describe
 from subspace_adv.store import Store
 from subspace_adv.tables import Estimate
 
@@ -48,7 +49,7 @@ PARTS = ["cells", "heldout", "heldout-features", "points", "points-features"]
 @pytest.fixture
 def wide(tmp_path) -> xr.Dataset:
     pytest.importorskip("sklearn", reason="the digits are scikit-learn's, of the extra `data`")
-    Store.create(tmp_path / "wide", plan(read(WIDE))).close()
+    Store.create(tmp_path / "wide", describe(plan(read(WIDE)))).close()
     return open_results(tmp_path / "wide")
 
 
