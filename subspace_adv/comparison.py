@@ -1,6 +1,6 @@
 """Two results folders compared: settings that differ, and what networks of the same seeds gain between them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,17 +95,26 @@ def _settings(a: Sweep, b: Sweep) -> Iterator[Difference]:
     """The fields of which cells read other values, table by table."""
     same_files = list(a.files().values()) == list(b.files().values())
     for leaf, table in leaves().items():
-        told = [_values(sweep.values(leaf)) if sweep.reads(leaf) else "not read" for sweep in (a, b)]
-        if told[0] != told[1] and not (role(leaf).is_file and same_files):
-            yield Difference(table, leaf, *told)
+        read = [sweep.values(leaf) if sweep.reads(leaf) else () for sweep in (a, b)]
+        if read[0] != read[1] and not (role(leaf).is_file and same_files):
+            told = [_values(values) for values in read]
+            yield Difference(table, leaf, *(told if told[0] != told[1] else _where_they_differ(*read)))
 
 
-def _values(values: tuple) -> str:
-    """The one value of a setting, or all of an axis, as a sweep file has them."""
-    if len(values) == 1:
-        return "not set" if values[0] is None else brief(values[0])
-    written = compact(values)
+def _values(values: Sequence[Any]) -> str:
+    """The one value of a setting, or all of an axis, as a sweep file has them; of many, the first."""
+    if len(values) <= 1:
+        return "not read" if not values else "not set" if values[0] is None else brief(values[0])
+    written = compact(tuple(values))
     return written if isinstance(written, str) else brief(written)
+
+
+def _where_they_differ(a: tuple, b: tuple) -> tuple[str, str]:
+    """Two long axes that begin alike: by the first value that differs, or by their lengths."""
+    place = next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), None)
+    if place is None:
+        return f"{len(a):,} values", f"{len(b):,} values"
+    return f"{a[place]!r} as value number {place + 1:,}", f"{b[place]!r} there"
 
 
 def _grids(one: _Side, other: _Side) -> Iterator[Difference]:
@@ -163,7 +172,7 @@ def _shared_replicates(one: _Side, other: _Side) -> tuple[dict[str, list[Any]], 
         known = set(theirs)
         shared[name] = [value for value in mine if value in known]
         if not shared[name]:
-            told = " and ".join(_values(tuple(values)) for values in (mine, theirs))
+            told = f"{_values(mine)} and {_values(theirs)}"
             return {}, f"nothing can be paired: A and B share no {name}; they have {told}"
     return shared, None
 
@@ -183,9 +192,10 @@ def _matched(one: _Side, other: _Side) -> "tuple[list[tuple[Arm, Arm, Arm]], lis
         mine, theirs = one.varying[leaf], other.varying[leaf]
         common = [value for value in mine if value in theirs]
         if not common:
-            return [], [f"nothing can be paired: A and B share no value of {leaf}; they have {mine} and {theirs}"]
+            have = f"{_values(mine)} and {_values(theirs)}"
+            return [], [f"nothing can be paired: A and B share no value of {leaf}; they have {have}"]
         if len(common) < max(len(mine), len(theirs)):
-            told.append(f"of {leaf} both have {_values(tuple(common))} alone")
+            told.append(f"of {leaf} both have {_values(common)} alone")
     mine, said = _narrowed(one, other.fixed, other.varying, "A", "B")
     theirs, said_too = _narrowed(other, one.fixed, one.varying, "B", "A")
     counterparts: dict[tuple, list[tuple[Arm, Arm]]] = {}

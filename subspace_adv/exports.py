@@ -50,16 +50,13 @@ class Table(NamedTuple):
 
         shape = tuple(self.sizes.values())
         for start in range(0, max(self.rows, 1), _ROWS):
-            index = np.unravel_index(np.arange(start, min(start + _ROWS, self.rows)), shape) if shape else ()
-            at = dict(zip(self.sizes, index, strict=True))
-            yield pd.DataFrame(
-                {
-                    name: column.values[tuple(at[str(dimension)] for dimension in column.dims)]
-                    if column.dims
-                    else np.full(min(_ROWS, self.rows - start), column.values)
-                    for name, column in self.columns.items()
-                }
-            )
+            rows = np.arange(start, min(start + _ROWS, self.rows))
+            at = dict(zip(self.sizes, np.unravel_index(rows, shape) if shape else (), strict=True))
+            cells = {
+                name: column.values[tuple(at[str(dimension)] for dimension in column.dims)]
+                for name, column in self.columns.items()
+            }
+            yield pd.DataFrame(cells, index=rows)
 
 
 def export(results: "str | Path | xr.Dataset", path: str | Path) -> list[Written]:

@@ -115,6 +115,18 @@ def test_axes_of_one_value_are_settings(made):
     assert [gain.arm for gain in found.gains] == [{}]
 
 
+def test_long_axes_that_begin_alike_are_told_apart(made):
+    scales = [round(0.01 * i, 2) for i in range(1, 31)]
+    other = [*scales[:20], 0.555, *scales[21:]]
+    a, b, longer = (
+        made(name, f"init_scale={','.join(map(str, values))}")
+        for name, values in (("a", scales), ("b", other), ("longer", [*scales, 0.9]))
+    )
+    assert settings(compare(a, b)) == {"network.init_scale": ("0.21 as value number 21", "0.555 there")}
+    assert settings(compare(a, longer)) == {"network.init_scale": ("30 values", "31 values")}
+    assert len(compare(a, b).gains) == 2 * 29
+
+
 def test_settings_that_move_together_are_matched_by_their_values(tiny, monkeypatch):
     """A dimension that is no setting itself: its index tells nothing, the settings along it do."""
     from subspace_adv import comparison
