@@ -24,6 +24,7 @@ PACKAGE = Path(subspace_adv.__file__).parent
 
 def test_names_of_the_package():
     assert set(subspace_adv.__all__) == {
+        "Comparison",
         "Network",
         "Networks",
         "Plan",
@@ -35,6 +36,8 @@ def test_names_of_the_package():
         "attack",
         "bracket",
         "certify",
+        "compare",
+        "export",
         "load_networks",
         "load_points",
         "measure",
