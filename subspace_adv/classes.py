@@ -14,7 +14,7 @@ from subspace_adv.sweep import Sweep
 
 def own_classes(sweep: Sweep) -> list[str]:
     """Names of the classes among a sweep's architectures."""
-    return [name for name in sweep.values("architecture") if is_class_name(name)]
+    return [name for name in dict.fromkeys(sweep.values("architecture")) if is_class_name(name)]
 
 
 def import_class(name: str) -> None:

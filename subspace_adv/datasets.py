@@ -12,9 +12,9 @@ from subspace_adv.settings import leaves
 from subspace_adv.sweep import Sweep
 
 
-def data_axes(sweep: Sweep) -> tuple[str, ...]:
-    """The axes that the data depend on."""
-    return tuple(axis for axis in sweep.axes if leaves()[axis] == "data")
+def data_fields(sweep: Sweep) -> tuple[str, ...]:
+    """The fields that vary and decide on the data."""
+    return tuple(leaf for leaf in sweep.axes if leaves()[leaf] == "data")
 
 
 def load_data(settings: DataSettings) -> Data:
@@ -75,7 +75,7 @@ def input_span(settings: DataSettings, fields: ReceptiveFields) -> InputSpan:
 
 def cell_data(sweep: Sweep, cells: np.ndarray) -> tuple[list[DataSettings], np.ndarray]:
     """The distinct datasets of some cells, and which of them each cell has."""
-    names = data_axes(sweep)
+    names = data_fields(sweep)
     if not names:
         return [sweep.dataset({})], np.zeros(len(cells), np.int64)
     columns = [sweep.column(leaf, cells) for leaf in names]
@@ -91,12 +91,12 @@ def grid_data(sweep: Sweep) -> tuple[list[DataSettings], np.ndarray]:
     """The distinct datasets of a sweep, and which of them each cell has.
 
     Returns:
-        The datasets, and their indices with one dimension for each axis of the sweep, of length 1 where the data do
+        The datasets, and their indices with one dimension for each of the sweep, of length 1 where the data do
         not depend on it.
     """
-    names = data_axes(sweep)
+    names = data_fields(sweep)
     first = np.zeros((), np.int64)
-    for axis, size in zip(sweep.axes, sweep.shape, strict=True):
-        first = first[..., None] * size + (np.arange(size) if axis in names else np.zeros(1, np.int64))
+    for of, size in zip(sweep.dimensions.values(), sweep.shape, strict=True):
+        first = first[..., None] * size + (np.zeros(1, np.int64) if of.keys().isdisjoint(names) else np.arange(size))
     datasets, which = cell_data(sweep, first.ravel())
     return datasets, which.reshape(first.shape)

@@ -17,6 +17,7 @@ class Role(NamedTuple):
     """What a setting is to the cells that have it; all that a sweep makes of the setting follows from this."""
 
     shapes: bool = False  # cells that differ in it may need different compiled programs
+    is_switch: bool = False  # of a number that shapes: only whether it is 0 decides
     tells_points: bool = False  # the data are drawn from it
     tells_place: bool = False  # it tells where in R^d the span of the data lies, and changes nothing within the span
     entry: type | None = None  # of NumPy, of its entry in a cell's arrays; None where it has none
@@ -36,9 +37,9 @@ STATIC_LIST = STATIC._replace(axis=False, is_list=True)
 SWITCH = STATIC._replace(axis=False)
 
 
-def run_time(entry: type, *, shapes: bool = False, replicate: bool = False) -> Role:
+def run_time(entry: type, *, shapes: bool = False, is_switch: bool = False, replicate: bool = False) -> Role:
     """The role of a setting whose values are entries of arrays, so that cells of one program may differ in it."""
-    return Role(shapes=shapes, entry=entry, replicate=replicate)
+    return Role(shapes=shapes, is_switch=is_switch, entry=entry, replicate=replicate)
 
 
 class Table(BaseModel, frozen=True, extra="forbid", strict=True):

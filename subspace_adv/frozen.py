@@ -54,14 +54,22 @@ def over_grid(
     otherwise: Any,
 ) -> np.ndarray:
     """A fact of the frozen part, shaped to broadcast over the grid; of networks of which nothing is known, another."""
-    designed = [leaf for leaf in DESIGNED if leaf in sweep.axes and leaf != "width"]
-    sizes: dict[str, int] = {leaf: len(sweep.axes[leaf]) for leaf in designed}
-    shape = [sizes[axis] if axis in sizes else of_data for axis, of_data in zip(sweep.axes, which.shape, strict=True)]
+    designed = list(sweep.distinct([leaf for leaf in DESIGNED if leaf != "width"]))
+    shape = [
+        len(of) if len(values) > 1 else of_data for (values, of), of_data in zip(designed, which.shape, strict=True)
+    ]
     found = np.empty(shape, np.result_type(type(otherwise)))
-    for place in itertools.product(*(range(size) for size in sizes.values())):
-        at = dict(zip(designed, place, strict=True))
-        told = {leaf: sweep.axes[leaf][i] for leaf, i in at.items()}
-        frozen = [frozen_part(sweep.design(told, settings.shape), settings) for settings in datasets]
-        facts = np.array([otherwise if one is None else fact(one) for one in frozen], found.dtype)
-        found[tuple(slice(at[axis], at[axis] + 1) if axis in at else slice(None) for axis in sweep.axes)] = facts[which]
+    for place in itertools.product(*(range(len(values)) for values, _ in designed)):
+        told = {leaf: v for (values, _), i in zip(designed, place, strict=True) for leaf, v in values[i].items()}
+        along = [
+            np.flatnonzero(of == i) if len(values) > 1 else np.arange(size)
+            for (values, of), i, size in zip(designed, place, which.shape, strict=True)
+        ]
+        here = which[np.ix_(*(i if size > 1 else [0] for i, size in zip(along, which.shape, strict=True)))]
+        facts = np.empty(len(datasets), found.dtype)
+        for number in np.unique(here):  # no other has networks of this design
+            settings = datasets[number]
+            frozen = frozen_part(sweep.design(told, settings.shape), settings)
+            facts[number] = otherwise if frozen is None else fact(frozen)
+        found[np.ix_(*along)] = facts[here]
     return found

@@ -15,6 +15,7 @@ from subspace_adv import devices, engine
 from subspace_adv.contracts import Design, named, renamed
 from subspace_adv.data import HELDOUT
 from subspace_adv.datasets import cell_data, load_data, load_span
+from subspace_adv.dimensions import is_axis
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, variables
@@ -49,7 +50,7 @@ def load_networks(
         margin_level: or one of `at_margins`.
         **coordinates: an axis by name, with the value to select (the axis is dropped) or a list of values (it is
             kept). Axes not named are kept whole. Where values are lists, one is a list, as in the sweep file, or text,
-            as in the Dataset.
+            as in the Dataset. Of a zip or a sample the value is the place along it, from 0 on.
 
     Returns:
         Of architecture "mlp" with depth 1 a `Network`, weight (…, m, d), bias (…, m), head (…, m), head_bias (…); of
@@ -244,12 +245,16 @@ def _start_jax() -> None:
 def _select(sweep: Sweep, coordinates: dict[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
     """Flat indices of the selected cells and the shape they keep."""
     for name in coordinates:
-        if name not in sweep.axes:
-            raise UserError(f"{name}: no such axis{nearest(name, sweep.axes)}")
+        if name in sweep.axes and name not in sweep.dimensions:
+            along = next(one for one, of in sweep.dimensions.items() if name in of)
+            told = f"varies along {along}, with which networks are selected, by their place: {along}=0 to "
+            raise UserError(f"{name}: {told}{along}={len(sweep.axes[name]) - 1}")
+        if name not in sweep.dimensions:
+            raise UserError(f"{name}: no such axis{nearest(name, sweep.dimensions)}")
     index: list[Any] = []
-    for axis in sweep.axes:
-        is_list = role(axis).is_list
-        values = tuple(sweep.coordinate(axis).tolist()) if is_list else sweep.axes[axis]
+    for axis, size in zip(sweep.dimensions, sweep.shape, strict=True):
+        is_list = is_axis(axis) and role(axis).is_list
+        values = tuple(sweep.coordinate(axis).tolist()) if is_list else sweep.axes.get(axis, tuple(range(size)))
         if axis not in coordinates:
             index.append(np.arange(len(values)))
             continue

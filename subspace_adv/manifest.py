@@ -21,6 +21,7 @@ import numpy as np
 from subspace_adv.attacks import ATTACKS
 from subspace_adv.contracts import named
 from subspace_adv.devices import processor
+from subspace_adv.dimensions import place
 from subspace_adv.errors import UserError, brief
 from subspace_adv.identity import Column, own_settings
 from subspace_adv.identity import digest as settings_digest
@@ -207,19 +208,21 @@ def sweep_difference(theirs: Sweep, ours: Sweep) -> str | None:
     """In what a folder's sweep is not ours, in words; what a sweep, or a file of the same content, is called is not."""
     same_files = list(theirs.files().values()) == list(ours.files().values())
     there, here = (_content(sweep, with_files=not same_files) for sweep in (theirs, ours))
-    for table in there:
-        for leaf in {**there[table], **here[table]}:
-            was, now = there[table].get(leaf), here[table].get(leaf)
+    for table in {**there, **here}:
+        for leaf in {**there.get(table, {}), **here.get(table, {})}:
+            was, now = (content.get(table, {}).get(leaf) for content in (there, here))
             if was != now:
                 return f"holds another sweep: {table}.{leaf} {_told(was, now)}"
-    if list(theirs.axes) != list(ours.axes):
-        orders = [", ".join(sweep.axes) for sweep in (theirs, ours)]
+    if list(theirs.dimensions) != list(ours.dimensions):
+        orders = [", ".join(sweep.dimensions) for sweep in (theirs, ours)]
         return f"holds the axes in another order, {orders[0]} and not {orders[1]}"
     return None
 
 
 def _content(sweep: Sweep, *, with_files: bool) -> dict[str, dict[str, Any]]:
-    content = {table: getattr(sweep, table).model_dump() for table in tables()} | {"axes": sweep.axes}
+    content = {table: getattr(sweep, table).model_dump() for table in tables()}
+    for leaf, values in sweep.axes.items():
+        content.setdefault(place(sweep.dimensions, leaf), {})[leaf] = values
     return {
         table: {leaf: value for leaf, value in fields.items() if with_files or not role(leaf).is_file}
         for table, fields in content.items()

@@ -44,12 +44,12 @@ def _of_one_class(sweep: Sweep) -> str | None:
 
 
 def _at_the_origin(sweep: Sweep) -> str | None:
-    margins = [margin for margin in sweep.values("stop_margin") if 0 <= margin < math.inf]
-    through = [kind for kind in sweep.values("kind") if KINDS[kind].has_origin]
-    perceptrons = "mlp" in sweep.values("architecture")
-    if "theory" not in sweep.values("init") or not (perceptrons and through and margins):
-        return None
-    return (
-        f"no network of init 'theory' converges on kind {through[0]!r}: without biases its output is 0 at the point 0, "
-        f"and so no margin exceeds stop_margin = {margins[0]}; choose another init or kind"
-    )
+    for at in sweep.combinations(["kind", "stop_margin", "architecture", "init"]):
+        kind, margin = at["kind"], at["stop_margin"]
+        perceptrons = at["architecture"] == "mlp" and at["init"] == "theory"
+        if perceptrons and KINDS[kind].has_origin and 0 <= margin < math.inf:
+            return (
+                f"no network of init 'theory' converges on kind {kind!r}: without biases its output is 0 at the point "
+                f"0, and so no margin exceeds stop_margin = {margin}; choose another init or kind"
+            )
+    return None

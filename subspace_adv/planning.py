@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -17,6 +17,7 @@ from subspace_adv.costs import Seconds
 from subspace_adv.data import HELDOUT, DataSettings
 from subspace_adv.datasets import input_span
 from subspace_adv.devices import Device
+from subspace_adv.dimensions import place
 from subspace_adv.errors import UserError, brief
 from subspace_adv.initialization import Law
 from subspace_adv.measures import TRAINED, Recording
@@ -29,7 +30,7 @@ from subspace_adv.reduction import reduction
 from subspace_adv.rows import nearest
 from subspace_adv.settings import NetworkSettings, resolved_trainable, role
 from subspace_adv.snapshots import Snapshots, during, snapshots_of
-from subspace_adv.sweep import Sweep
+from subspace_adv.sweep import Sweep, Values
 from subspace_adv.training import SETTLING_STEPS, Recipe, Trainer
 
 _FEW_FUSED_LANES, _FUSED_LANES = 64, 512  # the kernel keeps 16 in cache at a time, and looks for the next one by itself
@@ -246,34 +247,31 @@ def _import_classes(sweep: Sweep) -> None:
     names = own_classes(sweep)
     for name in names:
         import_class(name)
-    if len(names) < len(sweep.values("architecture")):
+    if len(names) < len(set(sweep.values("architecture"))):
         return  # others read them
     for leaf in ASKED:
         default = NetworkSettings.model_fields[leaf].default
-        if sweep.values(leaf) != (default,) and all(leaf in unread(name) for name in names):
+        if set(sweep.values(leaf)) != {default} and all(leaf in unread(name) for name in names):
             told = f"changes nothing, as {' and '.join(names)} has no field of this name; leave it out"
-            written = ("axes", list(sweep.axes[leaf])) if leaf in sweep.axes else ("network", *sweep.values(leaf))
-            raise UserError(f"{written[0]}.{leaf} = {brief(written[1])}: {told}")
+            written = list(sweep.axes[leaf]) if leaf in sweep.axes else sweep.values(leaf)[0]
+            raise UserError(f"{place(sweep.dimensions, leaf)}.{leaf} = {brief(written)}: {told}")
 
 
 def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = None) -> Plan:
     """As `plan`, without its warnings."""
     device = device or devices.local()
-    varying = [leaf for leaf in sweep.axes if role(leaf).shapes]
-    grid = np.arange(sweep.cells).reshape(sweep.shape)
-    members: dict[Program, list[np.ndarray]] = {}
     datasets: dict[Program, set[DataSettings]] = {}
     reasons: dict[Program, tuple[str, str]] = {}
-    for place in itertools.product(*(range(len(sweep.axes[leaf])) for leaf in varying)):
-        at = dict(zip(varying, place, strict=True))
-        cells = grid[tuple(at.get(leaf, slice(None)) for leaf in sweep.axes)].ravel()
-        program, settings, why = _program(sweep, {leaf: sweep.axes[leaf][i] for leaf, i in at.items()}, trainer, device)
-        members.setdefault(program, []).append(cells)
+    parts = list(sweep.distinct([leaf for leaf in sweep.axes if role(leaf).shapes], _decisive))
+    programs = []  # of all combinations of the parts of each dimension
+    for chosen in itertools.product(*(values for values, _ in parts)):
+        values = {leaf: value for part in chosen for leaf, value in part.items()}
+        program, settings, why = _program(sweep, values, trainer, device)
         datasets.setdefault(program, set()).add(settings)
         reasons.setdefault(program, why)
+        programs.append(program)
     groups = []
-    for program, parts in members.items():
-        cells = np.sort(np.concatenate(parts))
+    for program, cells in zip(datasets, _members(sweep, parts, programs), strict=True):
         lanes, tail_lanes = _lanes(program, len(cells), device)
         max_steps = int(sweep.column("max_steps", cells).max())
         why = reasons[program]
@@ -299,6 +297,29 @@ def chunks_of(todo: Plan, cuts: Iterable[tuple[int, np.ndarray]]) -> tuple[Chunk
     return tuple(Chunk(number, todo.groups[which[cells[0]]], cells) for number, cells in cuts)
 
 
+def _decisive(leaf: str, value: Any) -> Any:
+    """What of a field's value decides on the program."""
+    return bool(value) if role(leaf).is_switch else value
+
+
+def _members(
+    sweep: Sweep, parts: Sequence[tuple[list[Values], np.ndarray]], programs: Sequence[Program]
+) -> list[np.ndarray]:
+    """The cells of each program, ascending, of programs in the order in which they first come.
+
+    Args:
+        sweep: the sweep.
+        parts: of each dimension, as from `Sweep.distinct`.
+        programs: of all combinations of these.
+    """
+    number = {program: i for i, program in enumerate(dict.fromkeys(programs))}
+    kind = np.min_scalar_type(len(number))  # small numbers are sorted in linear time
+    of_parts = np.array([number[program] for program in programs], kind).reshape([len(values) for values, _ in parts])
+    of_cells = of_parts[np.ix_(*(of for _, of in parts))].ravel()
+    counts = np.bincount(of_cells, minlength=len(number))
+    return np.split(np.argsort(of_cells, kind="stable"), np.cumsum(counts)[:-1])
+
+
 def in_ambient_coordinates(todo: Plan) -> Plan:
     """The same plan without the reduction to the span of the data: what it saves, and whether it is right."""
     groups = {
@@ -314,7 +335,7 @@ def in_ambient_coordinates(todo: Plan) -> Plan:
 def _program(
     sweep: Sweep, values: dict, requested: Trainer | None, device: Device
 ) -> tuple[Program, DataSettings, tuple[str, str]]:
-    """Program and data of cells, given their values on the axes that shape it, and why it is what it is."""
+    """Program and data of cells, given their values of the varying fields that shape it, and why it is what it is."""
 
     def value(leaf: str) -> Any:
         return values[leaf] if leaf in values else sweep.values(leaf)[0]
@@ -348,6 +369,7 @@ def _program(
     return program, settings, (why_reduced, why_trainer)
 
 
+@functools.lru_cache(maxsize=256)
 def _check_model(architecture: str, program: Program) -> None:
     """Refuse a model that does not keep its contract, as far as shapes and names tell.
 

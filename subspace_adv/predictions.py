@@ -94,7 +94,9 @@ def predict(
     """
 
     def setting(leaf: str, dtype: Any = np.float32) -> np.ndarray:
-        return np.array(sweep.values(leaf), dtype).reshape([-1 if axis == leaf else 1 for axis in sweep.axes])
+        return np.array(sweep.values(leaf), dtype).reshape(
+            [-1 if leaf in of else 1 for of in sweep.dimensions.values()]
+        )
 
     def of_frozen(fact: Callable[[Frozen], Any], otherwise: Any) -> np.ndarray:
         return over_grid(sweep, datasets, which, fact, otherwise)

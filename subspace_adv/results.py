@@ -8,7 +8,8 @@ import numpy as np
 
 from subspace_adv.brackets import exactness
 from subspace_adv.data import HELDOUT, DataSettings
-from subspace_adv.datasets import data_axes, grid_data, load_data, load_span
+from subspace_adv.datasets import grid_data, load_data, load_span
+from subspace_adv.dimensions import FIELDS, is_axis
 from subspace_adv.errors import UserError
 from subspace_adv.loading import committed
 from subspace_adv.manifest import certified_classes, made_with
@@ -32,7 +33,8 @@ def open_results(folder: str | Path) -> "xr.Dataset":
         folder: a results folder, complete or not.
 
     Returns:
-        A Dataset with one dimension per axis of the sweep, in its order, `point` and `heldout`. What was measured
+        A Dataset with one dimension per axis of the sweep, in its order, then one per zip, and one of the sample, along
+        which what varies are coordinates, then `point` and `heldout`. What was measured
         before networks stopped too is along `step` or `margin_level`, and last, at inf, as it was at their stop:
         `final` takes that. Cells not yet done
         have status 0 and NaN; so have points beyond a smaller dataset's. Each variable's attrs tell its meaning and
@@ -61,18 +63,22 @@ def dataset_of(store: Store) -> "xr.Dataset":
         snapshots = snapshots_of(sweep.measure)
         if snapshots.number:
             arrays |= predict_during(sweep, arrays, datasets, which, labels, snapshots.number)
-    axes = list(sweep.axes)
+    axes, fields = list(sweep.dimensions), list(sweep.axes)
     shared, along = _settings(sweep, datasets, which)
     # Where a subspace lies changes neither labels nor coordinates within it.
-    along_data = [axis for axis in data_axes(sweep) if not role(axis).tells_place]
+    along_data = [
+        axis
+        for axis, of in sweep.dimensions.items()
+        if any(leaves()[leaf] == "data" and not role(leaf).tells_place for leaf in of)
+    ]
     which = which[tuple(slice(None) if axis in along_data else 0 for axis in axes)]
     dataset = xr.Dataset(
         {
             name: ((*axes, *dimensions), values.reshape((*sweep.shape, *values.shape[1:])))
-            for name, dimensions, values in _variables(table | PREDICTIONS, arrays, axes, snapshots)
+            for name, dimensions, values in _variables(table | PREDICTIONS, arrays, fields, snapshots)
         },
         coords={
-            **{axis: sweep.coordinate(axis) for axis in axes},
+            **_coordinates(sweep),
             **{dimension: np.array(snapshots.values(dimension)) for dimension in snapshots.dimensions},
             **along,
             "label": ((*along_data, "point"), labels[which]),
@@ -82,18 +88,29 @@ def dataset_of(store: Store) -> "xr.Dataset":
         attrs={
             "name": sweep.name,
             **shared,
-            **{leaf: v for leaf, v in _measured(sweep).items() if leaf not in axes},
+            **{leaf: v for leaf, v in _measured(sweep).items() if leaf not in fields},
             **_origin(store),
         },
     )
     for name, variable in (table | PREDICTIONS).items():
         meaning = variable.meaning + (_how_exact(store, name) if name.startswith("distance_") else "")
-        for shown in {_shown(name, axes), at_margin(_shown(name, axes))} & dataset.data_vars.keys():
+        for shown in {_shown(name, fields), at_margin(_shown(name, fields))} & dataset.data_vars.keys():
             dataset[shown].attrs = {"long_name": meaning, "units": variable.unit}
     for name, attrs in _TOLD.items():
         if name in dataset.variables:
             dataset[name].attrs = attrs
     return dataset
+
+
+def _coordinates(sweep: Sweep) -> dict[str, Any]:
+    """What tells places along the dimensions: values along axes; of zips and a sample numbers, and values of fields."""
+    found: dict[str, Any] = {}
+    for (name, of), size in zip(sweep.dimensions.items(), sweep.shape, strict=True):
+        if not is_axis(name):
+            attrs = {"long_name": "place along fields that vary together", FIELDS: ", ".join(of)}
+            found[name] = name, np.arange(size), attrs
+        found |= {leaf: (name, sweep.coordinate(leaf)) for leaf in of}
+    return found
 
 
 def _recorded(store: Store, points: int) -> dict[str, np.ndarray]:
@@ -129,7 +146,7 @@ def _recorded(store: Store, points: int) -> dict[str, np.ndarray]:
 
 
 def _variables(
-    table: dict[str, Variable], arrays: dict[str, np.ndarray], axes: list[str], snapshots: Snapshots
+    table: dict[str, Variable], arrays: dict[str, np.ndarray], fields: list[str], snapshots: Snapshots
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     """Name, dimensions beside the axes, and values (cells, …) of every variable: of its snapshots, then of the stop."""
     at_stop = {name: values for name, values in arrays.items() if name in table or name in TRAINED}
@@ -139,9 +156,9 @@ def _variables(
         if name == "steps":
             along = {dimension: part for dimension, part in along.items() if dimension == MARGIN_LEVEL}
         if not along or (name == "steps" and STEP in snapshots.dimensions):
-            yield _shown(name, axes), inner, values
+            yield _shown(name, fields), inner, values
         for dimension, part in along.items():
-            shown = _shown(name, axes)
+            shown = _shown(name, fields)
             if dimension == MARGIN_LEVEL and STEP in snapshots.dimensions:
                 shown = at_margin(shown)
             all_of_them = np.concatenate([arrays[during(name)][:, part], values[:, None]], axis=1)
@@ -201,9 +218,9 @@ _TOLD: dict[str, dict[str, Any]] = {
 }
 
 
-def _shown(name: str, axes: list[str]) -> str:
-    """Name of a variable in the Dataset: an axis of the same name keeps it."""
-    return f"{name}_value" if name in axes else name
+def _shown(name: str, fields: list[str]) -> str:
+    """Name of a variable in the Dataset: a field of the same name that varies keeps it."""
+    return f"{name}_value" if name in fields else name
 
 
 def _settings(
@@ -224,7 +241,8 @@ def _settings(
         if len(set(values)) == 1:
             shared[leaf] = values[0]
         elif values:
-            along[leaf] = ("init" if leaf == "trainable" else "kind", np.array(values))
+            decider = "init" if leaf == "trainable" else "kind"
+            along[leaf] = (next(name for name, of in sweep.dimensions.items() if decider in of), np.array(values))
     return shared, along
 
 
@@ -246,7 +264,7 @@ def _sizes(
         varying = [i for i in range(values.ndim) if (values != values.take([0], axis=i)).any()]
         if varying:
             values = values[tuple(slice(None) if i in varying else 0 for i in range(values.ndim))]
-            along[size] = tuple(axis for i, axis in enumerate(sweep.axes) if i in varying), values
+            along[size] = tuple(axis for i, axis in enumerate(sweep.dimensions) if i in varying), values
         else:
             shared[size] = int(values.flat[0])
     return shared, along

@@ -93,7 +93,7 @@ class TrainingSettings(Table, frozen=True):
     optimizer: Annotated[str, PlainValidator(OPTIMIZERS.name), STATIC] = "gd"
     learning_rate: Annotated[Positive, run_time(np.float32)] = 0.02
     # Whether there is any decides on the reduction of optimizers that step by coordinates.
-    weight_decay: Annotated[NotNegative, run_time(np.float32, shapes=True)] = 0.0
+    weight_decay: Annotated[NotNegative, run_time(np.float32, shapes=True, is_switch=True)] = 0.0
     momentum: Annotated[BelowOne, run_time(np.float32)] = 0.9
     batch_size: Annotated[Count, run_time(np.int32)] = 1
     stop_margin: Annotated[Level, run_time(np.float32)] = 0.3

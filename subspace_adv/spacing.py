@@ -8,7 +8,7 @@ import numpy as np
 FORMS = 'a list, "start:stop", "start:stop:step" of whole numbers, {log = [a, b], n = 7} or {lin = [a, b], n = 5}'
 """How several values are written in a sweep file."""
 MOST_VALUES = 10**7
-_MOST_SPACED = 10_000
+MOST_SPACED = 10_000
 _RANGE = re.compile(r"(\d+):(\d+)(?::(\d+))?")
 _SPACED = re.compile(r"(log|lin):([^:]*):([^:]*):([^:]*)")
 Number = int | float
@@ -35,8 +35,15 @@ class Spacing(NamedTuple):
         if self.scale == "step":
             return tuple(range(int(self.first), int(self.last), self.number))
         spaced = {"log": np.geomspace, "lin": np.linspace}[self.scale](self.first, self.last, self.number)
-        shortly = (float(str(value)) for value in spaced.astype(np.float32))
-        return tuple(dict.fromkeys(np.rint(spaced).astype(np.int64).tolist() if whole else shortly))
+        return tuple(dict.fromkeys(_told(spaced, whole=whole)))
+
+    def at(self, shares: np.ndarray, *, whole: bool) -> tuple[Number, ...]:
+        """Those at some shares of the way from the first to the last, on the scale; as `values` tells them."""
+        ends = np.array([self.first, self.last], np.float64)
+        first, last = np.log(ends) if self.scale == "log" else ends
+        on_scale = first + (last - first) * shares
+        found = np.exp(on_scale) if self.scale == "log" else on_scale
+        return tuple(_told(np.clip(found, min(ends), max(ends)), whole=whole))
 
 
 def is_spacing(text: str) -> bool:
@@ -72,6 +79,25 @@ def read_spacing(written: Any) -> Spacing:
     raise ValueError(f"must be {FORMS}")
 
 
+def read_range(written: Any) -> Spacing:
+    """What a table tells that names a scale and its ends alone.
+
+    Raises:
+        ValueError: telling what it must be.
+    """
+    match written:
+        case {"log": [first, last], **others} if not others:
+            return _checked("log", first, last, 2)
+        case {"lin": [first, last], **others} if not others:
+            return _checked("lin", first, last, 2)
+    raise ValueError("must be a range, {log = [a, b]} or {lin = [a, b]}")
+
+
+def _told(values: np.ndarray, *, whole: bool) -> list[Number]:
+    """Whole numbers, or else those of float32, in which networks train, told shortly."""
+    return np.rint(values).astype(np.int64).tolist() if whole else [float(str(v)) for v in values.astype(np.float32)]
+
+
 def _number(text: str) -> Any:
     """The number that a text tells; if it is none, the text."""
     for kind in (int, float):
@@ -90,6 +116,6 @@ def _checked(scale: str, first: Any, last: Any, number: Any) -> Spacing:
             raise ValueError(f"{end} has no place on a logarithmic scale; both ends must be over 0")
     if first == last:
         raise ValueError(f"both ends are {first}; they must differ")
-    if isinstance(number, bool) or not isinstance(number, int) or not 2 <= number <= _MOST_SPACED:
-        raise ValueError(f"n is {number!r}; must be a whole number from 2 to {_MOST_SPACED:,}")
+    if isinstance(number, bool) or not isinstance(number, int) or not 2 <= number <= MOST_SPACED:
+        raise ValueError(f"n is {number!r}; must be a whole number from 2 to {MOST_SPACED:,}")
     return Spacing(scale, first, last, number)

@@ -1,11 +1,13 @@
-"""A sweep: settings shared by all cells of a grid, the axes along which they differ, and what is wrong with them."""
+"""A sweep: settings shared by all cells of a grid, the dimensions along which they differ, and what is wrong there."""
 
+import functools
 import itertools
 import math
+import operator
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +17,9 @@ import tomli_w
 from subspace_adv import sweepfile
 from subspace_adv.contracts import Design
 from subspace_adv.data import KINDS, DataSettings, Shape
+from subspace_adv.dimensions import Dimension, Source, check_rows, is_axis, place, read_dimensions, written_fields
 from subspace_adv.errors import UserError, brief
-from subspace_adv.fields import Table, checked, distinct, distinct_in_float32
+from subspace_adv.fields import Table, checked
 from subspace_adv.models import architecture_of, row_name
 from subspace_adv.network import padded_size
 from subspace_adv.norms import NORMS
@@ -36,23 +39,26 @@ from subspace_adv.settings import (
     tables,
     where_read,
 )
-from subspace_adv.spacing import MOST_VALUES, read_spacing
+from subspace_adv.spacing import MOST_VALUES
 
-Scalar = str | int | float
-Source = Callable[[str], str]
-"""Where a field was written, as messages tell it: a file, the command line, or Python."""
+Values = dict[str, Any]
+"""Values by field, of some cells."""
 
 
 @dataclass(frozen=True, init=False)
 class Sweep:
-    """A grid of experiments: settings shared by all cells, and the axes along which cells differ."""
+    """A grid of experiments: settings shared by all cells, and the dimensions along which cells differ.
+
+    An axis is a dimension of one field, whose name it has; along others, zips and a sample, several move together.
+    """
 
     name: str
     data: Table
     network: NetworkSettings
     training: TrainingSettings
     measure: MeasureSettings
-    axes: dict[str, tuple[Scalar, ...]]
+    dimensions: dict[str, Dimension]
+    axes: Dimension = field(repr=False, compare=False)  # the fields of all dimensions
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class Sweep:
         training: Table | Mapping[str, Any] | None = None,
         measure: Table | Mapping[str, Any] | None = None,
         axes: Mapping[str, Any] | None = None,
+        zips: Iterable[Mapping[str, Any]] = (),
+        sample: Mapping[str, Any] | None = None,
     ) -> None:
         """A sweep written in Python, checked as a sweep file is.
 
@@ -74,12 +82,16 @@ class Sweep:
             measure: of `[measure]`.
             axes: values by field: a list or a tuple, a range, or as a sweep file has them, such as "start:stop" or
                 {"log": [0.001, 1], "n": 7}.
+            zips: fields that move together: of each `[[zip]]` its name, and values by field.
+            sample: of `[sample]`: n, and ranges by field, such as {"log": [0.001, 1]}; draw_seed, and the method.
 
         Raises:
             UserError: naming the field, its value and the nearest good one; so for a field that no cell reads.
         """
-        written = {"data": data, "network": network, "training": training, "measure": measure, "axes": axes}
-        document = {table: _plain(table, content) for table, content in written.items()}
+        given = {"data": data, "network": network, "training": training, "measure": measure, "axes": axes}
+        given |= {} if sample is None else {"sample": sample}
+        document: dict[str, Any] = {table: _plain(table, content) for table, content in given.items()}
+        document["zip"] = [_plain("zips", one) for one in _listed(zips)]
         self._make({"name": name, **document}, lambda leaf: "Sweep", set())
 
     @classmethod
@@ -87,7 +99,7 @@ class Sweep:
         """Read a sweep file and apply command-line overrides.
 
         Args:
-            path: a TOML file with the tables [data], [network], [training], [measure] and [axes].
+            path: a TOML file with the tables [data], [network], [training], [measure], [axes], [[zip]] and [sample].
             overrides: "name=value" sets a field (of an axis: its one value); "name=a,b", "name=start:stop",
                 "name=start:stop:step", "name=log:a:b:n" or "name=lin:a:b:n" makes it an axis. One string is one
                 override.
@@ -127,15 +139,26 @@ class Sweep:
         if not _NAME.fullmatch(name):
             told = "must be letters, digits, '_', '-' and '.', as it names a folder"
             raise UserError(f"{source('name')}: name = {brief(name)}: {told}")
-        content = _validated(document, source) | {"axes": _axes(document.get("axes", {}), source)}
-        for part, value in ({"name": name} | content).items():
+        for part, value in ({"name": name} | _validated(document, source)).items():
             object.__setattr__(self, part, value)
+        self._span(read_dimensions(document, source))
         _check_read(self, document, overridden, source)
         read = {table: getattr(self, table).model_dump(include=self._shared(table)) for table in tables()}
         for table, model in tables().items():
             object.__setattr__(self, table, model.model_validate(read[table] | self._of_kinds(table)))
-        object.__setattr__(self, "axes", {leaf: values for leaf, values in self.axes.items() if self.reads(leaf)})
+        dimensions = {
+            name: {leaf: values for leaf, values in of.items() if self.reads(leaf)}
+            for name, of in self.dimensions.items()
+        }
+        self._span({name: of for name, of in dimensions.items() if of})
+        check_rows(self.dimensions, source)
         _check_combinations(self, source)
+
+    def _span(self, dimensions: dict[str, Dimension]) -> None:
+        """Let cells differ along these."""
+        fields = {leaf: values for of in dimensions.values() for leaf, values in of.items()}
+        object.__setattr__(self, "dimensions", dimensions)
+        object.__setattr__(self, "axes", fields)
 
     def _of_kinds(self, table: str) -> dict[str, Any]:
         """Fields of a table that are left to the kinds of data, where all kinds of the sweep have one default."""
@@ -154,27 +177,24 @@ class Sweep:
             path_of: how paths of files, which are absolute, are written.
         """
 
-        def written(leaf: str, value: Any) -> Any:
+        def told(leaf: str, value: Any) -> Any:
             return path_of(value) if role(leaf).is_file else value
+
+        def listed(of: Dimension) -> dict[str, Any]:
+            return {leaf: compact(tuple(told(leaf, value) for value in values)) for leaf, values in of.items()}
 
         document: dict[str, Any] = {"name": self.name}
         for table in tables():
             fields = getattr(self, table).model_dump(mode="json", exclude_none=True, include=self._shared(table))
-            document[table] = {leaf: written(leaf, value) for leaf, value in fields.items()}
-        document["axes"] = {
-            leaf: compact(tuple(written(leaf, value) for value in values)) for leaf, values in self.axes.items()
-        }
-        return tomli_w.dumps(document)
+            document[table] = {leaf: told(leaf, value) for leaf, value in fields.items()}
+        zips = [{"name": name, **listed(of)} for name, of in self.dimensions.items() if not is_axis(name)]
+        document["axes"] = listed({name: of[name] for name, of in self.dimensions.items() if is_axis(name)})
+        return tomli_w.dumps(document | ({"zip": zips} if zips else {}))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Number of values on each axis."""
-        return tuple(len(values) for values in self.axes.values())
-
-    @property
-    def dimensions(self) -> dict[str, dict[str, tuple]]:
-        """The dimensions of the grid by name: of the fields that vary along each, the values."""
-        return {leaf: {leaf: values} for leaf, values in self.axes.items()}
+        """Number of places along each dimension."""
+        return tuple(len(next(iter(of.values()))) for of in self.dimensions.values())
 
     @property
     def cells(self) -> int:
@@ -182,7 +202,7 @@ class Sweep:
         return math.prod(self.shape)
 
     def values(self, leaf: str) -> tuple:
-        """All values of a field over the grid: its axis, or its one setting."""
+        """All values of a field over the grid: those along its dimension, or its one setting."""
         return self.axes.get(leaf) or (getattr(getattr(self, leaves()[leaf]), leaf),)
 
     def reads(self, leaf: str) -> bool:
@@ -191,12 +211,42 @@ class Sweep:
             return self.measure.has_snapshots
         conditions = read_where(leaf)
         return not conditions or any(
-            all(not set(values).isdisjoint(map(row_name, self.values(decider))) for decider, values in one.items())
-            for one in conditions
+            all(row_name(value) in condition[decider] for decider, value in at.items())
+            for condition in conditions
+            for at in self.combinations(condition)
         )
 
+    def distinct(
+        self, fields: Collection[str], as_far_as: Callable[[str, Any], Any] = lambda leaf, value: value
+    ) -> Iterator[tuple[list[Values], np.ndarray]]:
+        """Of each dimension what it tells of some fields, and which of that each place along it has.
+
+        Args:
+            fields: by name.
+            as_far_as: what of a field's value makes a difference; of places that do not differ, the first is told.
+        """
+        for of, size in zip(self.dimensions.values(), self.shape, strict=True):
+            mine = [leaf for leaf in of if leaf in fields]
+            if not mine:
+                yield [{}], np.zeros(size, np.intp)
+                continue
+            found: dict[tuple, tuple[int, Values]] = {}
+            which = np.empty(size, np.intp)
+            for i, row in enumerate(zip(*(of[leaf] for leaf in mine), strict=True)):
+                key = tuple(as_far_as(leaf, value) for leaf, value in zip(mine, row, strict=True))
+                if key not in found:
+                    found[key] = len(found), dict(zip(mine, row, strict=True))
+                which[i] = found[key][0]
+            yield [values for _, values in found.values()], which
+
+    def combinations(self, fields: Collection[str]) -> Iterator[Values]:
+        """The values of some fields that cells have together, each combination once; of those that do not vary too."""
+        fixed = {leaf: self.values(leaf)[0] for leaf in fields if leaf not in self.axes}
+        for parts in itertools.product(*(values for values, _ in self.distinct(fields))):
+            yield functools.reduce(operator.or_, parts, fixed)
+
     def column(self, leaf: str, cells: np.ndarray) -> np.ndarray:
-        """Value of a field in the given cells (flat indices into the grid, last axis fastest)."""
+        """Value of a field in the given cells (flat indices into the grid, last dimension fastest)."""
         told = self.values(leaf)
         as_they_are = leaf == "trainable" or role(leaf).is_list
         values = np.fromiter(told, object, len(told)) if as_they_are else np.array(told)
@@ -206,12 +256,13 @@ class Sweep:
         """Which of the `values` of a field each of the given cells has, an index."""
         if leaf not in self.axes:
             return np.broadcast_to(0, len(cells))
-        return np.unravel_index(cells, self.shape)[list(self.axes).index(leaf)]
+        along = next(i for i, of in enumerate(self.dimensions.values()) if leaf in of)
+        return cells // math.prod(self.shape[along + 1 :]) % self.shape[along]
 
-    def coordinate(self, axis: str) -> np.ndarray:
-        """The values of an axis as results tell them: lists are text."""
-        values: tuple[Any, ...] = self.axes[axis]
-        return np.array([", ".join(map(str, value)) for value in values] if role(axis).is_list else values)
+    def coordinate(self, leaf: str) -> np.ndarray:
+        """The values of a field along its dimension, as results tell them: lists are text."""
+        values = self.axes[leaf]
+        return np.array([", ".join(map(str, value)) for value in values] if role(leaf).is_list else values)
 
     def files(self) -> dict[str, str]:
         """Digests of the files that decide on the data, by path."""
@@ -236,19 +287,17 @@ class Sweep:
         return Design(ambient_dim=shape.ambient_dim, **fields)
 
     def datasets_but_for_replicates(self) -> Iterator[DataSettings]:
-        """The datasets of the grid, of those that differ in their seed alone the first."""
-        for kind in self.values("kind"):
-            varying = [leaf for leaf in KINDS[kind].model_fields if leaf in self.axes and leaf not in replicates()]
-            for at in itertools.product(*(self.axes[leaf] for leaf in varying)):
-                yield self.dataset({"kind": kind, **dict(zip(varying, at, strict=True))})
+        """The datasets of the grid, each once, of those that differ in their seed alone the first."""
+        yield from dict.fromkeys(self.dataset(at) for at in self.combinations(_data_but_for_replicates()))
 
     def designs(self) -> Iterator[tuple[DataSettings, Design]]:
-        """The designs of the grid's networks but for their width, on each of `datasets_but_for_replicates`."""
-        datasets = list(self.datasets_but_for_replicates())
-        varying = [leaf for leaf in DESIGNED if leaf in self.axes and leaf != "width"]
-        for values in itertools.product(*(self.axes[leaf] for leaf in varying)):
-            for dataset in datasets:
-                yield dataset, self.design(dict(zip(varying, values, strict=True)), dataset.shape)
+        """The designs of the grid's networks but for their width, and the data of each, all pairs once."""
+        designed = [leaf for leaf in DESIGNED if leaf != "width"]
+        found = {}
+        for at in self.combinations([*_data_but_for_replicates(), *designed]):
+            dataset = self.dataset(at)
+            found[dataset, self.design(at, dataset.shape)] = None
+        yield from found
 
     def _shared(self, table: str) -> set[str]:
         """The fields of a table that cells read there, and not from an axis."""
@@ -257,6 +306,21 @@ class Sweep:
 
 DESIGNED = tuple(leaf for leaf in Design._fields if leaf != "ambient_dim")
 _NAME = re.compile(r"\w[\w.-]*")
+
+
+def _data_but_for_replicates() -> list[str]:
+    """The fields that decide on the data, but for seeds."""
+    seeds = replicates()
+    return [leaf for leaf, table in leaves().items() if table == "data" and leaf not in seeds]
+
+
+def _listed(zips: Any) -> list:
+    """Zips of a sweep in Python."""
+    if isinstance(zips, str | Mapping) or not isinstance(zips, Iterable):
+        raise UserError(
+            f"Sweep: zips = {brief(zips)}: must be a list of mappings, each of a name, and fields to values"
+        )
+    return list(zips)
 
 
 def _plain(table: str, content: Table | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -279,52 +343,6 @@ def _validated(document: dict[str, Any], source: Source) -> dict[str, Table]:
     return {table: model.model_validate(document.get(table, {})) for table, model in tables().items()}
 
 
-def _axes(document: dict[str, Any], source: Source) -> dict[str, tuple]:
-    """The axes of a document, or a one-line UserError for the first with something wrong."""
-    axes = {}
-    for leaf, written in document.items():
-        where = f"{source(leaf)}: axes.{leaf}"
-        if leaf not in leaves():
-            raise UserError(f"{where}: no such axis{nearest(leaf, [one for one in leaves() if role(one).axis])}")
-        if not role(leaf).axis:
-            why = f"{leaf} is a list already" if role(leaf).is_list else f"{leaf} is one for all networks"
-            raise UserError(f"{where}: cannot be an axis; {why}; set it in [{leaves()[leaf]}]")
-        axes[leaf] = _axis(leaf, written, where)
-    return axes
-
-
-def _axis(leaf: str, written: Any, where: str) -> tuple:
-    """The values of an axis, written as a list or by their ends."""
-    model = tables()[leaves()[leaf]]
-    if isinstance(written, list | tuple | range):
-        if not written:
-            raise UserError(f"{where} = []: no values; list at least one")
-        values = tuple(checked(model, leaf, value, where) for value in written)
-    else:
-        values = _spaced(model, leaf, written, where)
-    try:
-        if isinstance(written, list | tuple):
-            distinct(values)
-        if len({isinstance(value, str) for value in values}) > 1:
-            raise ValueError("must be all numbers or all text")
-        if isinstance(values[0], float):
-            distinct_in_float32(values)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    return values
-
-
-def _spaced(model: type[Table], leaf: str, written: Any, where: str) -> tuple:
-    """The values of an axis written by their ends, of the field's type."""
-    try:
-        spacing = read_spacing(written)
-    except ValueError as error:
-        raise UserError(f"{where} = {brief(written)}: {error}") from None
-    first, _ = (checked(model, leaf, end, where) for end in spacing.ends)
-    kind = type(first)
-    return tuple(map(kind, spacing.values(whole=kind is int)))
-
-
 def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], source: Source) -> None:
     """Refuse what is written and read by no cell; warn of it where the command line, not the file, made it so."""
     for leaf in OF_SNAPSHOTS if not sweep.measure.has_snapshots else ():
@@ -332,14 +350,14 @@ def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], so
             told = "changes nothing; it is read with at_steps or at_margins; leave it out"
             raise UserError(f"{source(leaf)}: measure.{leaf} = {brief(written)}: {told}")
     dropped: dict[str, list[str]] = {}
-    for table in (*tables(), "axes"):
-        for leaf, written in document.get(table, {}).items():
-            if sweep.reads(leaf):
-                continue
-            if leaf in overridden or deciders(leaf).isdisjoint(overridden):
-                told = f"{table}.{leaf} = {brief(written)}: changes nothing; it is {where_read(leaf)}; leave it out"
-                raise UserError(f"{source(leaf)}: {told}")
-            dropped.setdefault(where_read(leaf), []).append(f"{table}.{leaf}")
+    settings = ((table, leaf, value) for table in tables() for leaf, value in document.get(table, {}).items())
+    for table, leaf, value in (*settings, *written_fields(document)):
+        if sweep.reads(leaf):
+            continue
+        if leaf in overridden or deciders(leaf).isdisjoint(overridden):
+            told = f"{table}.{leaf} = {brief(value)}: changes nothing; it is {where_read(leaf)}; leave it out"
+            raise UserError(f"{source(leaf)}: {told}")
+        dropped.setdefault(where_read(leaf), []).append(f"{table}.{leaf}")
     for where, names in dropped.items():
         told = where.replace("read", "read only", 1)
         warnings.warn(f"{source('')}: {', '.join(names)}: left out, as {told}", stacklevel=4)
@@ -347,39 +365,59 @@ def _check_read(sweep: Sweep, document: dict[str, Any], overridden: set[str], so
 
 def _check_combinations(sweep: Sweep, source: Source) -> None:
     def named(leaf: str, value: Any) -> str:
-        return f"{source(leaf)}: {'axes' if leaf in sweep.axes else leaves()[leaf]}.{leaf} = {value}"
+        return f"{source(leaf)}: {place(sweep.dimensions, leaf)}.{leaf} = {value}"
 
     if sweep.cells > MOST_VALUES:
-        longest = max(sweep.axes, key=lambda leaf: len(sweep.axes[leaf]))
+        longest = max(zip(sweep.shape, sweep.dimensions.values(), strict=True), key=lambda one: one[0])[1]
+        leaf = next(iter(longest))
         raise UserError(
-            f"{source(longest)}: axes.{longest}: {sweep.cells:,} cells with the other axes; "
+            f"{source(leaf)}: {place(sweep.dimensions, leaf)}.{leaf}: {sweep.cells:,} cells with the other axes; "
             f"at most {MOST_VALUES:,} are possible"
         )
-    for kind in sweep.values("kind"):
-        row = KINDS[kind]
-        own = {leaf: field.default for leaf, field in row.model_fields.items()}
-        values = {leaf: tuple(own[leaf] if one is None else one for one in sweep.values(leaf)) for leaf in own}
-        if wrong := row.impossible(values):
-            raise UserError(f"{named(wrong.leaf, wrong.value)}: {wrong.why}")
-    if any(not OPTIMIZERS[name].full_batch for name in sweep.values("optimizer")):
-        n = min(dataset.shape.samples for dataset in sweep.datasets_but_for_replicates())
-        batch = max(sweep.values("batch_size"))
-        if batch > n:
-            raise UserError(f"{named('batch_size', batch)}: over the {n} points of the data; at most {n} is possible")
+    _check_data(sweep, named)
+    _check_batches(sweep, named)
     _check_parametrizations(sweep, named)
     _check_designs(sweep, named)
     _check_norms(sweep, source)
     _check_snapshots(sweep, named)
 
 
+def _check_data(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
+    """Of each kind, all values of its fields that occur together: those along axes, and one place of each zip."""
+    together = [leaf for name, of in sweep.dimensions.items() if not is_axis(name) for leaf in of]
+    for kind in dict.fromkeys(sweep.values("kind")):
+        row = KINDS[kind]
+        own = {leaf: field.default for leaf, field in row.model_fields.items()}
+        for at in sweep.combinations({"kind", *own}.intersection(together)):
+            if at.get("kind", kind) != kind:
+                continue
+            given = {leaf: (at[leaf],) if leaf in at else sweep.values(leaf) for leaf in own}
+            values = {leaf: tuple(own[leaf] if one is None else one for one in told) for leaf, told in given.items()}
+            if wrong := row.impossible(values):
+                raise UserError(f"{named(wrong.leaf, wrong.value)}: {wrong.why}")
+
+
+def _check_batches(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
+    """No minibatch has more points than there are."""
+    if all(OPTIMIZERS[name].full_batch for name in sweep.values("optimizer")):
+        return
+    found = [
+        (at["batch_size"], sweep.dataset(at).shape.samples)
+        for at in sweep.combinations([*_data_but_for_replicates(), "optimizer", "batch_size"])
+        if not OPTIMIZERS[at["optimizer"]].full_batch
+    ]
+    batch, n = max(((batch, n) for batch, n in found if batch > n), key=lambda one: (one[0], -one[1]), default=(0, 0))
+    if batch > n:
+        raise UserError(f"{named('batch_size', batch)}: over the {n} points of the data; at most {n} is possible")
+
+
 def _check_parametrizations(sweep: Sweep, named: Callable[[str, Any], str]) -> None:
     """Their rates are of optimizers that are linear in the gradient."""
-    others = [one for one in sweep.values("parametrization") if one != "standard"]
     linear = [name for name, row in OPTIMIZERS.items() if row.off is OffPart.SCALED]
-    for optimizer in sweep.values("optimizer"):
-        if others and optimizer not in linear:
-            told = f"has rates for {', '.join(linear)}, and none for {optimizer}; leave the parametrization out"
-            raise UserError(f"{named('parametrization', others[0])}: {told}")
+    for at in sweep.combinations(["parametrization", "optimizer"]):
+        if at["parametrization"] != "standard" and at["optimizer"] not in linear:
+            told = f"has rates for {', '.join(linear)}, and none for {at['optimizer']}; leave the parametrization out"
+            raise UserError(f"{named('parametrization', at['parametrization'])}: {told}")
 
 
 def _check_designs(sweep: Sweep, named: Callable[[str, Any], str]) -> None:

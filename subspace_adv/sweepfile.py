@@ -1,4 +1,4 @@
-"""A sweep file and the overrides of a command line, as one document: tables of settings and axes, not yet checked."""
+"""A sweep file and the overrides of a command line, as one document: its tables, not yet checked."""
 
 import re
 import tomllib
@@ -11,6 +11,9 @@ from subspace_adv.pointfile import absolute, near_files
 from subspace_adv.rows import nearest
 from subspace_adv.settings import leaves, role, tables
 from subspace_adv.spacing import is_spacing
+
+GRID = ("axes", "zip", "sample")
+"""What tells the grid's dimensions, beside the tables of settings."""
 
 
 def read(
@@ -30,11 +33,14 @@ def read(
     path = Path(path)
     document = _parsed(path) if text is None else tomllib.loads(text)
     document.setdefault("name", path.stem)
+    known = ["name", *tables(), *GRID]
     for name, content in document.items():
-        if name not in {"name", "axes", *tables()}:
+        if name not in known:
             belongs = f"; it belongs in [{leaves()[name]}]" if name in leaves() else None
-            raise UserError(f"{path}: {name}: no such table{belongs or nearest(name, ['name', 'axes', *tables()])}")
-        if name != "name" and not isinstance(content, dict):
+            raise UserError(f"{path}: {name}: no such table{belongs or nearest(name, known)}")
+        if name == "zip" and not (isinstance(content, list) and all(isinstance(one, dict) for one in content)):
+            raise UserError(f"{path}: zip = {brief(content)}: must be tables, [[zip]]")
+        if name not in ("name", "zip") and not isinstance(content, dict):
             raise UserError(f"{path}: {name} = {brief(content)}: must be a table, [{name}]")
     overridden = _override(document, _texts(overrides))
     _place(document, path.parent, overridden, moved or {})
@@ -65,7 +71,7 @@ def _place(document: dict[str, Any], folder: Path, overridden: set[str], moved: 
         there = absolute(value, folder)
         return moved.get(there, there)
 
-    for table in document.values():
+    for table in (*document.values(), *document.get("zip", [])):
         for leaf in table if isinstance(table, dict) else ():
             if leaf in leaves() and role(leaf).is_file and leaf not in overridden:
                 table[leaf] = placed(table[leaf])
@@ -100,8 +106,18 @@ def _override(document: dict[str, Any], overrides: Iterable[str]) -> set[str]:
             plain = re.sub(r"[][\s\"']", "", text).strip(",")
             raise UserError(f"command line: {override!r}: a list has no brackets here; write {name}={plain or 'a,b'}")
         else:
+            _check_free(document, name)
             _set(document.setdefault("axes", {}), document.setdefault(leaves()[name], {}), name, text)
     return names
+
+
+def _check_free(document: dict[str, Any], name: str) -> None:
+    """Refuse a field that moves together with others, or is drawn."""
+    together = [("sample", document.get("sample", {}))]
+    together += [(f"zip {brief(zipped.get('name'))}", zipped) for zipped in document.get("zip", [])]
+    for told, fields in together:
+        if name in fields:
+            raise UserError(f"command line: {name}: is in the file's {told}; change it there")
 
 
 def _set(axes: dict[str, Any], table: dict[str, Any], name: str, text: str) -> None:

@@ -41,6 +41,7 @@ LINES = [
     [
         "settings",
         "snapshots",
+        "dimensions",
         "sweepfile",
         "sweep",
         "classes",

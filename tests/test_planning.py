@@ -12,7 +12,7 @@ from shell import TINY, in_its_stead, read
 
 from subspace_adv import Sweep, UserError, engine, plan
 from subspace_adv.data import HELDOUT, KINDS, SubspaceData
-from subspace_adv.datasets import cell_data, data_axes, grid_data, input_span, load_data, load_span
+from subspace_adv.datasets import cell_data, data_fields, grid_data, input_span, load_data, load_span
 from subspace_adv.devices import Device, filling
 from subspace_adv.measures import variables
 from subspace_adv.models import MODELS, fused
@@ -196,7 +196,7 @@ weight_decay = [0.0, 0.1]
 
 def test_data_depend_on_the_axes_of_their_table_alone():
     sweep = read('[data]\nsamples = 4\n[axes]\nseed = [0, 1]\nkind = ["subspace", "line"]\ndata_seed = [5, 6]\n')
-    assert data_axes(sweep) == ("kind", "data_seed")
+    assert data_fields(sweep) == ("kind", "data_seed")
     datasets, which = cell_data(sweep, np.arange(sweep.cells))
     assert which.tolist() == [0, 1, 2, 2, 0, 1, 2, 2]  # a line has no data seed
     points = [load_data(settings).x for settings in datasets]
@@ -480,7 +480,7 @@ def test_every_cell_has_its_own_data():
     text += 'data_seed = [3, 4]\nlabels = ["random", "halfspace", "clusters"]\nwidth = [3, 5]\nambient_dim = [4, 3]\n'
     sweep = read(text)
     axes = ("samples", "data_seed", "labels", "ambient_dim")
-    assert data_axes(sweep) == axes
+    assert data_fields(sweep) == axes
     cells = np.random.default_rng(0).permutation(sweep.cells)[:100]
     datasets, which = cell_data(sweep, cells)
     assert len(set(datasets)) == len(datasets)
