@@ -96,11 +96,11 @@ class _Measured(NamedTuple):
     promised: np.ndarray  # (seeds, other axes, 1), least probability of each bound
     squares: np.ndarray  # (seeds, other axes, 1), float64, of all gradients whitened, hence χ²
     freedom: np.ndarray  # (seeds, other axes, 1), its degrees of freedom; NaN where there is nothing to compare
-    kinds: np.ndarray  # (1, other axes, 1), architecture and depth, in words
+    kinds: np.ndarray  # (1 or, where they vary with it, seeds, other axes, 1), architecture and depth, in words
     per_decay: np.ndarray  # the gradient norm over |ρ|·√l; NaN alike
     head_norm: np.ndarray  # √A
     head_sum: np.ndarray  # Σ|uᵢ|
-    codimension: np.ndarray  # (1, other axes, 1), and so are the following
+    codimension: np.ndarray  # as kinds, and so are the following
     ambient_dim: np.ndarray
     width: np.ndarray
     init_scale: np.ndarray
@@ -183,11 +183,11 @@ def _ranks(dataset: xr.Dataset) -> tuple[Ranks, ...]:
     """Of every variable that was measured with redrawn off parts too, as many as any network has."""
     from scipy.stats import chisquare
 
-    if "redraws" in dataset.dims:
-        dataset = dataset.sel(redraws=dataset["redraws"].max())
-    found, redraws = [], int(dataset["redraws"] if "redraws" in dataset.coords else dataset.attrs.get("redraws", 0))
-    if "seed" not in dataset.dims:
-        dataset = dataset.expand_dims("seed")
+    told = dataset["redraws"] if "redraws" in dataset.coords else xr.DataArray(dataset.attrs.get("redraws", 0))
+    for along in told.dims:
+        dataset = dataset.isel({along: np.flatnonzero(told == told.max())})
+    found, redraws = [], int(told.max())
+    dataset = _by_seed(dataset)
     for name in dataset.data_vars if redraws else ():
         if str(name).startswith("rank_"):
             values = dataset[name].transpose("seed", ...).values
@@ -213,11 +213,32 @@ def _why_nothing(cells: int, predicted: int, left_out: dict[str, int]) -> str:
     )
 
 
+def _by_seed(dataset: xr.Dataset) -> xr.Dataset:
+    """The Dataset with a dimension of seeds: where they vary together with other fields, all networks of one at it."""
+    if "seed" in dataset.dims:
+        return dataset
+    if "seed" not in dataset.coords:
+        return dataset.expand_dims("seed")
+    [along] = dataset["seed"].dims
+    seeds = dataset["seed"].values
+    of_each = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
+    most = max(map(len, of_each))
+    places = xr.DataArray([np.resize(of, most) for of in of_each], dims=("seed", along))
+    there = xr.DataArray([np.arange(most) < len(of) for of in of_each], dims=("seed", along))
+    grouped = dataset.drop_vars(["seed", along]).isel({along: places})
+    varying = [name for name in dataset.data_vars if along in dataset[name].dims]
+    return grouped.assign({name: grouped[name].where(there) for name in varying})
+
+
+_SETTINGS = ("ambient_dim", "span_dim", "architecture", "depth", "width", "init", "init_scale", "parametrization")
+
+
 def _measured(dataset: xr.Dataset) -> _Measured:
-    if "seed" not in dataset.dims:
-        dataset = dataset.expand_dims("seed")
+    dataset = _by_seed(dataset)
     others = [dim for dim in dataset["status"].dims if dim != "seed"]
     one_seed = dataset["status"].isel(seed=0, drop=True).transpose(*others)
+    with_seeds = any("seed" in dataset[leaf].dims for leaf in _SETTINGS if leaf in dataset.coords)
+    like, rows = (dataset["status"], dataset.sizes["seed"]) if with_seeds else (one_seed, 1)
 
     def recorded(name: str) -> np.ndarray:
         values = dataset[name].transpose("seed", *others, *([] if "point" not in dataset[name].dims else ["point"]))
@@ -226,10 +247,10 @@ def _measured(dataset: xr.Dataset) -> _Measured:
 
     def setting(leaf: str) -> xr.DataArray:
         values = dataset[leaf] if leaf in dataset.coords else xr.DataArray(dataset.attrs.get(leaf))
-        return values.broadcast_like(one_seed).transpose(*others)
+        return values.broadcast_like(like).transpose(..., *others)
 
     def column(values: xr.DataArray) -> np.ndarray:
-        return values.values.reshape(1, -1, 1)
+        return values.values.reshape(rows, -1, 1)
 
     d, codimension = column(setting("ambient_dim")), column(setting("ambient_dim") - setting("span_dim"))
     off, learned = recorded("gradient_norm_off"), recorded("gradient_norm_off_learned")
@@ -254,7 +275,7 @@ def _measured(dataset: xr.Dataset) -> _Measured:
         recorded("predicted_bound_probability"),
         squares,
         freedom,
-        np.array([_kind(*pair) for pair in zip(*kinds, strict=True)]).reshape(1, -1, 1),
+        np.array([_kind(*pair) for pair in zip(*kinds, strict=True)]).reshape(rows, -1, 1),
         per_decay,
         recorded("head_norm_active"),
         recorded("head_sum_active"),
@@ -262,7 +283,7 @@ def _measured(dataset: xr.Dataset) -> _Measured:
         d,
         column(setting("width")),
         column(setting("init_scale")),
-        np.array([gain(init) for init in setting("init").values.ravel()]).reshape(1, -1, 1),
+        np.array([gain(init) for init in setting("init").values.ravel()]).reshape(rows, -1, 1),
         column(setting("depth")),
         column(setting("parametrization")),
         column((setting("init") == "theory") & (setting("trainable") != "all") & two_layers),
@@ -319,6 +340,8 @@ def _bounds(measured: _Measured) -> tuple[Bound, ...]:
 
 def _exponents(measured: _Measured) -> tuple[Exponent, ...]:
     """Powers along every axis that varies; the law's other factors are divided out as measured (docs/theory.md)."""
+    if len(measured.kinds) > 1:
+        return ()  # no seed has networks all along an axis
     codimension, d, s = measured.codimension, measured.ambient_dim, measured.init_scale * measured.gain
     per_active, per_head = measured.per_decay / measured.head_norm, np.sqrt(d) / s
     with np.errstate(invalid="ignore"):  # where no neuron is active

@@ -145,10 +145,11 @@ def _side(dataset: "xr.Dataset") -> _Side:
         along[dimension] = {str(name): dict(zip(places, dataset[name].values.tolist(), strict=True)) for name in told}
     fixed = {leaf: value for leaf, value in dataset.attrs.items() if leaf in leaves()}
     varying: dict[str, list[Any]] = {}
+    repeated = tables.replicate_dimensions(dataset)
     for dimension, settings in along.items():
         for leaf, values in settings.items():
             distinct = list(dict.fromkeys(values.values()))
-            if dimension not in replicates() and len(distinct) > 1:
+            if dimension not in repeated and len(distinct) > 1:
                 varying[leaf] = distinct
             elif len(distinct) == 1:
                 [fixed[leaf]] = distinct
@@ -163,6 +164,10 @@ def _shared_replicates(one: _Side, other: _Side) -> tuple[dict[str, list[Any]], 
     """The values of seeds that both folders have, by name; and why nothing can be paired, if so, in words."""
     shared = {}
     for name in replicates():
+        for side, place in ((one, "A"), (other, "B")):
+            if name in side.dataset.coords and name not in side.dataset["status"].dims:
+                along = side.dataset[name].dims[0]
+                return {}, f"nothing can be paired: {name} moves together with other fields in {place}, along {along}"
         mine, theirs = (_seeds(side, name) for side in (one, other))
         if mine is None or theirs is None:
             if max(len(mine or ()), len(theirs or ())) > 1:

@@ -3,8 +3,9 @@
 import itertools
 import math
 import warnings
+from collections.abc import Collection
 
-from subspace_adv.data import KINDS
+from subspace_adv.data import KINDS, DataSettings
 from subspace_adv.settings import leaves, replicates
 from subspace_adv.sweep import Sweep
 
@@ -28,10 +29,15 @@ def _of_one_class(sweep: Sweep) -> str | None:
     seeds = [leaf for leaf in replicates() if leaves()[leaf] == "data"]
     most = min(_MOST_DATASETS, _MOST_NUMBERS // max(dataset.label_draws for dataset in small))
     found: dict[str, None] = {}
+    occurring = _occurring(sweep, seeds)
     for values in itertools.islice(itertools.product(*map(sweep.values, seeds), small), most):
-        *numbers, dataset = values
-        drawn_from = {leaf: n for leaf, n in zip(seeds, numbers, strict=True) if leaf in type(dataset).model_fields}
-        if drawn_from and abs(dataset.model_copy(update=drawn_from).draw_labels().sum()) == dataset.shape.samples:
+        *numbers, but_for_seeds = values
+        own = type(but_for_seeds).model_fields
+        drawn_from = {leaf: n for leaf, n in zip(seeds, numbers, strict=True) if leaf in own}
+        dataset = but_for_seeds.model_copy(update=drawn_from)
+        if occurring is not None and dataset not in occurring:
+            continue
+        if drawn_from and abs(dataset.draw_labels().sum()) == dataset.shape.samples:
             told = drawn_from | {"samples": dataset.shape.samples}
             found[" and ".join(f"{leaf} = {value}" for leaf, value in told.items())] = None
     if not found:
@@ -41,6 +47,15 @@ def _of_one_class(sweep: Sweep) -> str | None:
     number = math.prod(len(sweep.values(leaf)) for leaf in seeds) * len(small)
     among = f" among the first {most:,} datasets" if number > most else ""
     return f"all points have one label, which is no task, at {named}{more}{among}; take more samples or other seeds"
+
+
+def _occurring(sweep: Sweep, seeds: Collection[str]) -> set[DataSettings] | None:
+    """The datasets that there are, where seeds move together with other fields; None where all come with all."""
+    fields = [leaf for leaf, table in leaves().items() if table == "data"]
+    together = (of.keys() & fields for of in sweep.dimensions.values())
+    if not any(len(of) > 1 and of.intersection(seeds) for of in together):
+        return None
+    return {sweep.dataset(at).unplaced() for at in sweep.combinations(fields)}
 
 
 def _at_the_origin(sweep: Sweep) -> str | None:

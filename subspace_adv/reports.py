@@ -52,14 +52,13 @@ def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> 
     if any(column.name.startswith("gain_") for column in columns):
         print("A gain is the paired difference, seed by seed, from the standard arm, which has none (–).")
     _print_tightness(dataset)
-    _print_robustness(dataset, [axis for axis in next(tables.arms(dataset)) if dataset.sizes[axis] > 1], epsilons)
+    _print_robustness(dataset, _varying(dataset), epsilons)
 
 
 def summary(dataset: Dataset) -> list[formats.Column]:
     """The table of arms: medians over seeds with intervals, and gains. What is not the stop is left out."""
     dataset = final(dataset)
     found = tables.summarize(dataset)
-    varying = [axis for axis in found[0].arm if dataset.sizes[axis] > 1]
     counts = [
         formats.Column("networks", "networks", [row.networks for row in found], ",", 0),
         formats.Column("converged", "converged", [row.converged for row in found], formats.SHARE, 0),
@@ -79,7 +78,14 @@ def summary(dataset: Dataset) -> list[formats.Column]:
         )
         if len(found) > 1:
             measured.append(formats.Column(f"gain_{region}_{norm}", f"gain {place}", gains, "+.3g", block))
-    return [*_settings([row.arm for row in found], varying), *counts, *measured]
+    settings = [tables.settings_of(dataset, row.arm) for row in found]
+    return [*_settings(settings, _varying(dataset)), *counts, *measured]
+
+
+def _varying(dataset: Dataset) -> list[str]:
+    """The fields that tell arms apart."""
+    along = (axis for axis in tables.arm_dimensions(dataset) if dataset.sizes[axis] > 1)
+    return [leaf for axis in along for leaf in tables.fields_along(dataset, axis)]
 
 
 def _settings(arms: Sequence[tables.Arm], names: Sequence[Hashable]) -> list[formats.Column]:
@@ -192,7 +198,7 @@ def _print_robustness(dataset: Dataset, varying: Sequence[Hashable], epsilons: S
                     if norm == "l2" and f"distance_{direction}" in dataset:
                         fooled = tables.fooling_rate(dataset, arm, direction, [e])
                         cells[i] = " / ".join(formats.percent(curve.mean[0]) for curve in fooled)
-                made.add_row(norm, f"{e:g}", *_values(arm, varying), *cells)
+                made.add_row(norm, f"{e:g}", *_values(tables.settings_of(dataset, arm), varying), *cells)
     print()
     print_table(made)
     print(

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import bdtrc, stdtrit  # scipy.stats takes long to import
 
+from subspace_adv.dimensions import FIELDS
 from subspace_adv.geometry import REGIONS
 from subspace_adv.measures import distance_name, distance_parts
 from subspace_adv.settings import replicates
@@ -39,7 +40,7 @@ class Estimate(NamedTuple):
 class Row(NamedTuple):
     """One arm of a sweep: the networks that differ in their seeds only."""
 
-    arm: Arm  # axis → value
+    arm: Arm  # axis → value; of a zip the place
     networks: int  # trained so far
     converged: float  # share of them
     steps: float  # median
@@ -81,18 +82,50 @@ class FoolingRate(NamedTuple):
     heldout: Curve  # of all held-out points
 
 
+def fields_along(dataset: xr.Dataset, dimension: Hashable) -> list[str]:
+    """The fields that vary along a dimension of a sweep: along an axis that of its name, along a zip several."""
+    return dataset[dimension].attrs.get(FIELDS, str(dimension)).split(", ")
+
+
+def replicate_dimensions(dataset: xr.Dataset) -> list[Hashable]:
+    """The dimensions along which there are repetitions of one experiment, and nothing else varies."""
+    of_a_sweep = dataset["status"].dims if "status" in dataset else ()  # one network has none
+    seeds = set(replicates())
+    return [one for one in of_a_sweep if seeds.issuperset(fields_along(dataset, one))]
+
+
+def repetitions(dataset: xr.Dataset) -> int:
+    """Number of networks of an arm."""
+    return math.prod(dataset.sizes[one] for one in replicate_dimensions(dataset))
+
+
+def arm_dimensions(dataset: xr.Dataset) -> list[Hashable]:
+    """The dimensions along which arms differ."""
+    of_a_sweep = dataset["status"].dims if "status" in dataset else ()
+    repeated = replicate_dimensions(dataset)
+    return [one for one in of_a_sweep if one not in repeated]
+
+
 def arms(dataset: xr.Dataset) -> Iterator[Arm]:
-    """Every combination of values of the axes that are no replicates."""
-    of_a_sweep = dataset["status"].dims if "status" in dataset else ()  # one network has no axes
-    axes = [axis for axis in of_a_sweep if axis not in replicates()]
+    """Every combination of values of the dimensions that are no replicates; of a zip the place."""
+    axes = arm_dimensions(dataset)
     for values in itertools.product(*(dataset[axis].values.tolist() for axis in axes)):
         yield dict(zip(axes, values, strict=True))
 
 
+def settings_of(dataset: xr.Dataset, arm: Arm) -> dict[str, Any]:
+    """The values by field of an arm, those along zips too."""
+    fields = {leaf: axis for axis in arm for leaf in fields_along(dataset, axis)}
+    return {leaf: dataset[leaf].sel({axis: arm[axis]}).values.tolist() for leaf, axis in fields.items()}
+
+
 def standard_arm(dataset: xr.Dataset, arm: Arm) -> Arm:
-    """The arm to compare with: the first value of each remedy, or of every axis where no remedy varies."""
+    """The arm to compare with: the first value of each remedy, or of every axis where no remedy varies.
+
+    A zip with a remedy in it goes back to its first place.
+    """
     varying = [axis for axis in arm if dataset.sizes[axis] > 1]
-    back = [axis for axis in varying if axis in REMEDIES] or varying
+    back = [axis for axis in varying if not set(REMEDIES).isdisjoint(fields_along(dataset, axis))] or varying
     return arm | {axis: dataset[axis].values.tolist()[0] for axis in back}
 
 
@@ -141,7 +174,7 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
             name = distance_name(region, norm, "upper")
             mine = per_network(dataset, name, arm)
             distance[region, norm] = median_interval(mine)
-            if arm != standard:
+            if arm != standard and _are_paired(dataset, arm, standard):
                 with np.errstate(invalid="ignore"):  # where neither can be flipped, there is no difference to tell
                     difference = mine - per_network(dataset, name, standard)
                 gain[region, norm] = median_interval(difference)
@@ -157,6 +190,12 @@ def summarize(dataset: xr.Dataset) -> list[Row]:
             )
         )
     return rows
+
+
+def _are_paired(dataset: xr.Dataset, *two: Arm) -> bool:
+    """Whether networks of two arms grew from the same random draws: their seeds do not vary with the arm."""
+    first, second = ({leaf: v for leaf, v in settings_of(dataset, arm).items() if leaf in replicates()} for arm in two)
+    return first == second
 
 
 def regions_and_norms(dataset: xr.Dataset) -> list[Where]:

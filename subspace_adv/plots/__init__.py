@@ -26,7 +26,7 @@ from subspace_adv.plots.tightness import is_open, tightnesses
 from subspace_adv.plots.trajectories import trajectories
 from subspace_adv.results import open_results
 from subspace_adv.snapshots import MARGIN_LEVEL, STEP, final
-from subspace_adv.tables import regions_and_norms
+from subspace_adv.tables import regions_and_norms, settings_of
 from subspace_adv.training import PENDING
 
 Format = Literal["png", "svg"]
@@ -65,7 +65,7 @@ def draw(dataset: Dataset, directory: str | Path, formats: Sequence[Format] = ("
         return []
     load = partial(load_networks, directory)
     whole, dataset = dataset, final(dataset)
-    kind: Any = first_values(dataset).get("kind", dataset.attrs.get("kind"))
+    kind: Any = settings_of(dataset, first_values(dataset)).get("kind", dataset.attrs.get("kind"))
     some, flips_off = bool(panels(dataset)), bool(np.isfinite(dataset["distance_random_heldout"]).any())
     seen = some and are_known(dataset)
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {  # name → whether it fits, how to draw it

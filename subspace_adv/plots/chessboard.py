@@ -22,9 +22,11 @@ from subspace_adv.plots.panels import (
     headline,
     legend_columns,
     model_of,
+    of_first_data,
     panel_title,
     panels,
     trained_networks,
+    zips,
 )
 
 _MAX_SURFACES = 32  # whose decision surfaces are computed
@@ -44,7 +46,7 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     straight up or down from the data's plane. Below, the median over networks of its distance from the plane.
     Lines are the first seed's boundary within the plane. The dataset must be of kind "chessboard".
     """
-    shown = panels(dataset)
+    shown = of_first_data(dataset, panels(dataset))
     figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.2, 6.5), layout="constrained")
     x, y = np.meshgrid(np.linspace(0, 1, 65), np.linspace(0, 1, 65), indexing="ij")
     coarse = (x[::2, ::2], y[::2, ::2])
@@ -70,7 +72,9 @@ def surfaces(dataset: xr.Dataset, load: Load) -> Figure:
     label = "distance up or down to a flip,\nmedian over networks"
     figure.colorbar(distance, ax=flat, label=label)  # pyright: ignore[reportArgumentType]
     figure.legend(*flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
-    headline(figure, dataset, "Where networks trained on a chessboard change their prediction", DISTANCE_NOTE)
+    headline(
+        figure, dataset, "Where networks trained on a chessboard change their prediction", DISTANCE_NOTE, zips(dataset)
+    )
     return figure
 
 

@@ -14,10 +14,12 @@ from subspace_adv.plots.panels import (
     headline,
     legend_columns,
     model_of,
+    of_first_data,
     outputs_at,
     panel_title,
     panels,
     trained_networks,
+    zips,
 )
 
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#5FA6D0", "#F7F7F7", "#EE9A5E"])
@@ -32,7 +34,7 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     The background is the share of the arm's networks that predict +1; the boundary of the first seed's
     network is a line, those of a few further seeds are faint lines. The dataset must be of kind "line".
     """
-    shown = panels(dataset)
+    shown = of_first_data(dataset, panels(dataset))
     height = 4.2 if len(shown) > 2 else 4.9  # with the legend's third row
     figure = Figure(figsize=(2.2 * max(len(shown), 2) + 1.1, height), layout="constrained")
     axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
@@ -59,5 +61,5 @@ def boundaries(dataset: xr.Dataset, load: Load) -> Figure:
     colorbar = figure.colorbar(share, ax=axes, shrink=0.7, ticks=(0, 50, 100), format="%d %%")  # pyright: ignore
     colorbar.set_label("networks that predict +1")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
-    headline(figure, dataset, "Where networks trained on a line change their prediction", DISTANCE_NOTE)
+    headline(figure, dataset, "Where networks trained on a line change their prediction", DISTANCE_NOTE, zips(dataset))
     return figure

@@ -1,6 +1,5 @@
 """Medians of distance and gradient off the subspace, against the axes of a sweep."""
 
-import math
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -19,9 +18,9 @@ from subspace_adv.plots.panels import (
     panels,
     say_where_infinite,
     varies,
+    zips,
 )
-from subspace_adv.settings import replicates
-from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
+from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network, repetitions
 
 _LINES = tuple(zip(COLOURS, "osD^vPX", strict=True))
 _QUANTITIES = {
@@ -101,7 +100,8 @@ def size(dataset: xr.Dataset, along: str) -> Figure:
 
 def drawn_against(dataset: xr.Dataset) -> list[str]:
     """The axes that `remedies` draws against; sizes of networks and the ambient dimension have figures of their own."""
-    numbers = [str(axis) for axis in first_values(dataset) if dataset[axis].dtype.kind in "iuf"]
+    axes = first_values(dataset).keys() - zips(dataset)
+    numbers = [str(axis) for axis in dataset["status"].dims if axis in axes and dataset[axis].dtype.kind in "iuf"]
     varying = [axis for axis in numbers if varies(dataset, axis) and axis not in ("ambient_dim", *SIZES)]
     return [axis for axis in REMEDIES if axis in varying] or varying
 
@@ -146,7 +146,7 @@ def _against(dataset: xr.Dataset, columns: list[Column], title: str, frozen: boo
         if len(column.lines) > 1:
             below, wide = (0.5, -0.25), 4 if column.legend else 2
             axes[-1].legend(loc="upper center", bbox_to_anchor=below, title=column.legend, ncols=wide)
-    count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
+    count = repetitions(dataset)
     note = f"medians over {count} networks, with 95 % intervals" if count > 1 else "one network each"
     note += f"; {INFINITE_NOTE}" if infinite else ""
     told = {axis for column in columns for _, arm in column.lines for axis in arm if _differs(column, axis)}

@@ -17,8 +17,16 @@ from subspace_adv.contracts import Design, Model
 from subspace_adv.loading import Networks
 from subspace_adv.measures import distance_name
 from subspace_adv.models import architecture_of, is_class_name, is_known
-from subspace_adv.settings import replicates
-from subspace_adv.tables import REMEDIES, Arm, median_interval, per_network
+from subspace_adv.settings import leaves
+from subspace_adv.tables import (
+    REMEDIES,
+    Arm,
+    arm_dimensions,
+    fields_along,
+    median_interval,
+    per_network,
+    settings_of,
+)
 from subspace_adv.training import DIVERGED, PENDING
 
 Load = Callable[..., Any]
@@ -44,26 +52,44 @@ class Panel(NamedTuple):
 
     name: str
     arm: Arm  # axis → value, of all axes but the replicates
+    settings: dict[str, Any]  # the values by field, those along zips too
 
 
 def panels(dataset: xr.Dataset) -> list[Panel]:
     """The standard arm, each remedy alone, and both together: those that the sweep has, and trained.
 
-    An axis is at its first value in the standard arm; a remedy's axis is at its last where it is applied.
+    An axis is at its first value in the standard arm; a remedy's axis is at its last where it is applied. The further
+    places of every zip follow, evenly chosen where there are more than can be told apart.
     """
     first = first_values(dataset)
     scale, decay = ({a: dataset[a].values.tolist()[-1]} if varies(dataset, a) else {} for a in REMEDIES)
     size = "smaller" if scale and scale["init_scale"] < first["init_scale"] else "larger"
     changes = {f"{size} initialization": scale, "L2 regularization": decay}
     changes["both"] = scale | decay if scale and decay else {}
-    found = [Panel("standard", first), *(Panel(name, first | change) for name, change in changes.items() if change)]
-    return [panel for panel in found if is_trained(dataset["status"].sel(panel.arm)).any()]
+    found = {"standard": first} | {name: first | change for name, change in changes.items() if change}
+    further = [{one: place} for one in zips(dataset) for place in range(1, dataset.sizes[one])]
+    room = max(len(COLOURS) - len(found), 0)
+    chosen = {round(i) for i in np.linspace(0, len(further) - 1, min(room, len(further)))}
+    found |= {", ".join(f"{one} {i}" for one, i in further[k].items()): first | further[k] for k in sorted(chosen)}
+    told = [Panel(name, arm, settings_of(dataset, arm)) for name, arm in found.items()]
+    return [panel for panel in told if is_trained(dataset["status"].sel(panel.arm)).any()]
+
+
+def zips(dataset: xr.Dataset) -> list[Hashable]:
+    """The dimensions along which several fields of arms vary together."""
+    return [one for one in arm_dimensions(dataset) if fields_along(dataset, one) != [one]]
+
+
+def of_first_data(dataset: xr.Dataset, shown: Sequence[Panel]) -> list[Panel]:
+    """The panels whose networks were trained on the data of the first arm."""
+    data = [leaf for leaf in settings_of(dataset, first_values(dataset)) if leaves()[leaf] == "data"]
+    first = settings_of(dataset, first_values(dataset))
+    return [panel for panel in shown if all(panel.settings[leaf] == first[leaf] for leaf in data)]
 
 
 def first_values(dataset: xr.Dataset) -> Arm:
     """The first value of every axis but the replicates."""
-    axes = [axis for axis in dataset["status"].dims if axis not in replicates()]
-    return {axis: dataset[axis].values.tolist()[0] for axis in axes}
+    return {axis: dataset[axis].values.tolist()[0] for axis in arm_dimensions(dataset)}
 
 
 def varies(dataset: xr.Dataset, axis: Hashable) -> bool:
@@ -84,7 +110,8 @@ def are_known(dataset: xr.Dataset) -> bool:
 
 def model_of(dataset: xr.Dataset, arm: Arm) -> Model:
     """The kind of an arm's networks."""
-    told: dict[str, Any] = {leaf: arm[leaf] if leaf in arm else dataset.attrs.get(leaf) for leaf in Design._fields}
+    settings = settings_of(dataset, arm)
+    told: dict[str, Any] = {leaf: settings.get(leaf, dataset.attrs.get(leaf)) for leaf in Design._fields}
     told["ambient_dim"] = dataset.sizes["feature"]  # of kinds whose input space is drawn
     return architecture_of(told["architecture"]).model(Design(**told))
 
@@ -185,8 +212,15 @@ def legend_columns(shown: Sequence[Panel]) -> int:
 
 def panel_label(panel: Panel) -> str:
     """The arm's name and settings."""
-    settings = [f"{n} {panel.arm[a]:.3g}" for a, n in zip(REMEDIES, ("scale", "λ"), strict=True) if a in panel.arm]
-    return "\n".join([panel.name, ", ".join(settings)]) if settings else panel.name
+    told = zip(REMEDIES, ("scale", "λ"), strict=True)
+    settings = [f"{name} {panel.settings[leaf]:.3g}" for leaf, name in told if leaf in panel.settings]
+    further = [leaf for leaf in panel.settings if leaf not in (*panel.arm, *REMEDIES)]
+    lines = [f"{leaf} {_short(panel.settings[leaf])}" for leaf in further]
+    return "\n".join([panel.name, *([", ".join(settings)] if settings else []), *lines])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
@@ -203,7 +237,8 @@ def panel_title(dataset: xr.Dataset, panel: Panel) -> str:
 def headline(figure: Figure, dataset: xr.Dataset, title: str, note: str, drawn: Iterable[Hashable] = ()) -> None:
     """The title and a note; below, the sweep's name and what the figure holds fixed without saying so."""
     unsaid = set(first_values(dataset)) - {*REMEDIES, *drawn}
-    fixed = [f"{a} = {value}" for a, value in first_values(dataset).items() if a in unsaid and varies(dataset, a)]
+    at = {axis: value for axis, value in first_values(dataset).items() if axis in unsaid and varies(dataset, axis)}
+    fixed = [f"{leaf} = {value}" for leaf, value in settings_of(dataset, at).items()]
     lines = [title, note, ", ".join(["sweep " + dataset.attrs["name"], *fixed])]
     characters = int(12 * figure.get_figwidth())
     figure.suptitle("\n".join(textwrap.fill(line, characters) for line in lines))

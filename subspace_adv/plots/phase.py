@@ -1,7 +1,5 @@
 """Both remedies together, as a map: the distance off the subspace over initialization scales and weight decays."""
 
-import math
-
 import numpy as np
 import xarray as xr
 from matplotlib.colors import LogNorm
@@ -10,8 +8,7 @@ from matplotlib.patches import Rectangle
 
 from subspace_adv.measures import distance_name
 from subspace_adv.plots.panels import first_values, headline
-from subspace_adv.settings import replicates
-from subspace_adv.tables import REMEDIES, median_interval, per_network
+from subspace_adv.tables import REMEDIES, median_interval, per_network, repetitions
 from subspace_adv.training import CONVERGED
 
 _LEAST_VALUES = 3  # of each remedy, for a map to show more than lines do
@@ -47,7 +44,7 @@ def phase(dataset: xr.Dataset) -> Figure:
     ax.set_ylabel("weight decay λ")
     units = dataset[_QUANTITY].attrs["units"]
     figure.colorbar(mesh, label=f"distance to a flip off the subspace\n({units})")
-    count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
+    count = repetitions(dataset)
     note = f"medians over {count} networks" if count > 1 else "one network each"
     note += "; hatched: fewer than half converged" if (converged < 0.5).any() else ""
     headline(figure, dataset, "Both remedies together", note, REMEDIES)

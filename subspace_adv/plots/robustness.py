@@ -1,6 +1,5 @@
 """Robust accuracy against the size of the perturbation, and how many predictions one direction changes."""
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,14 +9,14 @@ from matplotlib.figure import Figure
 
 from subspace_adv.measures import distance_name
 from subspace_adv.norms import NORMS
-from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, REGION_WORDS, Panel, headline, panel_label, panels
-from subspace_adv.settings import replicates
+from subspace_adv.plots.panels import BLUE, COLOURS, ORANGE, REGION_WORDS, Panel, headline, panel_label, panels, zips
 from subspace_adv.tables import (
     DIRECTIONS,
     Curve,
     fooling_rate,
     point_values,
     regions_and_norms,
+    repetitions,
     robust_accuracy,
 )
 
@@ -50,7 +49,7 @@ def robust_accuracies(dataset: xr.Dataset) -> Figure:
         ax.set_ylabel("robust accuracy (%)")
     _legend(figure, grid[0, 0], len(shown) if len(regions) > 2 else 2)
     note = f"solid: attacked; dashed: certified; {_mean_over(dataset)}"
-    headline(figure, dataset, "Training points that no perturbation up to ε flips", note)
+    headline(figure, dataset, "Training points that no perturbation up to ε flips", note, zips(dataset))
     return figure
 
 
@@ -71,8 +70,8 @@ def fooling_rates(dataset: xr.Dataset) -> Figure:
         ax.set_title(panel_label(panel))
     axes[0].set_ylabel("predictions changed (%)")
     _legend(figure, axes[0], 2)
-    note = f"{_mean_over(dataset)}; shaded: 95 % intervals" if _networks(dataset) > 1 else _mean_over(dataset)
-    headline(figure, dataset, "Predictions that one direction off the subspace changes", note)
+    note = f"{_mean_over(dataset)}; shaded: 95 % intervals" if repetitions(dataset) > 1 else _mean_over(dataset)
+    headline(figure, dataset, "Predictions that one direction off the subspace changes", note, zips(dataset))
     return figure
 
 
@@ -100,10 +99,6 @@ def _legend(figure: Figure, ax: Axes, columns: int) -> None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
-def _networks(dataset: xr.Dataset) -> int:
-    return math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
-
-
 def _mean_over(dataset: xr.Dataset) -> str:
-    count = _networks(dataset)
+    count = repetitions(dataset)
     return f"means over points and {count} networks" if count > 1 else "one network each"

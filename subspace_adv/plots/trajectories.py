@@ -1,7 +1,5 @@
 """Networks on the way to their stop: margin, gradient and distances off the subspace, with the predicted law beside."""
 
-import math
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -18,10 +16,10 @@ from subspace_adv.plots.panels import (
     panel_label,
     panels,
     say_where_infinite,
+    zips,
 )
-from subspace_adv.settings import replicates
 from subspace_adv.snapshots import MARGIN_LEVEL, STEP, measured_along
-from subspace_adv.tables import Arm, median_interval, per_network
+from subspace_adv.tables import Arm, median_interval, per_network, repetitions
 
 _ROWS = {  # what is the same for all networks is left out
     STEP: {"margin": "margin"},
@@ -65,13 +63,13 @@ def trajectories(dataset: xr.Dataset, dimension: str) -> Figure:
         _spacing(grid[-1, 0], measured[dimension].values[:-1])
     labelled = grid[min(1, len(rows) - 1), 0]
     figure.legend(*labelled.get_legend_handles_labels(), loc="outside lower center", ncols=legend_columns(shown))
-    count = math.prod(dataset.sizes.get(axis, 1) for axis in replicates())
+    count = repetitions(dataset)
     note = f"medians over points and {count} networks, shaded: 95 % intervals; {_NOTES[dimension]}"
     if "distance_universal" in rows and "predicted_distance_universal" in measured:
         note += f"; {_UNIVERSAL_NOTE}"
     if infinite:
         note += f"; {INFINITE_NOTE}"
-    headline(figure, dataset, "What happens off the data's subspace during training", note)
+    headline(figure, dataset, "What happens off the data's subspace during training", note, zips(dataset))
     return figure
 
 
