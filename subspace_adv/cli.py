@@ -146,9 +146,7 @@ def plan(
     print(f"net-steps  at most {todo.max_net_steps:.3g}")
     for line in _times(todo):
         print(line)
-    from subspace_adv import reports
-
-    table = reports.table(
+    table = progress.table(
         *("group", "cells", "chunks", "side by side", "width (padded)", "points", "ambient dim", "trained in"),
         *("optimizer", "loss"),
     )
@@ -157,7 +155,7 @@ def plan(
         chunks = sum(chunk.group is group for chunk in todo.chunks)
         sizes = (p.law.padded_width, p.shape.samples, p.shape.ambient_dim, p.inputs)
         table.add_row(*map(str, (i, len(group.cells), chunks, group.lanes, *sizes)), p.recipe.optimizer, p.recipe.loss)
-    reports.print_table(table)
+    progress.print_table(table)
     reasons: dict[str, list[str]] = {}
     for i, group in enumerate(todo.groups):
         where = "the span of the data, exactly" if group.program.reduced else "all ambient coordinates"

@@ -1,17 +1,20 @@
-"""Live displays on a terminal."""
+"""What a terminal shows: tables and live displays."""
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from subspace_adv import runner
 
 Item = TypeVar("Item")
+_WIDEST = 10_000  # more than any table needs
+_CUT = "…"  # what rich puts for what it leaves out
 
 
 def count(number: float, unit: str) -> str:
@@ -29,6 +32,23 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Raise what is being handled; rich would end the process, with status 1."""
         raise
+
+
+def print_table(made: Table) -> None:
+    """Print a table as wide as it needs; within a terminal's width if no word or number is cut by that."""
+    console = Terminal()
+    with console.capture() as captured:
+        console.print(made)
+    whole = console.is_terminal and _CUT not in captured.get()
+    (console if whole else Terminal(width=_WIDEST)).print(made)
+
+
+def table(*columns: Hashable) -> Table:
+    """A table to be filled."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(str(column), justify="right")
+    return made
 
 
 def track(items: Sequence[Item], what: str, first: str | None = None) -> Iterator[Item]:

@@ -5,33 +5,12 @@ import math
 from collections.abc import Hashable, Sequence
 
 from rich.markup import escape
-from rich.table import Table
 from xarray import Dataset
 
 from subspace_adv import bench, checks, comparison, exports, formats, tables
 from subspace_adv.measures import distance_name, distance_parts
-from subspace_adv.progress import Terminal, count
+from subspace_adv.progress import count, print_table, table
 from subspace_adv.snapshots import final
-
-_WIDEST = 10_000  # more than any table needs
-_CUT = "…"  # what rich puts for what it leaves out
-
-
-def print_table(made: Table) -> None:
-    """Print a table as wide as it needs; within a terminal's width if no word or number is cut by that."""
-    console = Terminal()
-    with console.capture() as captured:
-        console.print(made)
-    whole = console.is_terminal and _CUT not in captured.get()
-    (console if whole else Terminal(width=_WIDEST)).print(made)
-
-
-def table(*columns: Hashable) -> Table:
-    """A table to be filled."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(str(column), justify="right")
-    return made
 
 
 def print_results(dataset: Dataset, epsilons: Sequence[float] | None = None) -> None:
