@@ -177,7 +177,8 @@ def _shares(method: str, number: int, fields: int, seed: int) -> np.ndarray:
         return generator.random((number, fields))
     from scipy.stats import qmc  # takes long to import
 
-    return qmc.Sobol(fields, scramble=True, seed=generator).random_base2((number - 1).bit_length())[:number]
+    sequence = qmc.Sobol(fields, scramble=True, seed=generator)  # pyright: ignore[reportCallIssue]  # rng since 1.15
+    return sequence.random_base2((number - 1).bit_length())[:number]
 
 
 def _check_leaf(leaf: str, where: str, found: Mapping[str, Dimension]) -> None:

@@ -271,7 +271,7 @@ def cut(sweep: Sweep, trainer: Trainer | None = None, device: Device | None = No
         reasons.setdefault(program, why)
         programs.append(program)
     groups = []
-    for program, cells in zip(datasets, _members(sweep, parts, programs), strict=True):
+    for program, cells in zip(datasets, _members(parts, programs), strict=True):
         lanes, tail_lanes = _lanes(program, len(cells), device)
         max_steps = int(sweep.column("max_steps", cells).max())
         why = reasons[program]
@@ -302,13 +302,10 @@ def _decisive(leaf: str, value: Any) -> Any:
     return bool(value) if role(leaf).is_switch else value
 
 
-def _members(
-    sweep: Sweep, parts: Sequence[tuple[list[Values], np.ndarray]], programs: Sequence[Program]
-) -> list[np.ndarray]:
+def _members(parts: Sequence[tuple[list[Values], np.ndarray]], programs: Sequence[Program]) -> list[np.ndarray]:
     """The cells of each program, ascending, of programs in the order in which they first come.
 
     Args:
-        sweep: the sweep.
         parts: of each dimension, as from `Sweep.distinct`.
         programs: of all combinations of these.
     """
