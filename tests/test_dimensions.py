@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import qmc
-from shell import COMMAND, call, read, write
+from shell import COMMAND, call, chunk_states, content, read, write
 
 from subspace_adv import Sweep, UserError, load_networks, load_points, open_results, plan, plots, run
 from subspace_adv.checks import check
@@ -539,6 +539,22 @@ def test_a_sample_has_no_more_panels_than_there_are_colours(tmp_path):
     assert len(shown) == len(COLOURS) and shown[0] == 0 and shown[-1] == 39 and shown == sorted(set(shown))
     print_results(dataset)
     assert plots.plot(tmp_path / "out")
+
+
+def test_zips_and_samples_grow_at_what_they_are_told(tmp_path):
+    small = f"{BASE}{ARM}init_scale = [1, 0.5]\nseed = [3, 4]\n"
+    small += "[sample]\nn = {}\nlearning_rate = {{lin = [0.01, 0.1]}}\n"
+    before, larger = small.format(4), small.format(7).replace("[1, 0.5]", "[2, 1, 0.5]").replace("[3, 4]", "[9, 3, 4]")
+    run(read(before), tmp_path / "out")
+    held = chunk_states(tmp_path / "out")
+    run(read(larger), tmp_path / "out", grow=True)
+    assert chunk_states(tmp_path / "out").items() > held.items()
+    run(read(larger), tmp_path / "fresh")
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+    with pytest.raises(
+        UserError, match=r"would drop results: init_scale = 0.5 with seed = 4 is not among the values here"
+    ):
+        run(read(before.replace("[3, 4]", "[3, 5]")), tmp_path / "out", grow=True)
 
 
 def test_sweeps_that_differ_in_a_zip_are_told_apart():

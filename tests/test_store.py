@@ -1,6 +1,5 @@
 """The results folder: whole chunks only, damage noticed, and other people's files left alone."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -28,6 +27,7 @@ from subspace_adv.identity import own_settings
 from subspace_adv.manifest import Description, describe, fingerprint, pack, unpack
 from subspace_adv.models import fused
 from subspace_adv.planning import Plan
+from subspace_adv.settings import tables
 from subspace_adv.store import DamagedChunk, Store
 from subspace_adv.training import Trainer
 
@@ -516,7 +516,8 @@ def test_of_long_lists_the_first_difference_is_told(tmp_path, there, here, words
 
 def test_axes_in_another_order_are_another_sweep(folder, planned):
     axes = planned.sweep.axes
-    turned = dataclasses.replace(planned.sweep, axes=dict(reversed(axes.items())))
+    settings = {table: getattr(planned.sweep, table) for table in tables()}
+    turned = Sweep(planned.sweep.name, **settings, axes=dict(reversed(axes.items())))
     assert turned == planned.sweep  # as tables go
     message = refusal(Store.create, folder, describe(plan(turned, "xla")))
     assert "in another order, width, seed, init_scale and not init_scale, seed, width" in message
