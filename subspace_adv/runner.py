@@ -137,6 +137,13 @@ def how_to_resume(folder: str | Path) -> str:
     """
     folder, store = Path(folder), Store.open(folder)
     named = [leaf for leaf in leaves() if role(leaf).is_file and store.sweep.reads(leaf)]
+    zipped = [leaf for leaf in named if leaf in store.sweep.axes and leaf not in store.sweep.dimensions]
+    if store.moved and zipped:  # the command line cannot tell where they are
+        files = ", ".join(store.sweep.values(zipped[0]))
+        told = (
+            f"files have moved, and {zipped[0]} is in a zip; run a copy of {folder / 'sweep.toml'} that tells {files}"
+        )
+        return f"cannot be resumed as it is: {told}, with --out {folder}"
     moved = [f"{leaf}={','.join(store.sweep.values(leaf))}" for leaf in named if store.moved]
     command = shlex.join(["subspace-adv", "run", str(folder / "sweep.toml"), *moved, "--out", str(folder)])
     if own_classes(store.sweep):  # which are imported by a run alone

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import shutil
 import time
 import tomllib
 import warnings
@@ -24,6 +25,7 @@ from subspace_adv.pitfalls import warn_of_pitfalls
 from subspace_adv.planning import _program
 from subspace_adv.plots.panels import COLOURS, panels
 from subspace_adv.reports import print_results
+from subspace_adv.runner import how_to_resume
 from subspace_adv.sweep import DESIGNED
 from subspace_adv.tables import arms, repetitions, replicate_dimensions, settings_of, summarize
 
@@ -590,3 +592,22 @@ def test_what_never_learns_is_told_of_designs_on_the_data_that_their_networks_ha
     for k, of_patches in enumerate(patches):
         assert found[0, k].tolist() == [alone[tuple(one)] for one in (lines[0], of_patches, lines[1])]
     assert len(set(alone.values())) == 3
+
+
+def test_moved_files_of_a_zip_are_told_of(tmp_path):
+    """The command line cannot say where they are; another sweep file can."""
+    rng, labels = np.random.default_rng(0), np.array([1, -1, 1])
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", x=rng.standard_normal((3, 2)), y=labels)
+    text = f'[data]\nkind = "file"\n{BASE}{ARM}path = ["a.npz", "b.npz"]\ninit_scale = [1, 0.5]\n'
+    run(write(tmp_path, text), tmp_path / "out")
+    assert how_to_resume(tmp_path / "out").startswith("resume with: ")
+    folder = tmp_path / "further" / "away" / "out"
+    shutil.copytree(tmp_path / "out", folder)
+    files = f"{tmp_path / 'a.npz'}, {tmp_path / 'b.npz'}"
+    told = f"files have moved, and path is in a zip; run a copy of {folder / 'sweep.toml'} that tells {files}"
+    assert how_to_resume(folder) == f"cannot be resumed as it is: {told}, with --out {folder}"
+    again = write(tmp_path, (folder / "sweep.toml").read_text().replace("../", f"{tmp_path}/"), "again.toml")
+    held = chunk_states(folder)
+    run(again, folder)
+    assert chunk_states(folder) == held
