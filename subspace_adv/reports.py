@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from rich.markup import escape
 from xarray import Dataset
@@ -67,7 +68,7 @@ def _varying(dataset: Dataset) -> list[str]:
     return [leaf for axis in along for leaf in tables.fields_along(dataset, axis)]
 
 
-def _settings(arms: Sequence[tables.Arm], names: Sequence[Hashable]) -> list[formats.Column]:
+def _settings(arms: Sequence[Mapping[Any, Any]], names: Sequence[Hashable]) -> list[formats.Column]:
     """Columns of the settings of some arms."""
     columns = {str(name): [arm[name] for arm in arms] for name in names}
     return [
@@ -192,8 +193,9 @@ def _ends(robust: tables.RobustAccuracy) -> list[str]:
     return list(dict.fromkeys(formats.percent(curve.mean[0]) for curve in robust))
 
 
-def _values(arm: tables.Arm, axes: Sequence[Hashable]) -> list[str]:
-    return [f"{arm[axis]:g}" if isinstance(arm[axis], float) else str(arm[axis]) for axis in axes]
+def _values(settings: Mapping[Any, Any], names: Sequence[Hashable]) -> list[str]:
+    told = (settings[name] for name in names)
+    return [f"{value:g}" if isinstance(value, float) else str(value) for value in told]
 
 
 def print_check(found: checks.Check) -> None:
