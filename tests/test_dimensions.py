@@ -15,7 +15,7 @@ import xarray as xr
 from scipy.stats import qmc
 from shell import COMMAND, call, chunk_states, content, read, write
 
-from subspace_adv import Sweep, UserError, load_networks, load_points, open_results, plan, plots, run
+from subspace_adv import Sweep, UserError, compare, load_networks, load_points, open_results, plan, plots, run
 from subspace_adv.checks import check
 from subspace_adv.datasets import grid_data
 from subspace_adv.devices import local
@@ -611,3 +611,16 @@ def test_moved_files_of_a_zip_are_told_of(tmp_path):
     held = chunk_states(folder)
     run(again, folder)
     assert chunk_states(folder) == held
+
+
+def test_folders_are_compared_by_the_fields_of_their_zips(folders):
+    found = compare(folders["zipped"], folders["product"])
+    assert [gain.arm for gain in found.gains] == [
+        dict(zip(ARMS, arm, strict=True)) for arm in zip(*ARMS.values(), strict=True)
+    ]
+    for gain in found.gains:
+        assert gain.pairs == 24 and all(tuple(told) == (0, 0, 0) for told in gain.gains.values())
+    for name, along in (("pairs", "pair"), ("mixed", "each")):
+        refused = compare(folders[name], folders["product"])
+        assert not refused.gains
+        assert refused.paired == [f"nothing can be paired: seed moves together with other fields in A, along {along}"]
