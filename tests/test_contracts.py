@@ -61,7 +61,9 @@ def test_signatures():
     assert parameters(subspace_adv.open_results) == ["folder"]
     assert parameters(subspace_adv.load_networks) == ["folder", "module", "step", "margin_level", "coordinates"]
     assert parameters(subspace_adv.load_points) == ["folder", "coordinates"]
-    assert parameters(subspace_adv.Sweep) == ["name", "data", "network", "training", "measure", "axes"]
+    assert parameters(subspace_adv.Sweep) == [
+        *["name", "data", "network", "training", "measure", "axes", "zips", "sample"],
+    ]
     assert parameters(subspace_adv.train) == ["x", "y", "network", "settings"]
     where = ["subspace", "basis", "region", "norm", "effort"]
     assert parameters(subspace_adv.attack) == parameters(subspace_adv.certify) == ["network", "x", *where]
