@@ -39,7 +39,7 @@ from jax import random
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from subspace_adv import attacks, datasets, engine, planning, runner
+from subspace_adv import attacks, datasets, engine, planning, process
 from subspace_adv.network import Network
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import CONVERGED
@@ -147,7 +147,7 @@ def our_attack(sweep: Sweep, networks: Network, x: np.ndarray, norm: str) -> Cal
         return jax.lax.map(lambda own: one(*own, x), (networks, seeds))
 
     seeds = np.arange(sweep.cells, dtype=np.uint32)
-    parts = np.array_split(seeds, runner.workers())
+    parts = np.array_split(seeds, process.threads())
     given = [(Network._make(field[part] for field in networks), part, x) for part in parts]
     with jax.enable_x64(True):
         programs = {len(part): jax.jit(share).lower(*own).compile() for part, own in zip(parts, given, strict=True)}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subspace_adv import engine, runner
+from subspace_adv import engine, process
 from subspace_adv.models import TWO_LAYER
 from subspace_adv.planning import Group, Plan, in_ambient_coordinates, plan
 from subspace_adv.sweep import Sweep
@@ -140,10 +140,10 @@ def throughput(todo: Plan) -> float:
     waiting = deque(todo.chunks)
 
     def work(_: int) -> int:
-        trained = engine.train(todo.sweep, group, runner.drain(waiting))
+        trained = engine.train(todo.sweep, group, process.drain(waiting))
         return sum(int(arrays["steps"].sum()) for _, arrays in trained)
 
-    workers = 1 if group.alone else runner.workers()
+    workers = 1 if group.alone else process.threads()
     begun = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         steps = sum(pool.map(work, range(workers)))
@@ -168,7 +168,7 @@ def machine() -> dict[str, str]:
     assert kernel
     return {
         "processor": platform.processor() or platform.machine(),
-        "cores": str(runner.cores()),
+        "cores": str(process.cores()),
         "devices": f"{jax.local_device_count()} × {device.device_kind}",
         "kernel": kernel.unavailable(None) or kernel.label(),
         "jax": jax.__version__,

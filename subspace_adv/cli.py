@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
-from subspace_adv import devices, planning, progress, results, runner, training
+from subspace_adv import devices, planning, process, progress, results, runner, tasks, training
+from subspace_adv.cluster import connected
 from subspace_adv.errors import UserError, brief
 from subspace_adv.geometry import LINEAR_REGIONS
 from subspace_adv.norms import NORMS
@@ -77,6 +79,8 @@ def run(
     shard: Annotated[str | None, Parameter(name="--shard")] = None,
     grow: Annotated[bool, Parameter(name="--grow", negative=())] = False,
     reuse: Annotated[tuple[Path, ...], Parameter(name="--reuse", consume_multiple=True, negative=())] = (),
+    cluster: Annotated[str | None, Parameter(name="--cluster")] = None,
+    commit: Annotated[tasks.Commit | None, Parameter(name="--commit")] = None,
 ) -> None:
     """Train and measure a sweep, or what is left of it; then print its table and draw its figures.
 
@@ -92,17 +96,27 @@ def run(
         is kept, and what would drop any of it is refused.
     reuse
         Results folders, whose networks are taken over where they are the same, instead of training them anew.
+    cluster
+        Workers of Ray that compute: ray starts some on this machine, ray://host:port are those of a cluster.
+    commit
+        Who saves what they compute: workers, in a folder that all machines see, as by default, or driver: this process.
     """
     part = None if shard is None else Shard.read(shard)
+    if commit and not cluster:
+        raise UserError(f"command line: --commit {commit}: tells who saves what a --cluster computes; leave it out")
+    if cluster and shard:
+        raise UserError(f"command line: --shard {shard}: --cluster hands out the whole sweep; leave one of them out")
     specified = Sweep.from_toml(sweep, overrides)
     folder = out or runner.default_out(specified)
     with Display() as display:
         try:
-            dataset = runner.run(specified, folder, display, trainer, part, grow=grow, reuse=reuse)
+            with nullcontext() if cluster is None else connected(cluster) as workers:
+                elsewhere = {"executor": workers, "commit": commit or "workers"}
+                dataset = runner.run(specified, folder, display, trainer, part, grow=grow, reuse=reuse, **elsewhere)
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
-            again += f" --trainer {trainer}" if trainer else ""
-            again += f" --shard {shard}" if shard else ""
+            chosen = {"trainer": trainer, "shard": shard, "cluster": cluster, "commit": commit}
+            again += "".join(f" --{option} {value}" for option, value in chosen.items() if value)
             again += " --grow" if grow else ""
             again += shlex.join(["", "--reuse", *map(str, reuse)]) if reuse else ""
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
@@ -175,6 +189,8 @@ def status(folder: Folder, /) -> None:
     for code, meaning in enumerate(training.STATUS_MEANINGS):
         print(f"  {meaning:<11}{(codes == code).sum():,}")
     if (codes == training.PENDING).any():
+        for line in runner.shards_left(folder):
+            print(line)
         print(runner.how_to_resume(folder))
 
 
@@ -484,10 +500,10 @@ def _times(todo: planning.Plan) -> list[str]:
     """What a run of a plan would take here, and of what that is made up."""
     if not devices.local().is_cpu:
         return ["time       not known: rates were measured on CPUs alone"]
-    taken = todo.seconds(runner.cores())
+    taken = todo.seconds(process.cores())
     begin = taken.starting + taken.compiling
     return [
-        f"time       about {_duration(taken.typical)} on {runner.cores()} cores, the first time; "
+        f"time       about {_duration(taken.typical)} on {process.cores()} cores, the first time; "
         f"up to {_duration(taken.most)} if no network stops before max_steps",
         f"           {_duration(begin)} to start and compile ({_duration(taken.starting)} once that is kept), "
         f"{_duration(taken.training)} to train, {_duration(taken.measuring)} to measure",

@@ -102,8 +102,17 @@ def begin(description: Description, folder: Path, entries: Sequence[ChunkEntry])
         "files": {relative(path, folder): content for path, content in files.items()},
         "begun": {**description.device, "commit": git_commit(), "command": command(), "started": now()},
         "parts": [part.made_by for part in description.parts],
-        "chunks": [[entry.number, entry.part, pack(entry.cells), entry.fingerprint] for entry in entries],
+        "chunks": [_listed(entry) for entry in entries],
     }
+
+
+def excerpt(manifest: dict[str, Any], entries: Sequence[ChunkEntry]) -> dict[str, Any]:
+    """What a process must know of a manifest that computes some of the chunks, and nothing of the others."""
+    return {name: manifest[name] for name in (*_ORIGIN, "parts")} | {"chunks": [_listed(entry) for entry in entries]}
+
+
+def _listed(entry: ChunkEntry) -> list[Any]:
+    return [entry.number, entry.part, pack(entry.cells), entry.fingerprint]
 
 
 def entries_of(manifest: dict[str, Any]) -> list[ChunkEntry]:

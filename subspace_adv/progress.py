@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from subspace_adv import runner
+from subspace_adv import process
 
 Item = TypeVar("Item")
 _WIDEST = 10_000  # more than any table needs
@@ -69,13 +69,13 @@ class _Rate(ProgressColumn):
         return Text(count(task.fields["rate"], "net-steps/s"), style="cyan")
 
 
-class Display(runner.Listener):
+class Display(process.Listener):
     """A live display on a terminal's stderr; elsewhere only messages."""
 
     def __init__(self) -> None:
         """Begin with nothing shown."""
         self._console = Terminal(stderr=True)
-        self._steps, self._begun = 0, 0.0
+        self._steps, self._begun, self._doing = 0, 0.0, "training"
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -111,9 +111,14 @@ class Display(runner.Listener):
         """Show that a group is being compiled."""
         self._progress.update(self._task, description=f"compiling {number}/{total}")
 
+    def workers(self, number: int) -> None:
+        """Show how many work."""
+        self._doing = f"training on {number} worker{'s' if number > 1 else ''}" if number else "starting workers"
+        self._progress.update(self._task, description=self._doing)
+
     def progress(self, networks: int, net_steps: int) -> None:
         """Advance the bar."""
         self._begun = self._begun or time.monotonic()
         self._steps += net_steps
         rate = self._steps / max(time.monotonic() - self._begun, 0.1)
-        self._progress.update(self._task, advance=networks, rate=rate, description="training")
+        self._progress.update(self._task, advance=networks, rate=rate, description=self._doing)

@@ -1,63 +1,38 @@
 """Runs a sweep: which chunk runs where and when, what is done already, and progress to whoever listens."""
 
 import itertools
-import os
-import queue
 import shlex
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import jax
-
-from subspace_adv import engine
+from subspace_adv import driver
 from subspace_adv.classes import own_classes
-from subspace_adv.errors import UserError
+from subspace_adv.errors import UserError, brief
 from subspace_adv.growing import grown
 from subspace_adv.manifest import describe, made_with, origin_difference, program_difference
-from subspace_adv.planning import Chunk, Group, Plan, chunks_of, cut, plan
+from subspace_adv.planning import Plan, chunks_of, cut, plan
+from subspace_adv.process import Listener, carry_out, copy, is_done
 from subspace_adv.results import dataset_of
+from subspace_adv.rows import one_of
 from subspace_adv.settings import leaves, role
 from subspace_adv.shards import Shard
-from subspace_adv.store import DamagedChunk, Store, Wanted
+from subspace_adv.store import Store, Wanted
 from subspace_adv.sweep import Sweep
+from subspace_adv.tasks import Commit
 from subspace_adv.training import Trainer
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-class Listener:
-    """What a run tells while it goes on; override what is of interest. Calls may come from several threads."""
-
-    def message(self, text: str) -> None:
-        """Something a user should know."""
-
-    def start(self, networks: int, done: int) -> None:
-        """The number of networks in all, and of those that an earlier run has done."""
-
-    def compiling(self, number: int, total: int) -> None:
-        """Group `number` of `total` is being compiled."""
-
-    def progress(self, networks: int, net_steps: int) -> None:
-        """So many networks and gradient steps done since the last call."""
+_SHARDS_TOLD, _CHUNKS_TOLD = 20, 5  # of those that are not done, and of the chunks that one lacks
 
 
 def default_out(sweep: Sweep) -> Path:
     """The results folder of a sweep that is given none."""
     return Path("results") / sweep.name
-
-
-def workers() -> int:
-    """Threads that call programs at once: one a core of a CPU, as small ones use one core; else one for all devices."""
-    return cores() if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(
@@ -69,6 +44,8 @@ def run(
     *,
     grow: bool = False,
     reuse: Sequence[str | Path] = (),
+    executor: Executor | None = None,
+    commit: Commit = "workers",
 ) -> "xr.Dataset":
     """Run a sweep, or what is left of it, into a results folder.
 
@@ -80,6 +57,9 @@ def run(
         shard: the part of the plan to run, where other processes or machines run the others into the same folder.
         grow: whether the folder may hold a smaller grid: its results are kept, and what is missing is computed.
         reuse: other results folders, whose networks are taken over where they are those of the sweep.
+        executor: whose workers are to compute, on this machine or on others; by default this process does.
+        commit: who saves what an executor's workers compute: the "workers", in a folder that all machines see, or the
+            "driver", which is this process.
 
     Returns:
         All results that there are, as `open_results` gives them.
@@ -90,24 +70,48 @@ def run(
     """
     listener = listener or Listener()
     sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
+    out = out or default_out(sweep)
+    if executor is None:
+        return dataset_of(_run_here(sweep, out, listener, trainer, shard, grow=grow, reuse=reuse))
+    if shard is not None:
+        raise UserError(f"shard {shard.number}/{shard.of}: an executor hands out a whole sweep; leave one of them out")
+    try:
+        one_of(commit, get_args(Commit))
+    except ValueError as error:
+        raise UserError(f"commit = {brief(commit)}: {error}") from None
+    elsewhere = {"executor": executor, "commit": commit}
+    return dataset_of(driver.run(sweep, out, listener, trainer, grow=grow, reuse=reuse, **elsewhere))
+
+
+def _run_here(
+    sweep: Sweep,
+    out: str | Path,
+    listener: Listener,
+    trainer: Trainer | None,
+    shard: Shard | None,
+    *,
+    grow: bool,
+    reuse: Sequence[str | Path],
+) -> Store:
     todo = plan(sweep, trainer)
-    store = Store.create(out or default_out(sweep), describe(todo), shared=shard is not None, grow=grow, reuse=reuse)
+    store = Store.create(out, describe(todo), shared=shard is not None, grow=grow, reuse=reuse)
     try:
         chunks = chunks_of(todo, [(entry.number, entry.cells) for entry in store.entries])
         chunks = chunks if shard is None else shard.part(chunks)
-        pending = [chunk for chunk in chunks if not _is_done(store, chunk, listener)]
+        pending = [chunk for chunk in chunks if not is_done(store, chunk.number, listener)]
         cells = sum(len(chunk.cells) for chunk in chunks)
         listener.start(cells, cells - sum(len(chunk.cells) for chunk in pending))
-        copied = _copy(store, listener)
+        copied = copy(store, store.commit, listener)
         if shard is not None:
+            store.note_shard(*shard)
             store.share()
-        _Workers(sweep, store, [chunk for chunk in pending if chunk.number not in copied], listener).run()
+        carry_out(sweep, [chunk for chunk in pending if chunk.number not in copied], store.commit, listener)
     except Exception:
         store.check_files()  # whatever fails where a file has changed meanwhile, that is why
         raise
     finally:
         store.close()
-    return dataset_of(store)
+    return store
 
 
 def foresee(todo: Plan, folder: str | Path) -> Iterator[str]:
@@ -127,6 +131,30 @@ def foresee(todo: Plan, folder: str | Path) -> Iterator[str]:
     yield f"{folder}: a run{how} keeps {kept:,} networks and computes {todo.cells - kept:,}"
     if again:
         yield f"{again:,} of those that are there are computed again, by another program: {growth.why}"
+
+
+def shards_left(folder: str | Path) -> Iterator[str]:
+    """What is left of shards that were begun, in words; nothing of a folder that has none.
+
+    Raises:
+        UserError: if it is not a results folder.
+    """
+    store = Store.open(folder)
+    begun = store.shards()
+    for of in sorted({of for _, of in begun}):
+        parts = {number: Shard(number, of).part(store.entries) for number in range(1, of + 1)}
+        missing = {
+            number: [entry.number for entry in part if not store.has(entry.number)] for number, part in parts.items()
+        }
+        left = {number: chunks for number, chunks in missing.items() if chunks}
+        yield f"{of - len(left):,} of {of:,} shards done"
+        for number, chunks in itertools.islice(left.items(), _SHARDS_TOLD):
+            listed = ", ".join(map(str, chunks[:_CHUNKS_TOLD])) + (", …" if len(chunks) > _CHUNKS_TOLD else "")
+            told = f"{len(parts[number]) - len(chunks):,} of {len(parts[number]):,} chunks, without {listed}"
+            when = f"begun on {begun[number, of]}" if (number, of) in begun else "never begun"
+            yield f"  --shard {number}/{of}: {told}; {when}"
+        if len(left) > _SHARDS_TOLD:
+            yield f"  and {len(left) - _SHARDS_TOLD:,} more"
 
 
 def how_to_resume(folder: str | Path) -> str:
@@ -165,88 +193,3 @@ def _difference(store: Store, trainer: Trainer | None) -> str | None:
         return origin_difference(store.manifest, here) or program_difference(store.manifest, here)
     except UserError as error:
         return str(error)
-
-
-def _copy(store: Store, listener: Listener) -> set[int]:
-    """Take from other folders what they have; the numbers of the chunks that are done by that."""
-    done = set()
-    for copy in store.copies:
-        try:
-            arrays = copy.load()
-        except DamagedChunk as damage:
-            listener.message(f"{damage}; computing its networks again")
-            continue
-        store.commit(copy.entry.number, arrays)
-        listener.progress(len(copy.rows), 0)
-        done.add(copy.entry.number)
-    return done
-
-
-def _is_done(store: Store, chunk: Chunk, listener: Listener) -> bool:
-    if not store.has(chunk.number):
-        return False
-    try:
-        store.verify(chunk.number)
-    except DamagedChunk as damage:
-        listener.message(f"{damage}; computing it again")
-        store.discard(chunk.number)
-        return False
-    return True
-
-
-class _Workers:
-    """Threads that train, measure and commit; they share each group's chunks, and one takes those trained alone.
-
-    The thread that calls `run` only waits, so that an interrupt never strikes within a commit.
-    """
-
-    def __init__(self, sweep: Sweep, store: Store, pending: list[Chunk], listener: Listener) -> None:
-        by_group = itertools.groupby(pending, key=lambda chunk: chunk.group)
-        self._groups = [(group, deque(chunks)) for group, chunks in by_group]
-        self._sweep, self._store, self._listener = sweep, store, listener
-        self._stop, self._committing = threading.Event(), threading.Lock()
-        self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def run(self) -> None:
-        """Carry out all chunks, or raise the first error of a thread's, or an interrupt, once all have ended."""
-        threads = [threading.Thread(target=self._work, args=[worker]) for worker in range(workers())]
-        try:
-            for thread in threads:
-                thread.start()
-            for _ in threads:
-                if error := self._ended.get():
-                    raise error
-        finally:
-            self._stop.set()
-            for thread in threads:
-                if thread.ident:  # an interrupt may come before it is started
-                    thread.join()
-
-    def _work(self, worker: int) -> None:
-        try:
-            for number, (group, waiting) in enumerate(self._groups, 1):
-                if not (group.alone and worker):
-                    self._run_group(number, group, waiting)
-            self._ended.put(None)
-        except BaseException as error:
-            self._ended.put(error)
-
-    def _run_group(self, number: int, group: Group, waiting: deque[Chunk]) -> None:
-        if waiting:
-            self._listener.compiling(number, len(self._groups))
-        # Training beside measurement would take both longer than one after the other, each on all cores.
-        beside = workers() if group.fused else 1
-        for chunk, trained in engine.train(self._sweep, group, drain(waiting), self._listener.progress, self._stop):
-            arrays = engine.saved(chunk, trained) | engine.measure(self._sweep, chunk, trained, self._stop, beside)
-            with self._committing:
-                if difference := self._store.commit(chunk.number, arrays):
-                    self._listener.message(difference)
-
-
-def drain(waiting: deque[Chunk]) -> Iterator[Chunk]:
-    """Take chunks from the left until none is left; several threads may take from one deque."""
-    while True:
-        try:
-            yield waiting.popleft()
-        except IndexError:
-            return

@@ -1,10 +1,12 @@
 """Parts of a plan that runs on several machines take, one each: job arrays need no other engine."""
 
 import re
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import NamedTuple, Self, TypeVar
 
 from subspace_adv.errors import UserError, brief
-from subspace_adv.planning import Chunk
+
+Item = TypeVar("Item")
 
 
 class Shard(NamedTuple):
@@ -29,6 +31,6 @@ class Shard(NamedTuple):
             raise UserError(f"command line: --shard: {brief(text)}: {told}")
         return shard
 
-    def part(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+    def part(self, chunks: Sequence[Item]) -> Sequence[Item]:
         """Its part of all chunks."""
         return chunks[self.number - 1 :: self.of]

@@ -7,12 +7,14 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import re
 import shutil
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -29,6 +31,7 @@ from subspace_adv.manifest import (
     cut,
     entries_of,
     file_difference,
+    now,
     origin_difference,
     places,
     program_difference,
@@ -43,7 +46,8 @@ from subspace_adv.sweep import Sweep
 _SWEEP, _MANIFEST, _CHUNKS = "sweep.toml", "manifest.json", "chunks"
 _ARRAYS, _SEAL = "arrays", "seal.json"  # in a chunk's folder
 _PARTIAL, _TEMPORARY = ".partial", ".tmp"  # how the names of folders and files end until they are whole
-_OURS = {_SWEEP, _MANIFEST, _CHUNKS, LOCK}
+_SHARDS = "shards"  # which parts of the plan were begun, by whom
+_OURS = {_SWEEP, _MANIFEST, _CHUNKS, LOCK, _SHARDS}
 _PATIENCE = 600  # seconds that those who share a folder wait while one of them cuts it
 # What systems leave in folders that they show, sync or mount.
 _DROPPED = ("._*", ".ds_store", ".directory", ".fuse_hidden*", ".nfs*", "desktop.ini", "lost+found", "thumbs.db")
@@ -254,6 +258,29 @@ class Store:
             raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
 
     @classmethod
+    def join(cls, folder: str | Path, sweep: Sweep, excerpt: dict[str, Any]) -> Self:
+        """Open a folder that another process has created and shares, to save some of its chunks.
+
+        Args:
+            folder: the results folder.
+            sweep: that it holds.
+            excerpt: of its manifest.
+
+        Raises:
+            UserError: if it is not here, or cannot be written.
+        """
+        folder = Path(folder)
+        if not (folder / _MANIFEST).exists():
+            told = "is not here; choose a folder that all machines see, or let the driver save (--commit driver)"
+            raise UserError(f"{folder}: {told}")
+        store = cls(folder, sweep, excerpt)
+        try:
+            store._lock = locked(folder, shared=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
+        return store
+
+    @classmethod
     def _alone(cls, folder: Path, wanted: Wanted) -> "Store":
         """The folder, to which no other process may write until it is closed or shared."""
         lock = locked(folder, shared=False)
@@ -331,6 +358,28 @@ class Store:
         if self._lock:
             self._lock.close()
 
+    def note_shard(self, number: int, of: int) -> None:
+        """Keep that a shard was begun, so that people can be told of it; nothing else depends on that.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        path = self.folder / _SHARDS / f"{number}-of-{of}"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _write(path, f"{platform.node()} at {now()}")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --out") from None
+
+    def shards(self) -> dict[tuple[int, int], str]:
+        """Shards that were begun, as (number, of), and in words where and when."""
+        named = {path: re.fullmatch(r"(\d+)-of-(\d+)", path.name) for path in (self.folder / _SHARDS).glob("*")}
+        return {
+            (int(name[1]), int(name[2])): path.read_text(encoding="utf-8", errors="replace")
+            for path, name in named.items()
+            if name
+        }
+
     def check_files(self) -> None:
         """Make sure that the files that the data are made of are still what they were.
 
@@ -365,29 +414,47 @@ class Store:
             UserError: if the disk is full or the folder cannot be written; the run can be resumed. And if a file that
                 the data are made of has changed.
         """
-        self.check_files()
-        path = self._path(number)
-        partial = _unique(path, _PARTIAL)
-        try:
-            _make_sure_of_room(path.parent, sum(values.nbytes for values in arrays.values()))
-            partial.mkdir()
-            _orbax().save(str(partial.absolute() / _ARRAYS), arrays)
-            _write(partial / _SEAL, json.dumps(self._seal(number, partial / _ARRAYS, _names(partial / _ARRAYS))))
-            if _moved(partial, path):
-                return None
-        except Exception as error:  # the storage library wraps what the system says in errors of its own
-            shutil.rmtree(partial, ignore_errors=True)
-            reason = _reason(error)
-            remedy = _REMEDIES.get(reason, "mend that")
-            raise UserError(
-                f"{path}: cannot be saved: {reason}; {remedy}, then run the same command to resume"
-            ) from error
-        shutil.rmtree(partial, ignore_errors=True)
+        path, fingerprint = self._path(number), self._entry[number].fingerprint
+        size = sum(values.nbytes for values in arrays.values())
+        if self._save(path, size, lambda partial: _fill(partial, fingerprint, arrays)):
+            return None
         theirs = self.load(number)
         differing = [name for name, values in arrays.items() if values.tobytes() != theirs[name].tobytes()]
         if not differing:
             return None
         return f"{path}: another writer saved other values of {', '.join(differing)}; its own are kept"
+
+    def adopt(self, number: int, files: dict[str, bytes]) -> None:
+        """Save a chunk whose files another process has made by `packed`, as `commit` does.
+
+        Raises:
+            UserError: as `commit` does.
+        """
+
+        def fill(partial: Path) -> None:
+            for name, content in files.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(content)
+
+        self._save(self._path(number), sum(map(len, files.values())), fill)
+
+    def _save(self, path: Path, size: int, fill: Callable[[Path], None]) -> bool:
+        """Make a chunk's folder, whole or not at all; False if another writer has made it before."""
+        self.check_files()
+        partial = _unique(path, _PARTIAL)
+        try:
+            _make_sure_of_room(path.parent, size)
+            partial.mkdir()
+            fill(partial)
+            return _moved(partial, path)
+        except Exception as error:  # the storage library wraps what the system says in errors of its own
+            reason = _reason(error)
+            remedy = _REMEDIES.get(reason, "mend that")
+            raise UserError(
+                f"{path}: cannot be saved: {reason}; {remedy}, then run the same command to resume"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def verify(self, number: int) -> None:
         """Check that what was saved of a committed chunk is there as it was; what lies beside it does not matter.
@@ -399,7 +466,7 @@ class Store:
         path = self._path(number)
         try:
             seal = json.loads((path / _SEAL).read_text(encoding="utf-8"))
-            found = self._seal(number, path / _ARRAYS, seal["files"])
+            found = _seal(path / _ARRAYS, self._entry[number].fingerprint, seal["files"])
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise DamagedChunk(f"{path}: {os.path.relpath(error.filename, path)} is missing") from error
         except OSError as error:
@@ -439,12 +506,27 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: cannot be removed: {error.strerror}; remove it, then run again") from None
 
-    def _seal(self, number: int, folder: Path, names: list[str]) -> dict[str, Any]:
-        """What is kept beside a chunk to know it again: whose it is, and its files' names and contents."""
-        return {"fingerprint": self._entry[number].fingerprint, "files": names, "digest": _digest(folder, names)}
-
     def _path(self, number: int) -> Path:
         return self.folder / _CHUNKS / f"{number:06d}"
+
+
+def packed(fingerprint: str, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """The files of a chunk by their paths within its folder, which another process saves by `Store.adopt`."""
+    with tempfile.TemporaryDirectory(prefix="subspace-adv-") as made:
+        folder = Path(made)
+        _fill(folder, fingerprint, arrays)
+        return {name: (folder / name).read_bytes() for name in _names(folder)}
+
+
+def _fill(folder: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
+    """Save arrays in a chunk's folder, and seal it."""
+    _orbax().save(str(folder.absolute() / _ARRAYS), arrays)
+    _write(folder / _SEAL, json.dumps(_seal(folder / _ARRAYS, fingerprint, _names(folder / _ARRAYS))))
+
+
+def _seal(folder: Path, fingerprint: str, names: list[str]) -> dict[str, Any]:
+    """What is kept beside a chunk to know it again: whose it is, and its files' names and contents."""
+    return {"fingerprint": fingerprint, "files": names, "digest": _digest(folder, names)}
 
 
 def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:

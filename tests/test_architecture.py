@@ -64,11 +64,15 @@ LINES = [
         "growing",
         "locks",
         "store",
+        "process",
+        "tasks",
+        "driver",
         "frozen",
         "predictions",
         "loading",
         "results",
         "runner",
+        "cluster",
     ],
     ["checks", "tables", "plots", "comparison", "formats", "exports", "bench", "progress", "reports", "cli"],
 ]
@@ -189,6 +193,12 @@ def test_the_programs_of_the_engine_compile():
 def test_only_the_store_knows_orbax(name):
     knows = any(module.split(".")[0] == "orbax" for module in imported(TREES[name]))
     assert knows == (name == "store")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_the_cluster_knows_ray(name):
+    knows = any(module.split(".")[0] == "ray" for module in imported(TREES[name]))
+    assert knows == (name == "cluster")
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"reports", "cli"}))

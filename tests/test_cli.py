@@ -31,9 +31,9 @@ from subspace_adv import (
     open_results,
     plan,
     plots,
+    process,
     progress,
     reports,
-    runner,
     tables,
 )
 from subspace_adv.manifest import describe
@@ -218,8 +218,8 @@ def test_plan(tmp_path, command):
     assert lines["bytes"].endswith(" 1.92 MB on disk, before compression")  # 2,000 · (469 + 493)
     assert lines["net-steps"].endswith("1.2e+05")
     planned = plan(read(TINY, "seed=0:1000"))
-    taken = planned.seconds(runner.cores())
-    assert f" about {taken.typical:.0f} s on {runner.cores()} cores, the first time; up to {taken.most:.0f} s " in out
+    taken = planned.seconds(process.cores())
+    assert f" about {taken.typical:.0f} s on {process.cores()} cores, the first time; up to {taken.most:.0f} s " in out
     assert f" {taken.starting + taken.compiling:.0f} s to start and compile ({taken.starting:.0f} s once " in out
     *_, last, path, by = out.splitlines()
     lanes = planned.groups[1].lanes

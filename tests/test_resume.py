@@ -15,7 +15,7 @@ import pytest
 from shell import COMMAND, MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, start, write
 
 from subspace_adv import UserError, load_networks, open_results, run, store
-from subspace_adv.runner import Listener
+from subspace_adv.process import Listener
 
 SECONDS = 0.4  # a chunk takes longer by
 

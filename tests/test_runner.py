@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from shell import COMMAND, MANY, MANY_CHUNKS, PRINT_PEAK, TINY, call, chunk_states, content, needs_kernel, read, write
 
-from subspace_adv import UserError, engine, manifest, open_results, plan, planning, run, runner, store
-from subspace_adv.runner import Listener, how_to_resume
+from subspace_adv import UserError, engine, manifest, open_results, plan, planning, process, run, runner, store
+from subspace_adv.process import Listener
+from subspace_adv.runner import how_to_resume
 from subspace_adv.training import CONVERGED, DIVERGED, PENDING, STEP_LIMIT, Trainer
 
 
@@ -121,7 +122,7 @@ def test_a_failure_is_told_when_no_worker_is_left(tmp_path, monkeypatch):
         ended.append(group)
         yield from ()
 
-    monkeypatch.setattr(runner, "workers", lambda: 2)
+    monkeypatch.setattr(process, "threads", lambda: 2)
     monkeypatch.setattr(engine, "train", train)
     with pytest.raises(RuntimeError, match="out of memory"):
         run(read(MANY), tmp_path, trainer="xla")
@@ -152,7 +153,7 @@ def test_an_interrupt_before_all_threads_have_started(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         start(thread)
 
-    monkeypatch.setattr(runner, "workers", lambda: 3)
+    monkeypatch.setattr(process, "threads", lambda: 3)
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(read(MANY), tmp_path)

@@ -234,7 +234,7 @@ SCRIPT = """
 import hashlib, os, sys
 if sys.argv[1] == "cores":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])
-from subspace_adv import Sweep, engine, plan, runner
+from subspace_adv import Sweep, engine, plan, process
 import jax, numpy as np
 sweep = Sweep("a", network={"width": 20}, measure={"regions": ["off"]}, training={"max_steps": 300},
     axes={"seed": range(90)})
@@ -251,7 +251,7 @@ program = engine.compiled("advance", group.program, group.lanes, group.steps_per
 devices, shares = jax.local_device_count(), jax.tree.leaves(program.output_shardings)
 assert {(len(share.device_set), share.is_fully_replicated) for share in shares} == {(devices, devices == 1)}
 assert not any(word in program.as_text() for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
-print(devices, runner.workers(), digest.hexdigest())
+print(devices, process.threads(), digest.hexdigest())
 """
 
 
