@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from subspace_adv.driver import Cluster
 from subspace_adv.errors import UserError, brief
@@ -57,7 +57,8 @@ def connected(address: str) -> Iterator["RayCluster"]:
         else:
             ray.init("local", num_cpus=cores(), include_dashboard=False, **_QUIET)
         signal.signal(signal.SIGTERM, ending)
-        yield RayCluster(ray, elsewhere=bool(told["host"]))
+        with RayCluster(ray, elsewhere=bool(told["host"])) as workers:
+            yield workers
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, ending)
@@ -95,6 +96,14 @@ def _connect(ray: Any, address: str, host: str, port: int) -> None:
         raise UserError(f"command line: --cluster: {address}: cannot be reached: {reason}") from None
 
 
+class _Task(NamedTuple):
+    """A task that is under way."""
+
+    future: Future
+    call: Callable[[dict[str, Any]], Any]  # begins it, with options, and returns its reference
+    cores: int  # that a machine must have
+
+
 class RayCluster(Cluster):
     """Tasks of Ray: one at a time for each GPU or TPU where the cluster has any, else for each machine, on all cores.
 
@@ -105,30 +114,40 @@ class RayCluster(Cluster):
         """Of the cluster that Ray is connected to; whether it is not of this machine."""
         self._ray = ray
         self._environment = {name: os.environ[name] for name in _PASSED_ON if elsewhere and name in os.environ}
-        self._under_way: set[Any] = set()
+        self._under_way: dict[Any, _Task] = {}  # by Ray's reference of their result
 
     def slots(self) -> int:
-        """Tasks that machines which are there now can run at a time."""
-        kind, amount = self._share()
-        return sum(int(machine.get(kind, 0) // amount) for machine in self._machines())
+        """Tasks that machines which are there now can run at a time; those that none can run are begun anew."""
+        machines = self._machines()
+        largest = max((machine.get("CPU", 0) for machine in machines), default=0)
+        for reference, task in list(self._under_way.items()) if largest else ():
+            if task.cores > largest and self._under_way.pop(reference, None):
+                self._ray.cancel(reference, force=True)
+                self._begin(task.future, task.call)
+        kind, amount = self._share(machines)
+        return sum(int(machine.get(kind, 0) // amount) for machine in machines)
 
     def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
         """Begin a task; it runs again where its worker or machine dies."""
-        kind, amount = self._share()
+        future = Future()
+        self._begin(future, lambda options: self._ray.remote(**options)(fn).remote(*arguments, **named))
+        return future
+
+    def _begin(self, future: Future, call: Callable[[dict[str, Any]], Any]) -> None:
+        kind, amount = self._share(self._machines())
         needs = {"CPU": {"num_cpus": amount}, "GPU": {"num_cpus": 0, "num_gpus": 1}}
         environment = self._environment | ({"NPROC": str(amount)} if kind == "CPU" else {})
-        task = self._ray.remote(
+        options = {
             **needs.get(kind, {"num_cpus": 0, "resources": {kind: 1}}),
-            max_calls=0,  # a worker keeps what it has compiled
-            max_retries=_RETRIES,
-            runtime_env={"env_vars": environment},
-        )(fn)
-        reference, future = task.remote(*arguments, **named), Future()
-        self._under_way.add(reference)
+            "max_calls": 0,  # a worker keeps what it has compiled
+            "max_retries": _RETRIES,
+            "runtime_env": {"env_vars": environment},
+        }
+        reference = call(options)
+        self._under_way[reference] = _Task(future, call, amount if kind == "CPU" else 0)
 
         def end(found: Future) -> None:
-            self._under_way.discard(reference)
-            if not future.set_running_or_notify_cancel():
+            if not self._under_way.pop(reference, None) or not future.set_running_or_notify_cancel():
                 return
             if error := found.exception():
                 future.set_exception(self._in_words(error))
@@ -136,7 +155,6 @@ class RayCluster(Cluster):
                 future.set_result(found.result())
 
         reference.future().add_done_callback(end)
-        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop all tasks that are under way."""
@@ -147,9 +165,8 @@ class RayCluster(Cluster):
         """What each machine that is there has of each resource."""
         return [machine["Resources"] for machine in self._ray.nodes() if machine["Alive"]]
 
-    def _share(self) -> tuple[str, int]:
-        """What a task takes: a kind of resource, and how much of it."""
-        machines = self._machines()
+    def _share(self, machines: list[dict[str, float]]) -> tuple[str, int]:
+        """What a task takes of machines: a kind of resource, and how much of it."""
         accelerated = () if os.environ.get("JAX_PLATFORMS") == "cpu" else ("TPU", "GPU")
         for kind in accelerated:
             if any(machine.get(kind) for machine in machines):

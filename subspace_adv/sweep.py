@@ -191,6 +191,10 @@ class Sweep:
         document["axes"] = listed({name: of[name] for name, of in self.dimensions.items() if is_axis(name)})
         return tomli_w.dumps(document | ({"zip": zips} if zips else {}))
 
+    def __reduce__(self) -> tuple[Callable[..., "Sweep"], tuple[str, str, dict[str, str]]]:
+        """To other processes it is sent as its document, which tells where its files are from the root on."""
+        return Sweep.of_results, ("sweep.toml", self.to_toml(), {})
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of places along each dimension."""

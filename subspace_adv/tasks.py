@@ -7,12 +7,10 @@ import functools
 import os
 import platform
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -102,10 +100,7 @@ def _plan(job: Job) -> Plan:
 @functools.lru_cache(maxsize=4)
 def _planned(text: str, trainer: Trainer | None, directory: str) -> Plan:
     """The plan of a sweep, made once in a process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sweep.toml"
-        path.write_text(text, encoding="utf-8")
-        sweep = Sweep.from_toml(path)
+    sweep = Sweep.of_results("sweep.toml", text, {})
     if own_classes(sweep) and directory not in sys.path:
         sys.path.append(directory)
     return plan(sweep, trainer)

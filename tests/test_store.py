@@ -428,6 +428,55 @@ def test_a_folder_that_another_writer_begins_meanwhile_is_shared_with_it(tmp_pat
     made.close()
 
 
+# One of four writers, which begin each round at once; two of them are whole runs.
+WRITER = """
+import errno, os, random, sys, time, warnings
+from pathlib import Path
+import portalocker
+from shell import TINY, read
+from test_store import arrays_of
+from subspace_adv import plan
+from subspace_adv.manifest import describe
+from subspace_adv.store import Store
+
+def flock(*arguments):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+portalocker.portalocker.LOCKER = flock
+warnings.simplefilter("ignore")
+folder, mine, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+planned = plan(read(TINY), "xla")
+described, numbers = describe(planned), [chunk.number for chunk in planned.chunks]
+for n in range(rounds):
+    (folder / f"{n}.{mine}.here").touch()
+    while len(list(folder.glob(f"{n}.*.here"))) < 4:
+        time.sleep(0.001)
+    store = Store.create(folder / f"out{n}", described, shared=mine % 2 == 0)
+    for number in random.Random(4 * n + mine).sample(numbers, len(numbers)):
+        if told := store.commit(number, arrays_of(planned, number)):
+            sys.exit(told)
+    store.close()
+"""
+
+
+@pytest.mark.slow
+def test_without_locks_four_writers_lose_nothing(tmp_path, planned):
+    """Fifty times: what each saves is there once, whole and as it was, whoever came first."""
+    command = [sys.executable, "-c", WRITER, tmp_path]
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    writers = [
+        subprocess.Popen([*command, str(mine), "50"], stderr=subprocess.PIPE, text=True, env=path) for mine in range(4)
+    ]
+    told = [writer.communicate(timeout=500)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4, told
+    for n in range(50):
+        made = Store.open(tmp_path / f"out{n}")
+        assert {path.name for path in made.folder.iterdir()} == {"chunks", "manifest.json", "sweep.toml", ".lock"}
+        assert sorted(path.name for path in (made.folder / "chunks").iterdir()) == ["000000", "000001"]
+        for chunk in planned.chunks:
+            assert_same(made.load(chunk.number), arrays_of(planned, chunk.number))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_without_locks_a_run_goes_on_and_says_so(folder, planned, monkeypatch, number):
     """Whose the left-overs are nobody knows, so they stay."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import pickle
 import tomllib
 import warnings
 from dataclasses import FrozenInstanceError
@@ -467,6 +468,9 @@ def test_what_is_resolved_reads_back_equal(overrides):
     assert again == sweep
     assert list(again.axes) == list(sweep.axes)
     assert again.to_toml() == sweep.to_toml()
+    sent = pickle.loads(pickle.dumps(sweep))
+    assert sent == sweep
+    assert list(sent.axes) == list(sweep.axes)
 
 
 def test_a_sweep_is_frozen():
