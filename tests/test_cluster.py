@@ -3,11 +3,13 @@
 import importlib.util
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -529,7 +531,9 @@ def test_machines_are_lost_and_join(tmp_path, long, commit):
     assert sweep.name == "sweep.toml"
     status, out, err = end(start(sys.executable, "nodes.py", commit, cwd=tmp_path))
     assert status == 0, err
-    assert "\nworkers 2 2\n" in "\n" + out
+    [(slots, most)] = re.findall(r"^workers (\d+) (\d+)$", out, re.MULTILINE)
+    assert slots == "2"
+    assert int(most) >= 2  # one that is lost counts for a while
     assert content(tmp_path / "out") == long
 
 
@@ -542,11 +546,11 @@ def free_port() -> int:
 @pytest.mark.slow
 @needs_ray
 def test_a_cluster_that_is_there_takes_tasks_of_those_who_have_its_token(tmp_path, whole):
-    ports = [free_port(), free_port()]
+    ports, own = [free_port(), free_port()], tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_USAGE_STATS_ENABLED": "0"}
     known = environment() | secret
     head = [COMMAND.with_name("ray"), "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    head += [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", f"--temp-dir={tmp_path / 'r'}"]
+    head += [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", f"--temp-dir={own}"]
     cluster_of_ours = subprocess.Popen(list(map(str, head)), stdout=-3, stderr=-3, env=known, start_new_session=True)
     write(tmp_path, MANY)
     options = ["--out", "out", "--cluster", f"ray://localhost:{ports[1]}", "--commit", "driver"]
@@ -576,6 +580,7 @@ def test_a_cluster_that_is_there_takes_tasks_of_those_who_have_its_token(tmp_pat
     finally:
         os.killpg(cluster_of_ours.pid, signal.SIGKILL)
         cluster_of_ours.wait()
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.mark.slow
