@@ -173,7 +173,7 @@ class RayCluster(Cluster):
                 return kind, 1
         return "CPU", min((int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1), default=1)
 
-    def _in_words(self, error: BaseException) -> BaseException:
+    def _in_words(self, error: Any) -> BaseException:
         """A task's mistake as it was raised, and in one line what befell its worker; other errors as Ray tells them."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
             missing = "No module named 'subspace_adv'" in str(error)

@@ -171,13 +171,14 @@ def test_every_script_is_run_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_tasks_of_a_job_array_make_a_sweep(tmp_path, name):
+def test_the_tasks_of_a_job_array_make_a_sweep(tmp_path, tmp_path_factory, name):
     """Two at a time, of one core each, from the script of docs/cluster.md; one has no chunk left."""
     text = MANY if MANY_CHUNKS < 10 else MANY.replace("0:512", "0:128")
     (tmp_path / "sweeps").mkdir()
     write(tmp_path / "sweeps", text, "line.toml")
     script = write(tmp_path, SCRIPTS[name], name)
     told, index = SCHEDULERS[name]
+    told = told | {"TMPDIR": str(tmp_path_factory.getbasetemp())}  # where compiled programs are kept
     chunks = len(plan(read(text)).chunks)
     indices = [*range(1, chunks + 1), 100]
     for first in range(0, len(indices), 2):
