@@ -111,8 +111,13 @@ def run(
     with Display() as display:
         try:
             with nullcontext() if cluster is None else connected(cluster) as workers:
-                elsewhere = {"executor": workers, "commit": commit or "workers"}
-                dataset = runner.run(specified, folder, display, trainer, part, grow=grow, reuse=reuse, **elsewhere)
+                dataset = runner.run(
+                    *(specified, folder, display, trainer, part),
+                    grow=grow,
+                    reuse=reuse,
+                    executor=workers,
+                    commit=commit or "workers",
+                )
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
             chosen = {"trainer": trainer, "shard": shard, "cluster": cluster, "commit": commit}

@@ -79,8 +79,8 @@ def run(
         one_of(commit, get_args(Commit))
     except ValueError as error:
         raise UserError(f"commit = {brief(commit)}: {error}") from None
-    elsewhere = {"executor": executor, "commit": commit}
-    return dataset_of(driver.run(sweep, out, listener, trainer, grow=grow, reuse=reuse, **elsewhere))
+    store = driver.run(sweep, out, listener, trainer, executor=executor, commit=commit, grow=grow, reuse=reuse)
+    return dataset_of(store)
 
 
 def _run_here(

@@ -203,7 +203,7 @@ def test_folders_are_merged(tmp_path):
 def test_what_is_merged_is_not_trained_again(tmp_path, monkeypatch):
     run(read(TINY, SMALL, "seed=0:6"), tmp_path / "a")
     run(read(TINY, SMALL, "seed=6:12"), tmp_path / "b")
-    monkeypatch.setattr("subspace_adv.runner.engine.train", lambda *_: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr("subspace_adv.process.engine.train", lambda *_: pytest.fail("nothing is left to train"))
     found = run(read(TINY, SMALL), tmp_path / "both", reuse=[tmp_path / "a", tmp_path / "b"])
     assert (found["status"] != PENDING).all()
 
