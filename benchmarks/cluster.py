@@ -46,10 +46,10 @@ def measured(workers: str, overrides: list[str], out: Path) -> dict:
     with nullcontext() if workers == "plain" else cluster.connected("ray") as executor:
         alone = noop = 0.0
         if executor:
-            executor.submit(int).result()
+            executor.submit(process.cores).result()
             started = time.perf_counter()
             for _ in range(100):
-                executor.submit(int).result()
+                executor.submit(process.cores).result()
             noop, alone = (time.perf_counter() - started) / 100, memory()
         starting, started = time.perf_counter() - begun, time.perf_counter()
         commit = "driver" if workers == "driver" else "workers"
