@@ -9,10 +9,11 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -57,7 +58,8 @@ def connected(address: str) -> Iterator["RayCluster"]:
         else:
             ray.init("local", num_cpus=cores(), include_dashboard=False, **_QUIET)
         signal.signal(signal.SIGTERM, ending)
-        with RayCluster(ray, elsewhere=bool(told["host"])) as workers:
+        # Ray prints what befalls workers, and not where people look for mistakes.
+        with RayCluster(ray, elsewhere=bool(told["host"])) as workers, redirect_stdout(sys.stderr):
             yield workers
     finally:
         ray.shutdown()
