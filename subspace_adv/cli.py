@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -110,7 +110,8 @@ def run(
     folder = out or runner.default_out(specified)
     with Display() as display:
         try:
-            with nullcontext() if cluster is None else connected(cluster) as workers:
+            # Ray prints what befalls its workers.
+            with redirect_stdout(sys.stderr), nullcontext() if cluster is None else connected(cluster) as workers:
                 dataset = runner.run(
                     *(specified, folder, display, trainer, part),
                     grow=grow,

@@ -9,11 +9,10 @@ import re
 import secrets
 import signal
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -58,8 +57,7 @@ def connected(address: str) -> Iterator["RayCluster"]:
         else:
             ray.init("local", num_cpus=cores(), include_dashboard=False, **_QUIET)
         signal.signal(signal.SIGTERM, ending)
-        # Ray prints what befalls workers, and not where people look for mistakes.
-        with RayCluster(ray, elsewhere=bool(told["host"])) as workers, redirect_stdout(sys.stderr):
+        with RayCluster(ray, elsewhere=bool(told["host"])) as workers:
             yield workers
     finally:
         ray.shutdown()
