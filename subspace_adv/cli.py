@@ -112,13 +112,12 @@ def run(
         try:
             # Ray prints what befalls its workers.
             with redirect_stdout(sys.stderr), nullcontext() if cluster is None else connected(cluster) as workers:
-                dataset = runner.run(
-                    *(specified, folder, display, trainer, part),
-                    grow=grow,
-                    reuse=reuse,
-                    executor=workers,
-                    commit=commit or "workers",
-                )
+                common: dict[str, Any] = {"grow": grow, "reuse": reuse}
+                if part is not None:
+                    found = runner.run_shard(specified, part, folder, display, trainer, **common)
+                else:
+                    common |= {"executor": workers, "commit": commit or "workers"}
+                    found = runner.run(specified, folder, display, trainer, **common)
         except KeyboardInterrupt:
             again = shlex.join(["subspace-adv", "run", str(sweep), *overrides, "--out", str(folder)])
             chosen = {"trainer": trainer, "shard": shard, "cluster": cluster, "commit": commit}
@@ -126,16 +125,16 @@ def run(
             again += " --grow" if grow else ""
             again += shlex.join(["", "--reuse", *map(str, reuse)]) if reuse else ""
             raise _Interrupted(f"interrupted; what is done is kept. Resume with: {again}") from None
-    if part is not None:
-        _print_progress(dataset)
+    if isinstance(found, tuple):
+        _print_progress(specified.name, *found)
         return
     from subspace_adv import reports  # takes long to import, as pandas does
 
     figures: list[Path] = []
     try:
-        figures = _draw(dataset, folder)  # before anything is printed, as whoever reads it may stop
+        figures = _draw(found, folder)  # before anything is printed, as whoever reads it may stop
     finally:
-        reports.print_results(dataset)
+        reports.print_results(found)
     _print_figures(figures)
 
 
@@ -190,8 +189,8 @@ def plan(
 def status(folder: Folder, /) -> None:
     """Tell how far a results folder is."""
     dataset = results.open_results(folder)
-    _print_progress(dataset)
     codes = dataset["status"].values.ravel()
+    _print_progress(dataset.attrs["name"], (codes != training.PENDING).sum(), codes.size)
     for code, meaning in enumerate(training.STATUS_MEANINGS):
         print(f"  {meaning:<11}{(codes == code).sum():,}")
     if (codes == training.PENDING).any():
@@ -447,9 +446,8 @@ def _explain(error: CycloptsError) -> str:
     return f"command line: {message}; see {' '.join(['subspace-adv', *(error.command_chain or ())])} --help"
 
 
-def _print_progress(dataset: "Dataset") -> None:
-    codes = dataset["status"].values
-    print(f"{dataset.attrs['name']}: {(codes != training.PENDING).sum():,} of {codes.size:,} networks done")
+def _print_progress(name: str, done: int, networks: int) -> None:
+    print(f"{name}: {done:,} of {networks:,} networks done")
 
 
 def _draw(dataset: "Dataset", folder: Path) -> list[Path]:

@@ -40,7 +40,6 @@ def run(
     out: str | Path | None = None,
     listener: Listener | None = None,
     trainer: Trainer | None = None,
-    shard: Shard | None = None,
     *,
     grow: bool = False,
     reuse: Sequence[str | Path] = (),
@@ -54,7 +53,6 @@ def run(
         out: the results folder; results/NAME by default. If it holds the same sweep, the run is resumed.
         listener: told of progress.
         trainer: what is to advance the networks; where none is given, what is fastest here.
-        shard: the part of the plan to run, where other processes or machines run the others into the same folder.
         grow: whether the folder may hold a smaller grid: its results are kept, and what is missing is computed.
         reuse: other results folders, whose networks are taken over where they are those of the sweep.
         executor: whose workers are to compute, on this machine or on others; by default this process does.
@@ -72,15 +70,37 @@ def run(
     sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
     out = out or default_out(sweep)
     if executor is None:
-        return dataset_of(_run_here(sweep, out, listener, trainer, shard, grow=grow, reuse=reuse))
-    if shard is not None:
-        raise UserError(f"shard {shard.number}/{shard.of}: an executor hands out a whole sweep; leave one of them out")
+        return dataset_of(_run_here(sweep, out, listener, trainer, None, grow=grow, reuse=reuse))
     try:
         one_of(commit, get_args(Commit))
     except ValueError as error:
         raise UserError(f"commit = {brief(commit)}: {error}") from None
     store = driver.run(sweep, out, listener, trainer, executor=executor, commit=commit, grow=grow, reuse=reuse)
     return dataset_of(store)
+
+
+def run_shard(
+    sweep: Sweep,
+    shard: Shard,
+    out: str | Path,
+    listener: Listener,
+    trainer: Trainer | None = None,
+    *,
+    grow: bool = False,
+    reuse: Sequence[str | Path] = (),
+) -> tuple[int, int]:
+    """Run a part of a sweep, where other processes or machines run the others into the same folder; as `run`.
+
+    Returns:
+        The networks of the whole sweep that are done, and all of them. Results are not read: of many shards each
+        would read those of all.
+
+    Raises:
+        UserError: as `run` does.
+        KeyboardInterrupt: likewise.
+    """
+    store = _run_here(sweep, out, listener, trainer, shard, grow=grow, reuse=reuse)
+    return sum(len(entry.cells) for entry in store.committed), sweep.cells
 
 
 def _run_here(

@@ -188,11 +188,7 @@ def test_workers_of_another_version_are_told(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_does_not_go_together_is_refused(tmp_path):
-    from subspace_adv.shards import Shard
-
-    with pytest.raises(UserError, match="shard 1/2: an executor hands out a whole sweep"):
-        run(read(MANY), tmp_path, executor=_Here(), shard=Shard(1, 2))
+def test_who_else_would_commit_is_refused(tmp_path):
     with pytest.raises(UserError, match="commit = 'me': must be 'workers' or 'driver'"):
         run(read(MANY), tmp_path, executor=_Here(), commit="me")  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,9 @@ import pytest
 from shell import COMMAND, MANY, MANY_CHUNKS, call, chunk_states, content, environment, needs_kernel, read, start, write
 from test_cli import assert_refused, command  # noqa: F401, a fixture
 
-from subspace_adv import UserError, plan, run
+from subspace_adv import UserError, open_results, plan, run
+from subspace_adv.process import Listener
+from subspace_adv.runner import run_shard
 from subspace_adv.shards import Shard
 from subspace_adv.training import PENDING
 
@@ -66,17 +68,20 @@ def test_shards_at_once_make_what_one_process_makes(tmp_path):
 
 
 def test_what_a_shard_leaves_is_pending(tmp_path):
-    first = run(read(MANY), tmp_path, shard=Shard(1, 2))
+    done = run_shard(read(MANY), Shard(1, 2), tmp_path, Listener())
+    first = open_results(tmp_path)
+    assert done == ((first["status"] != PENDING).sum(), first["status"].size)
     todo = plan(read(MANY))
     mine = np.concatenate([chunk.cells for chunk in Shard(1, 2).part(todo.chunks)])
     assert (np.flatnonzero(first["status"].values.ravel() != PENDING) == np.sort(mine)).all()
-    assert (run(read(MANY), tmp_path, shard=Shard(2, 2))["status"] != PENDING).all()
+    assert run_shard(read(MANY), Shard(2, 2), tmp_path, Listener()) == (1024, 1024)
+    assert (open_results(tmp_path)["status"] != PENDING).all()
 
 
 def test_status_tells_what_shards_lack(tmp_path, command):  # noqa: F811
     """Of those of which one was begun; nothing of a folder without shards."""
     out, todo = tmp_path / "out", plan(read(MANY))
-    run(read(MANY), out, shard=Shard(2, 3))
+    run_shard(read(MANY), Shard(2, 3), out, Listener())
     _, printed, _ = command("status", out)
     missing = {i: [chunk.number for chunk in Shard(i, 3).part(todo.chunks)] for i in (1, 3)}
     assert "1 of 3 shards done\n" in printed
