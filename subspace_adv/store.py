@@ -144,8 +144,8 @@ class Wanted(NamedTuple):
         held = [*kept, *(copy.entry for copy in copies)]
         manifest = begin(description, folder, cut(description, held, number + len(copies)))
         if begun:
-            was = begun.store.manifest
-            manifest |= {"begun": was["begun"], "before": sha256(was["sweep"].encode())}
+            # What the sweep's file holds now may be of an earlier manifest: this one, too, may lack it when killed.
+            manifest |= {"begun": begun.store.manifest["begun"], "before": _digest_of(folder / _SWEEP)}
         made = Store(folder, description.sweep, manifest)
         made.copies = copies
         return made
@@ -186,6 +186,7 @@ class Store:
         """
         folder = Path(folder)
         damaged = UserError(f"{folder / _MANIFEST}: damaged; move the folder away and run the sweep again")
+        held = _held(folder / _SWEEP)  # first, as one that grows meanwhile has its manifest written first
         try:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             made_by = manifest["format"]
@@ -200,7 +201,7 @@ class Store:
             raise UserError(f"{folder}: of format {made_by}; this version reads format {FORMAT}")
         if manifest.pop("digest", None) != sha256(json.dumps(manifest).encode()):
             raise damaged
-        _check_unchanged(folder, manifest)
+        _check_unchanged(folder / _SWEEP, held, manifest)
         moved = places(manifest, folder, elsewhere or {})
         if change := file_difference(dict(zip(moved.values(), manifest["files"].values(), strict=True)), elsewhere):
             raise UserError(f"{folder}: {change}")
@@ -529,18 +530,22 @@ def _seal(folder: Path, fingerprint: str, names: list[str]) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "files": names, "digest": _digest(folder, names)}
 
 
-def _check_unchanged(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder if its sweep is not what it was, or was before it began to grow."""
-    file = folder / _SWEEP
+def _held(file: Path) -> str | OSError:
+    """Digest of a file, or what keeps it from being read."""
     try:
-        known = (sha256(manifest["sweep"].encode()), manifest.get("before"))
-        change = "" if _digest_of(file) in known else "changed"
-    except FileNotFoundError:
-        change = "removed"
+        return _digest_of(file)
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    if change:
-        raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
+        return error
+
+
+def _check_unchanged(file: Path, held: str | OSError, manifest: dict[str, Any]) -> None:
+    """Refuse a folder if its sweep is not what it was, or was before it began to grow."""
+    if held in (sha256(manifest["sweep"].encode()), manifest.get("before")):
+        return
+    if isinstance(held, OSError) and not isinstance(held, FileNotFoundError):
+        raise UserError(f"{file}: cannot be read: {held.strerror}")
+    change = "removed" if isinstance(held, OSError) else "changed"
+    raise UserError(f"{file}: was {change} since the run; restore it, or move the folder away")
 
 
 def _digest_of(file: Path) -> str:

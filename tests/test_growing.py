@@ -187,6 +187,43 @@ def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypat
     assert_same(tmp_path / "out", tmp_path / "fresh")
 
 
+def test_killed_there_twice_a_folder_is_grown(tmp_path, monkeypatch):
+    """The sweep's file is then two manifests behind."""
+    description = [describe(plan(read(TINY, SMALL, f"seed=0:{seeds}"))) for seeds in (6, 8, 10)]
+    written = store._write
+    Store.create(tmp_path / "out", description[0]).close()
+
+    def killed(path: Path, text: str) -> None:
+        if path.name == "sweep.toml":
+            raise KeyboardInterrupt
+        written(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_write", killed)
+        for larger in description[1:]:
+            with pytest.raises(KeyboardInterrupt):
+                Store.create(tmp_path / "out", larger, grow=True)
+            assert Store.open(tmp_path / "out").sweep == larger.sweep
+    Store.create(tmp_path / "out", description[2]).close()
+    assert Sweep.from_toml(tmp_path / "out" / "sweep.toml") == description[2].sweep
+
+
+def test_a_folder_is_read_that_grows_meanwhile(tmp_path, monkeypatch):
+    smaller, larger = (describe(plan(read(TINY, SMALL, f"seed=0:{seeds}"))) for seeds in (6, 8))
+    Store.create(tmp_path / "out", smaller).close()
+    text = Path.read_text
+
+    def grown_then(path: Path, *args: str, **kwargs: str) -> str:
+        held = text(path, *args, **kwargs)
+        monkeypatch.undo()
+        Store.create(tmp_path / "out", larger, grow=True).close()
+        return held
+
+    monkeypatch.setattr(Path, "read_text", grown_then)
+    assert Store.open(tmp_path / "out").sweep == smaller.sweep
+    assert Store.open(tmp_path / "out").sweep == larger.sweep
+
+
 def test_folders_are_merged(tmp_path):
     """Parts of chunks as well, whatever axes they are along; and what none has is computed."""
     run(read(TINY, SMALL, "seed=0:5"), tmp_path / "a")
