@@ -192,6 +192,8 @@ def _attrs(dataset: "xr.Dataset", columns: "Mapping[Any, xr.Variable]") -> dict[
 
 def _commit(writers: Mapping[Path, Callable[[Path], Any]]) -> list[Written]:
     """Write files, or folders, each whole or not at all: beside their places first, into which they then are moved."""
+    for path in writers:
+        _refuse_folder(path)
     partials = {path: path.with_name(f"{path.name}.partial") for path in writers}
     try:
         for path, write in writers.items():
@@ -243,6 +245,14 @@ def _writer(path: Path) -> Writer:
         ending = one_of(path.suffix, WRITERS)
     except ValueError as error:
         raise UserError(f"{path}: has the ending {path.suffix!r}; {error}") from None
-    if path.is_dir() and not any((path / mark).exists() for mark in (".zgroup", "zarr.json")):
-        raise UserError(f"{path}: is a folder that is no Zarr store; choose another name")
+    _refuse_folder(path)
     return WRITERS[ending]
+
+
+def _refuse_folder(place: Path) -> None:
+    """Refuse a place where there is a folder that no earlier export has made."""
+    if place.suffix != ".zarr":
+        if place.is_dir():
+            raise UserError(f"{place}: is a folder; choose another name")
+    elif place.is_dir() and not any((place / mark).exists() for mark in (".zgroup", "zarr.json")):
+        raise UserError(f"{place}: is a folder that is no Zarr store; choose another name")

@@ -243,14 +243,18 @@ def test_an_export_that_fails_leaves_all_as_it_was(tmp_path, tiny, ending, monke
         ("nowhere/out.zarr", "nowhere/out.zarr: cannot be written: No such file or directory"),
         ("file/out.nc", "file/out.nc: cannot be written: Not a directory"),
         ("folder.zarr", "folder.zarr: is a folder that is no Zarr store; choose another name"),
-        ("folder.nc", "folder.nc: is a folder that is no Zarr store; choose another name"),
+        ("folder.nc", "folder.nc: is a folder; choose another name"),
+        ("store.nc", "store.nc: is a folder; choose another name"),
+        ("folder.csv", "folder-points.csv: is a folder; choose another name"),
+        ("folder.parquet", "folder-cells.parquet: is a folder; choose another name"),
     ],
 )
 def test_places_that_are_none_are_refused(tmp_path, tiny, command, monkeypatch, file, told):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    for name in ("folder.zarr", "folder.nc"):
+    for name in ("folder.zarr", "folder.nc", "store.nc", "folder-points.csv", "folder-cells.parquet"):
         Path(name).mkdir()
         Path(name, "mine.txt").write_text("kept")
+    Path("store.nc", "zarr.json").write_text("kept")
     Path("file").write_text("kept")
     before = files(tmp_path)
     assert_refused(command("export", tiny, file), told)
