@@ -244,10 +244,11 @@ def places(manifest: dict[str, Any], folder: Path, elsewhere: dict[str, str]) ->
     They are where the sweep tells, or where they were when the folder was made, or where a later run found them, or at
     other places where there are files of some digests.
     """
-    found = {}
+    found, contents = {}, [*manifest["files"].values()]
     for path, content in manifest["files"].items():
         told, was = absolute(path, folder.absolute()), absolute(path, manifest.get("folder", ""))
-        given = [elsewhere[content]] if content in elsewhere else []
+        alone = contents.count(content) == 1  # a path for one of two equal files would be taken for both
+        given = [elsewhere[content]] if content in elsewhere and alone else []
         later = [absolute(place, folder.absolute()) for place in manifest.get("found", {}).get(content, [])]
         known = (*given, told, was, *later)
         found[told] = next((place for place in known if not file_difference({place: content})), told)

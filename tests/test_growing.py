@@ -224,6 +224,16 @@ def test_a_folder_is_read_that_grows_meanwhile(tmp_path, monkeypatch):
     assert Store.open(tmp_path / "out").sweep == larger.sweep
 
 
+def test_two_files_of_one_content_are_resumed(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("x,z,label\n0,1,1\n2,1,-1\n-1,0.5,1\n")
+    axis = f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}"
+    description = describe(plan(read(TINY, SMALL, "kind=file", f"path={axis}")))
+    for _ in range(2):
+        Store.create(tmp_path / "out", description).close()
+    assert Store.open(tmp_path / "out").sweep.values("path") == description.sweep.values("path")
+
+
 def test_folders_are_merged(tmp_path):
     """Parts of chunks as well, whatever axes they are along; and what none has is computed."""
     run(read(TINY, SMALL, "seed=0:5"), tmp_path / "a")
