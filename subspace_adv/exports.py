@@ -13,6 +13,7 @@ import numpy as np
 from subspace_adv.errors import UserError
 from subspace_adv.results import open_results
 from subspace_adv.rows import one_of
+from subspace_adv.store import unique
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ def export(results: "str | Path | xr.Dataset", path: str | Path) -> list[Written
         tempfile.TemporaryFile(dir=path.parent).close()  # a mistake is told before all is read
         return write(open_results(results) if isinstance(results, str | Path) else results, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
 
 
 def _write_netcdf(dataset: "xr.Dataset", path: Path) -> list[Written]:
@@ -194,7 +195,7 @@ def _commit(writers: Mapping[Path, Callable[[Path], Any]]) -> list[Written]:
     """Write files, or folders, each whole or not at all: beside their places first, into which they then are moved."""
     for path in writers:
         _refuse_folder(path)
-    partials = {path: path.with_name(f"{path.name}.partial") for path in writers}
+    partials = {path: unique(path, ".partial") for path in writers}
     try:
         for path, write in writers.items():
             write(partials[path])
@@ -212,7 +213,7 @@ def _move(made: Path, place: Path) -> None:
     if not place.is_dir():
         made.replace(place)
         return
-    former = place.with_name(f"{place.name}.former")
+    former = unique(place, ".former")
     place.replace(former)
     made.replace(place)
     _remove(former)

@@ -103,8 +103,9 @@ def reused(description: Description, holder: Holder, free: np.ndarray) -> list[K
         if not len(rows):
             continue
         part = int(part_of[cells[rows[0]]])
-        if description.parts[part].made_by != holder.manifest["parts"][entry.part]:
-            known, why = False, "its networks were made by another program"
+        there_made, here_made = holder.manifest["parts"][entry.part], description.parts[part].made_by
+        if there_made != here_made:
+            known, why = False, f"another program made its networks: {_other(there_made, here_made)}"
             continue
         free[cells[rows]] = False
         settings = own_settings(sweep, cells[rows], sweep.files())
@@ -173,8 +174,12 @@ def _other_program(there: dict[str, Any], here: dict[str, Any]) -> str:
     Raises:
         UserError: if it is not of the same code.
     """
-    told = [f"{name} was {there.get(name)} and is {now}" for name, now in here.items() if there.get(name) != now]
     for name in ("trainer", "measurer", "class"):
         if there.get(name) != here.get(name):
             raise UserError(f"was made with {name} {there.get(name)}, and this is {here.get(name)}")
-    return ", ".join(told)
+    return _other(there, here)
+
+
+def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
+    differing = (name for name in there | here if there.get(name) != here.get(name))
+    return ", ".join(f"{name} was {there.get(name)} and is {here.get(name)}" for name in differing)

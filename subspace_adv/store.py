@@ -442,7 +442,7 @@ class Store:
     def _save(self, path: Path, size: int, fill: Callable[[Path], None]) -> bool:
         """Make a chunk's folder, whole or not at all; False if another writer has made it before."""
         self.check_files()
-        partial = _unique(path, _PARTIAL)
+        partial = unique(path, _PARTIAL)
         try:
             _make_sure_of_room(path.parent, size)
             partial.mkdir()
@@ -498,7 +498,7 @@ class Store:
             UserError: if the folder cannot be written.
         """
         path = self._path(number)
-        aside = _unique(path, _PARTIAL)
+        aside = unique(path, _PARTIAL)
         try:
             path.rename(aside)  # so that another writer meets it whole, or not at all
             _remove(aside)
@@ -593,7 +593,7 @@ def _is_dropped(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _DROPPED)
 
 
-def _unique(path: Path, ending: str) -> Path:
+def unique(path: Path, ending: str) -> Path:
     """A name beside a path that no other writer has."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{ending}")
 
@@ -693,7 +693,7 @@ def _write_first(path: Path, text: str) -> bool:
 
 def _beside(path: Path, text: str) -> Path:
     """A file of this content under a name of its own, safely on the disk."""
-    temporary = _unique(path, _TEMPORARY)
+    temporary = unique(path, _TEMPORARY)
     with temporary.open("wb") as file:
         file.write(text.encode())
         file.flush()
