@@ -160,6 +160,8 @@ def _sample(settings: Mapping[str, Any], source: Source, found: Mapping[str, Dim
             raise UserError(f"{where} = {brief(ends)}: {error}") from None
         kind = _kind(leaf, spacing.ends, where)
         of[leaf] = tuple(map(kind, spacing.at(column, whole=kind is int)))
+        if kind is float:
+            _check_least(leaf, of[leaf], where)
     return of
 
 
@@ -228,7 +230,17 @@ def _spaced(leaf: str, written: Any, where: str) -> tuple:
     except ValueError as error:
         raise UserError(f"{where} = {brief(written)}: {error}") from None
     kind = _kind(leaf, spacing.ends, where)
-    return tuple(map(kind, spacing.values(whole=kind is int)))
+    values = tuple(map(kind, spacing.values(whole=kind is int)))
+    if kind is float:
+        _check_least(leaf, values, where)
+    return values
+
+
+def _check_least(leaf: str, values: Sequence[float], where: str) -> None:
+    """Refuse a number between the ends that a list may not have: one that float32 has no room for near 0."""
+    least = min((value for value in values if value), key=abs, default=None)
+    if least is not None:
+        checked(tables()[leaves()[leaf]], leaf, least, where)
 
 
 def _kind(leaf: str, ends: Sequence[Any], where: str) -> type:

@@ -135,6 +135,8 @@ def spaced_whole(written: Any) -> Any:
     spacing = read_spacing(written)
     if not all(isinstance(end, int) for end in spacing.ends):
         raise ValueError("both ends must be whole numbers")
+    if max(map(abs, spacing.ends)) > _EXACT:
+        raise ValueError(f"both ends must be within {_EXACT:,}")
     return spacing.values(whole=True)
 
 
@@ -144,6 +146,7 @@ def _no_nan(value: float) -> float:
     return value
 
 
+_EXACT = 2**53  # as far as double precision tells whole numbers apart
 _TINY, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 

@@ -1,5 +1,6 @@
 """Values written by their ends: "start:stop", "start:stop:step", {log = [a, b], n = 7} and {lin = [a, b], n = 5}."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -63,8 +64,8 @@ def read_spacing(written: Any) -> Spacing:
             raise ValueError("no values; stop must be over start")
         if not step:
             raise ValueError("step must be 1 or more")
-        if len(range(first, last, step)) > MOST_VALUES:
-            raise ValueError(f"{len(range(first, last, step)):,} values; at most {MOST_VALUES:,} are possible")
+        if (number := -((first - last) // step)) > MOST_VALUES:
+            raise ValueError(f"{number:,} values; at most {MOST_VALUES:,} are possible")
         return Spacing("step", first, last, step)
     if isinstance(written, str) and (found := _SPACED.fullmatch(written)):
         scale, *told = found.groups()
@@ -110,7 +111,7 @@ def _number(text: str) -> Any:
 
 def _checked(scale: str, first: Any, last: Any, number: Any) -> Spacing:
     for end in (first, last):
-        if isinstance(end, bool) or not isinstance(end, int | float) or not np.isfinite(end):
+        if isinstance(end, bool) or not isinstance(end, int | float) or not abs(end) < math.inf:
             raise ValueError(f"{end!r} is no end; both must be finite numbers")
         if scale == "log" and end <= 0:
             raise ValueError(f"{end} has no place on a logarithmic scale; both ends must be over 0")

@@ -213,6 +213,18 @@ BAD = {
         f"{ARM}init_scale = {{log = [0, 1], n = 3}}\n",
         "zip.arm.init_scale = {'log': [0, 1], 'n': 3}: 0 has no place on a logarithmic scale",
     ),
+    "an end past all floats": (f"{ARM}seed = {{lin = [0, 1{'0' * 400}], n = 3}}\n", "zip.arm.seed = 1"),
+    "a huge step number": (f"[measure]\nat_steps = {{log = [1, 1{'0' * 400}], n = 3}}\n", "measure.at_steps = "),
+    "a range past all sizes": (f"{ARM}seed = '0:1{'0' * 40}'\n", "zip.arm.seed = '0:1", "at most 10,000,000 are"),
+    "what is 0 in float32 between the ends": (
+        f"{ARM}weight_decay = {{lin = [0, 1.3e-38], n = 3}}\n",
+        "zip.arm.weight_decay = 6.5e-39: is 0 in float32",
+    ),
+    "a draw that is 0 in float32": (
+        f"{DRAWN}weight_decay = {{lin = [-0.0, 1.2e-38]}}\n",
+        "sample.weight_decay = ",
+        "is 0 in float32",
+    ),
     "in axes and a zip": (f"{ARM}seed = [1, 2]\n[axes]\nseed = [3]\n", "zip.arm.seed: is in axes already; leave one"),
     "in two zips": (
         f"{ARM}seed = [1, 2]\n[[zip]]\nname = 'other'\nseed = [3]\n",
