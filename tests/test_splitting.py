@@ -119,7 +119,9 @@ def test_a_chain_makes_what_the_module_makes(module, x64, standard_promotion):
     for number, affine_map in enumerate(maps):
         own_arrays = {name: arrays[name] for name in affine_map.parameters()}
         held = jax.tree_util.Partial(affine_map, own_arrays)
+        none = jnp.zeros((0, h.shape[-1]))  # as many directions as there are off a subspace that is the whole space
         h = jax.jit(held)(jax.nn.relu(h) if number else h)
+        assert held(none).shape == (0, h.shape[-1])
         seen += [*own_arrays]
         check_sizes(held, jnp.asarray(np.random.default_rng(number).standard_normal(affine_map.given.shape)).ravel())
     assert sorted(seen) == sorted(arrays)  # each in one map

@@ -1,6 +1,7 @@
 """Splits a function of flax layers into affine maps with ReLUs between, where it is such a chain."""
 
 import enum
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ class AffineMap(NamedTuple):
         def one(row: jax.Array) -> jax.Array:
             return jnp.ravel(_evaluated(self, parameters, row.reshape(self.given.shape)))
 
-        return jax.vmap(one)(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], -1)
+        rows = jax.vmap(one)(h.reshape(math.prod(h.shape[:-1]), h.shape[-1]))
+        return rows.reshape(*h.shape[:-1], *rows.shape[1:])  # not -1, which no rows at all leave open
 
 
 class _NoChain(Exception):
