@@ -72,7 +72,7 @@ def place(dimensions: Mapping[str, Dimension], leaf: str) -> str:
 
 
 def check_rows(dimensions: Mapping[str, Dimension], source: Source) -> None:
-    """Refuse a zip or a sample in which two networks would be one.
+    """Refuse a zip or a sample with two places of equal values.
 
     Raises:
         UserError: naming their places.

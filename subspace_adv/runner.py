@@ -68,9 +68,13 @@ def run(
     """
     listener = listener or Listener()
     sweep = Sweep.from_toml(sweep) if isinstance(sweep, str | Path) else sweep
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"{brief(sweep)} is no Sweep; Sweep.from_toml reads one from a file")
     out = out or default_out(sweep)
     if executor is None:
         return dataset_of(_run_here(sweep, out, listener, trainer, None, grow=grow, reuse=reuse))
+    if not isinstance(executor, Executor):
+        raise UserError(f"executor = {brief(executor)}: must be a concurrent.futures.Executor")
     try:
         one_of(commit, get_args(Commit))
     except ValueError as error:

@@ -188,7 +188,9 @@ def test_workers_of_another_version_are_told(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_who_else_would_commit_is_refused(tmp_path):
+def test_what_is_no_executor_and_who_else_would_commit_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"executor = 3: must be a concurrent.futures.Executor"):
+        run(read(MANY), tmp_path, executor=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="commit = 'me': must be 'workers' or 'driver'"):
         run(read(MANY), tmp_path, executor=_Here(), commit="me")  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())

@@ -545,6 +545,7 @@ def test_figures_of_a_zip_have_a_panel_for_each_arm(folders):
     assert {"boundaries", "robust_accuracy", "fooling_rate"} <= names
 
 
+@pytest.mark.slow
 def test_a_sample_has_no_more_panels_than_there_are_colours(tmp_path):
     sampled = "[sample]\nn = 40\ninit_scale = {log = [0.1, 1]}\nlearning_rate = {log = [0.01, 0.1]}\n"
     dataset = run(read(BASE + sampled), tmp_path / "out")

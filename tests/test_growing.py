@@ -140,6 +140,7 @@ def test_without_grow_the_refusal_names_it(tmp_path, command):  # noqa: F811
     assert (open_results(out)["status"] != PENDING).all()
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_told_beforehand(tmp_path, command):  # noqa: F811
     """Where all networks had one dataset and now have several, another program serves them."""
     file, out = write(tmp_path, PLACED), tmp_path / "out"

@@ -47,6 +47,7 @@ def test_what_is_no_shard_is_told_in_one_line(tmp_path, command, text, told):  #
         Shard.read(text)
 
 
+@pytest.mark.slow
 def test_shards_at_once_make_what_one_process_makes(tmp_path):
     """They print how far all are, and draw nothing; the run that ends them computes nothing, prints and draws."""
     whole = run(read(MANY), tmp_path / "whole")
