@@ -230,7 +230,10 @@ def _spaced(leaf: str, written: Any, where: str) -> tuple:
     except ValueError as error:
         raise UserError(f"{where} = {brief(written)}: {error}") from None
     kind = _kind(leaf, spacing.ends, where)
-    values = tuple(map(kind, spacing.values(whole=kind is int)))
+    try:
+        values = tuple(map(kind, spacing.values(whole=kind is int)))
+    except ValueError as error:
+        raise UserError(f"{where} = {brief(written)}: {error}") from None
     if kind is float:
         _check_least(leaf, values, where)
     return values

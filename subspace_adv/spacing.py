@@ -12,6 +12,7 @@ MOST_VALUES = 10**7
 MOST_SPACED = 10_000
 _RANGE = re.compile(r"(\d+):(\d+)(?::(\d+))?")
 _SPACED = re.compile(r"(log|lin):([^:]*):([^:]*):([^:]*)")
+_NEGLIGIBLE = 1e-12  # beside the largest: what rounding leaves where 0 is meant
 Number = int | float
 
 
@@ -32,11 +33,20 @@ class Spacing(NamedTuple):
         return self.first, self.last
 
     def values(self, *, whole: bool) -> tuple[Number, ...]:
-        """All of them, none twice: whole numbers, or else those of float32, in which networks train, told shortly."""
+        """All of them, none twice: whole numbers, or else those of float32, in which networks train, told shortly.
+
+        Raises:
+            ValueError: if some that are not whole are one number in float32.
+        """
         if self.scale == "step":
             return tuple(range(int(self.first), int(self.last), self.number))
         spaced = {"log": np.geomspace, "lin": np.linspace}[self.scale](self.first, self.last, self.number)
-        return tuple(dict.fromkeys(_told(spaced, whole=whole)))
+        if self.scale == "lin":
+            spaced[np.abs(spaced) < _NEGLIGIBLE * np.abs(spaced).max()] = 0
+        found = tuple(dict.fromkeys(_told(spaced, whole=whole)))
+        if len(found) < self.number and not whole:
+            raise ValueError(f"only {len(found)} of {self.number:,} numbers differ in float32, in which networks train")
+        return found
 
     def at(self, shares: np.ndarray, *, whole: bool) -> tuple[Number, ...]:
         """Those at some shares of the way from the first to the last, on the scale; as `values` tells them."""

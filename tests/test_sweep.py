@@ -87,6 +87,11 @@ BAD: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("command line: axes.init_scale = 'log:0:1:3': 0 has no place on a logarithmic scale; both ends must be over",),
     ),
     "one spaced value": ("", ("init_scale=lin:1:2:1",), ("command line: axes.init_scale = 'lin:1:2:1': n is 1; must",)),
+    "ends that are nearly one": (
+        "",
+        ("init_scale=lin:1:1.00000001:3",),
+        ("command line: axes.init_scale = 'lin:1:1.00000001:3': only 1 of 3 numbers differ in float32",),
+    ),
     "one end twice": ("", ("init_scale=lin:1:1:4",), ("command line: ", "'lin:1:1:4': both ends are 1; they must dif")),
     "no number of values": (
         "",
@@ -758,3 +763,7 @@ def test_every_region_is_looked_at_and_the_one_that_fails_is_named():
             read("", *settings, f"regions={regions}", "subspace_dim=2")
     for kind in ("line", "chessboard", "line,chessboard"):  # whose regions are lines or of coordinate axes
         read("", f"kind={kind}", "norms=linf,l1,l2")
+
+
+def test_zero_among_spaced_values_is_zero():
+    assert read("", "stop_margin=lin:-0.1:0.2:4").axes["stop_margin"] == (-0.1, 0.0, 0.1, 0.2)
