@@ -73,7 +73,7 @@ def _with_token() -> None:
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         told = f"{error}; install the extra cluster, as by pip install 'subspace-adv[cluster]'"
         raise UserError(f"command line: --cluster: Ray cannot be imported: {told}") from None

@@ -210,6 +210,7 @@ def test_convolutions_are_those_of_flax(layout, padding):
     )
 
 
+@pytest.mark.slow
 def test_sensitivities_and_input_gradients(standard_promotion):
     """Against the chain rule in NumPy; pulled back, the first are the second."""
     for family, (d, k, shape, _) in FAMILIES.items():

@@ -225,6 +225,7 @@ def test_networks_of_a_class_are_trained_measured_and_loaded_with_it(folder):
         assert np.isnan(dataset[name]).all()
 
 
+@pytest.mark.slow
 def test_a_class_of_layers_with_relus_between_is_certified(place, tmp_path):
     run(read(SWEEP, f"architecture={NAME}:Chain", "seed=0:3", "width=100", "depth=2"), tmp_path)
     dataset = open_results(tmp_path)

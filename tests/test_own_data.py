@@ -519,6 +519,7 @@ def test_lists_as_axes_are_written_in_the_file_and_one_is_set_on_the_command_lin
     assert read('[data]\nkind = "digits"\nclasses = [3, 8]\n', "classes=4,9").values("classes") == ((4, 9),)
 
 
+@pytest.mark.slow
 def test_networks_and_points_are_selected_by_lists_as_the_sweep_file_has_them(tmp_path):
     text = """
         [data]

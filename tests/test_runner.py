@@ -263,6 +263,7 @@ def test_memory_is_bounded_by_the_chunk_and_not_by_the_grid(tmp_path):
     assert large < 1.2 * small
 
 
+@pytest.mark.slow
 def test_networks_whose_off_part_is_factored_are_measured_side_by_side(tmp_path):
     """Several at once in as many programs as there are threads: jaxlib's own batches would wait for ever."""
     path = write(tmp_path, '[measure]\nregions = ["off"]\n')
