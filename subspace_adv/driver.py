@@ -69,6 +69,7 @@ def run(
     try:
         _Tasks(executor, job, store, description, listener).run()
         store.check_files()
+        store.finish()
     finally:
         store.close()
     return store

@@ -296,6 +296,7 @@ def _plain(value: Any) -> Any:
 def _origin(store: Store) -> dict[str, str]:
     """With what the results were made."""
     made, begun = made_with(store.manifest), store.manifest["begun"]
+    begun = begun | {"finished": store.manifest.get("finished")}
     versions = {f"{name.replace('-', '_')}_version": made.pop(name) for name in store.manifest["versions"]}
     return versions | made | {name: told for name, told in begun.items() if told is not None}
 

@@ -130,6 +130,8 @@ def _run_here(
             store.note_shard(*shard)
             store.share()
         carry_out(sweep, [chunk for chunk in pending if chunk.number not in copied], store.commit, listener)
+        if shard is None:  # of shards, none knows whether others write too
+            store.finish()
     except Exception:
         store.check_files()  # whatever fails where a file has changed meanwhile, that is why
         raise

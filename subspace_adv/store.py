@@ -349,6 +349,20 @@ class Store:
         """The chunks that are there; they may be damaged."""
         return [entry for entry in self.entries if self.has(entry.number)]
 
+    def finish(self) -> None:
+        """Keep when all was done, if all is.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        if "finished" in self.manifest or len(self.committed) < len(self.entries):
+            return
+        self.manifest["finished"] = now()
+        try:
+            self._describe()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written: {error.strerror}; run the same command again") from None
+
     def share(self) -> None:
         """Let other processes write to the folder that share it."""
         if self._lock:

@@ -72,6 +72,19 @@ def test_a_grown_folder_is_what_a_fresh_run_makes(tmp_path, before, after):
     assert times(tmp_path / "out") == again
 
 
+def test_when_all_was_begun_and_finished_is_told(tmp_path):
+    run(read(TINY, SMALL, "seed=0:2"), tmp_path / "out")
+    told = open_results(tmp_path / "out").attrs
+    assert told["started"] <= told["finished"]
+    run(read(TINY, SMALL, "seed=0:2"), tmp_path / "out")
+    assert open_results(tmp_path / "out").attrs == told  # nothing was left to do
+    Store.create(tmp_path / "out", describe(plan(read(TINY, SMALL, "seed=0:4"))), grow=True).close()
+    larger = open_results(tmp_path / "out").attrs
+    assert larger["started"] == told["started"] and "finished" not in larger
+    run(read(TINY, SMALL, "seed=0:4"), tmp_path / "out")
+    assert open_results(tmp_path / "out").attrs["finished"] >= told["finished"]
+
+
 def test_a_folder_grows_again_and_again(tmp_path):
     for seeds, scales in ((2, "1.0"), (4, "1.0"), (4, "2.0,1.0"), (6, "2.0,1.0,0.5")):
         larger = read(TINY, SMALL, f"seed=0:{seeds}", f"init_scale={scales}")
