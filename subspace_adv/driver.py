@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from subspace_adv.chunkfiles import packed
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import ChunkEntry, Description, excerpt
 from subspace_adv.process import Listener, copy, is_done
-from subspace_adv.store import Store, packed
+from subspace_adv.store import Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.tasks import Commit, Done, Job, describe_plan, work
 from subspace_adv.training import Trainer

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from subspace_adv.errors import UserError
+from subspace_adv.files import remove, unique
 from subspace_adv.results import open_results
 from subspace_adv.rows import one_of
-from subspace_adv.store import unique
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,7 +203,7 @@ def _commit(writers: Mapping[Path, Callable[[Path], Any]]) -> list[Written]:
             _move(partial, path)
     finally:
         for partial in partials.values():
-            _remove(partial)
+            remove(partial)
     return written
 
 
@@ -216,14 +215,7 @@ def _move(made: Path, place: Path) -> None:
     former = unique(place, ".former")
     place.replace(former)
     made.replace(place)
-    _remove(former)
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)
+    remove(former)
 
 
 def _bytes(place: Path) -> int:

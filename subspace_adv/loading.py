@@ -12,6 +12,7 @@ from flax import linen
 from flax.traverse_util import unflatten_dict
 
 from subspace_adv import devices, engine
+from subspace_adv.chunkfiles import DamagedChunk
 from subspace_adv.contracts import Design, named, renamed
 from subspace_adv.data import HELDOUT
 from subspace_adv.datasets import cell_data, load_data, load_span
@@ -27,7 +28,7 @@ from subspace_adv.receptive_fields import Dense
 from subspace_adv.rows import nearest
 from subspace_adv.settings import role
 from subspace_adv.snapshots import MARGIN_LEVEL, NEVER, STEP, during, snapshots_of
-from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.store import Store
 from subspace_adv.sweep import DESIGNED, Sweep
 
 Arrays = dict[str, np.ndarray]

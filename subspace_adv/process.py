@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from subspace_adv import engine
+from subspace_adv.chunkfiles import DamagedChunk
 from subspace_adv.planning import Chunk, Group
-from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.store import Store
 from subspace_adv.sweep import Sweep
 
 

@@ -1,26 +1,32 @@
-"""The results folder: resolved sweep, manifest and chunks, each written whole or not at all. Imports orbax."""
+"""The results folder: resolved sweep, manifest and chunks, by whichever writer comes first."""
 
-import errno
-import fnmatch
-import functools
-import hashlib
 import json
-import logging
-import os
 import platform
 import re
 import shutil
 import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from subspace_adv import chunkfiles
 from subspace_adv.errors import UserError
+from subspace_adv.files import (
+    PARTIAL,
+    REMEDIES,
+    TEMPORARY,
+    is_dropped,
+    make_sure_of_room,
+    moved,
+    reason_of,
+    remove,
+    unique,
+    write,
+    write_first,
+)
 from subspace_adv.growing import Growth, Holder, Kept, grown, reused
 from subspace_adv.locks import LOCK, InUse, Lock, locked
 from subspace_adv.manifest import (
@@ -44,37 +50,9 @@ from subspace_adv.rows import nearest
 from subspace_adv.sweep import Sweep
 
 _SWEEP, _MANIFEST, _CHUNKS = "sweep.toml", "manifest.json", "chunks"
-_ARRAYS, _SEAL = "arrays", "seal.json"  # in a chunk's folder
-_PARTIAL, _TEMPORARY = ".partial", ".tmp"  # how the names of folders and files end until they are whole
 _SHARDS = "shards"  # which parts of the plan were begun, by whom
 _OURS = {_SWEEP, _MANIFEST, _CHUNKS, LOCK, _SHARDS}
 _PATIENCE = 600  # seconds that those who share a folder wait while one of them cuts it
-# What systems leave in folders that they show, sync or mount.
-_DROPPED = ("._*", ".ds_store", ".directory", ".fuse_hidden*", ".nfs*", "desktop.ini", "lost+found", "thumbs.db")
-_BLOCK = bytes(2**20)
-_REMEDIES = {
-    os.strerror(number): remedy
-    for remedy, numbers in {
-        "make room": (errno.ENOSPC, errno.EDQUOT),
-        "permit writing there": (errno.EACCES, errno.EPERM, errno.EROFS),
-        "put the folder back in its place": (errno.ENOENT, errno.ESTALE),
-    }.items()
-    for number in numbers
-}
-
-
-@functools.cache
-def _orbax() -> Any:
-    """The library that saves arrays, which takes long to import; networks train meanwhile."""
-    for noisy in ("absl", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    from orbax.checkpoint import v1
-
-    return v1
-
-
-class DamagedChunk(Exception):
-    """A chunk that is not as it was saved: something of it is missing or differs."""
 
 
 class Copy(NamedTuple):
@@ -324,13 +302,13 @@ class Store:
         sweep, manifest = self.folder / _SWEEP, self.folder / _MANIFEST
         begun = manifest.exists()
         if not begun:
-            _write(sweep, described["sweep"])
+            write(sweep, described["sweep"])
         if first:
-            return _write_first(manifest, text)
+            return write_first(manifest, text)
         if not begun or manifest.read_text(encoding="utf-8") != text:
-            _write(manifest, text)
+            write(manifest, text)
         if _digest_of(sweep) != sha256(described["sweep"].encode()):
-            _write(sweep, described["sweep"])
+            write(sweep, described["sweep"])
         return True
 
     def _drop_the_unlisted(self) -> None:
@@ -338,7 +316,7 @@ class Store:
         listed = {self._path(number) for number in self._entry}
         for path in (self.folder / _CHUNKS).iterdir():
             if path not in listed and path.name.isdecimal():
-                _remove(path)
+                remove(path)
 
     def holder(self) -> Holder:
         """What it holds."""
@@ -382,7 +360,7 @@ class Store:
         path = self.folder / _SHARDS / f"{number}-of-{of}"
         try:
             path.parent.mkdir(exist_ok=True)
-            _write(path, f"{platform.node()} at {now()}")
+            write(path, f"{platform.node()} at {now()}")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --out") from None
 
@@ -431,7 +409,7 @@ class Store:
         """
         path, fingerprint = self._path(number), self._entry[number].fingerprint
         size = sum(values.nbytes for values in arrays.values())
-        if self._save(path, size, lambda partial: _fill(partial, fingerprint, arrays)):
+        if self._save(path, size, lambda partial: chunkfiles.fill(partial, fingerprint, arrays)):
             return None
         theirs = self.load(number)
         differing = [name for name, values in arrays.items() if values.tobytes() != theirs[name].tobytes()]
@@ -456,15 +434,15 @@ class Store:
     def _save(self, path: Path, size: int, fill: Callable[[Path], None]) -> bool:
         """Make a chunk's folder, whole or not at all; False if another writer has made it before."""
         self.check_files()
-        partial = unique(path, _PARTIAL)
+        partial = unique(path, PARTIAL)
         try:
-            _make_sure_of_room(path.parent, size)
+            make_sure_of_room(path.parent, size)
             partial.mkdir()
             fill(partial)
-            return _moved(partial, path)
+            return moved(partial, path)
         except Exception as error:  # the storage library wraps what the system says in errors of its own
-            reason = _reason(error)
-            remedy = _REMEDIES.get(reason, "mend that")
+            reason = reason_of(error)
+            remedy = REMEDIES.get(reason, "mend that")
             raise UserError(
                 f"{path}: cannot be saved: {reason}; {remedy}, then run the same command to resume"
             ) from error
@@ -478,18 +456,7 @@ class Store:
             DamagedChunk: if anything is missing or differs.
             UserError: if the system keeps it from being read.
         """
-        path = self._path(number)
-        try:
-            seal = json.loads((path / _SEAL).read_text(encoding="utf-8"))
-            found = _seal(path / _ARRAYS, self._entry[number].fingerprint, seal["files"])
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise DamagedChunk(f"{path}: {os.path.relpath(error.filename, path)} is missing") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedChunk(f"{path}: its {_SEAL} is damaged") from error
-        if seal != found:
-            raise DamagedChunk(f"{path}: differs from what was saved")
+        chunkfiles.verify(self._path(number), self._entry[number].fingerprint)
 
     def load(self, number: int) -> dict[str, np.ndarray]:
         """Verify and read a committed chunk's arrays.
@@ -498,12 +465,7 @@ class Store:
             DamagedChunk: if anything is missing or differs from what was saved.
             UserError: if it cannot be read for another reason.
         """
-        self.verify(number)  # the storage library is noisy about what is damaged
-        path = self._path(number)
-        try:
-            return _read_arrays(path / _ARRAYS)
-        except Exception as error:
-            raise UserError(f"{path}: cannot be read: {_reason(error)}") from error
+        return chunkfiles.load(self._path(number), self._entry[number].fingerprint)
 
     def discard(self, number: int) -> None:
         """Remove a chunk.
@@ -512,10 +474,10 @@ class Store:
             UserError: if the folder cannot be written.
         """
         path = self._path(number)
-        aside = unique(path, _PARTIAL)
+        aside = unique(path, PARTIAL)
         try:
             path.rename(aside)  # so that another writer meets it whole, or not at all
-            _remove(aside)
+            remove(aside)
         except FileNotFoundError:
             return  # another one has removed it
         except OSError as error:
@@ -523,25 +485,6 @@ class Store:
 
     def _path(self, number: int) -> Path:
         return self.folder / _CHUNKS / f"{number:06d}"
-
-
-def packed(fingerprint: str, arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The files of a chunk by their paths within its folder, which another process saves by `Store.adopt`."""
-    with tempfile.TemporaryDirectory(prefix="subspace-adv-") as made:
-        folder = Path(made)
-        _fill(folder, fingerprint, arrays)
-        return {name: (folder / name).read_bytes() for name in _names(folder)}
-
-
-def _fill(folder: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    """Save arrays in a chunk's folder, and seal it."""
-    _orbax().save(str(folder.absolute() / _ARRAYS), arrays)
-    _write(folder / _SEAL, json.dumps(_seal(folder / _ARRAYS, fingerprint, _names(folder / _ARRAYS))))
-
-
-def _seal(folder: Path, fingerprint: str, names: list[str]) -> dict[str, Any]:
-    """What is kept beside a chunk to know it again: whose it is, and its files' names and contents."""
-    return {"fingerprint": fingerprint, "files": names, "digest": _digest(folder, names)}
 
 
 def _held(file: Path) -> str | OSError:
@@ -568,8 +511,8 @@ def _digest_of(file: Path) -> str:
 
 def _clear(folder: Path) -> None:
     """Remove what those who were killed have left."""
-    for left in (*(folder / _CHUNKS).glob(f"*{_PARTIAL}"), *folder.glob(f"*{_TEMPORARY}")):
-        _remove(left)
+    for left in (*(folder / _CHUNKS).glob(f"*{PARTIAL}"), *folder.glob(f"*{TEMPORARY}")):
+        remove(left)
 
 
 def _refuse_foreign(folder: Path, sweep: Sweep) -> None:
@@ -578,7 +521,7 @@ def _refuse_foreign(folder: Path, sweep: Sweep) -> None:
         held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
         if _MANIFEST in held:
             return
-        foreign = {name for name in held - _OURS if not _is_dropped(name) and not name.endswith(_TEMPORARY)}
+        foreign = {name for name in held - _OURS if not is_dropped(name) and not name.endswith(TEMPORARY)}
         if _SWEEP in held and (folder / _SWEEP).read_bytes() != written(sweep, folder).encode():
             foreign.add(_SWEEP)
     except OSError as error:
@@ -603,33 +546,6 @@ def _nameable(folder: Path) -> Path:
     return folder
 
 
-def _is_dropped(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _DROPPED)
-
-
-def unique(path: Path, ending: str) -> Path:
-    """A name beside a path that no other writer has."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{ending}")
-
-
-def _moved(partial: Path, path: Path) -> bool:
-    """Give a whole folder its name, unless another one has it."""
-    try:
-        partial.rename(path)
-    except OSError:
-        if not path.exists():
-            raise
-        return not partial.exists()  # it may have been moved though the answer was lost, as on NFS
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _refuse_small_disk(folder: Path, size: int) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free, held = shutil.disk_usage(existing).free, 0
@@ -640,86 +556,3 @@ def _refuse_small_disk(folder: Path, size: int) -> None:
             f"{folder}: the results need {size / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; "
             "make room, choose another --out, or fewer cells"
         )
-
-
-def _names(folder: Path) -> list[str]:
-    """Files of a folder and of those within."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not _is_dropped(path.name))
-    return sorted(path.relative_to(folder).as_posix() for path in files)
-
-
-def _digest(folder: Path, names: list[str]) -> str:
-    """Of the names and contents of files of a folder."""
-    digest = hashlib.sha256()
-    for name in names:
-        with (folder / name).open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        digest.update(name.encode() + b"\0" + content)
-    return digest.hexdigest()
-
-
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Arrays as the storage library saved them: of Zarr, in a TensorStore database.
-
-    Its own reader would start JAX on the machine's accelerator, of which reading has no need.
-    """
-    import tensorstore
-
-    (manifest,) = folder.resolve().glob("*/manifest.ocdbt")  # of a path with .. TensorStore reads nothing
-    path = os.fsencode(manifest.parent.as_posix()).decode()  # whatever the system's encoding, TensorStore's is UTF-8
-    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
-    keys = tensorstore.KvStore.open(database).result().list().result()
-    names = [key.decode().removesuffix("/zarr.json") for key in keys if key.endswith(b"/zarr.json")]
-    opening = {
-        name: tensorstore.open({"driver": "zarr3", "kvstore": database | {"path": f"{name}/"}}) for name in names
-    }
-    return {name: opened.result().read().result() for name, opened in opening.items()}
-
-
-def _make_sure_of_room(folder: Path, size: int) -> None:
-    """Let the system refuse now: a save that fails midway floods stderr from threads of the storage library."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for _ in range(0, size + len(_BLOCK), len(_BLOCK)):  # one more for what a chunk takes beside its arrays
-            file.write(_BLOCK)
-        file.flush()
-
-
-def _write(path: Path, text: str) -> None:
-    """Give a file this content, whole or not at all."""
-    _beside(path, text).replace(path)
-
-
-def _write_first(path: Path, text: str) -> bool:
-    """As `_write`, unless there is such a file already; whether there was none."""
-    temporary = _beside(path, text)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        if path.exists():
-            return False
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def _beside(path: Path, text: str) -> Path:
-    """A file of this content under a name of its own, safely on the disk."""
-    temporary = unique(path, _TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system said, from an exception or its causes; else the exception's first line."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return next((known for known in _REMEDIES if known in str(error)), (str(error) or repr(error)).splitlines()[0])

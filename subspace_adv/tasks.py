@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from subspace_adv import process
+from subspace_adv.chunkfiles import packed
 from subspace_adv.classes import own_classes
 from subspace_adv.errors import UserError
 from subspace_adv.manifest import Description, describe, entries_of, origin_difference, program_difference
 from subspace_adv.planning import Plan, chunks_of, plan
-from subspace_adv.store import Store, packed
+from subspace_adv.store import Store
 from subspace_adv.sweep import Sweep
 from subspace_adv.training import Trainer
 

@@ -63,6 +63,8 @@ LINES = [
         "manifest",
         "growing",
         "locks",
+        "files",
+        "chunkfiles",
         "store",
         "process",
         "tasks",
@@ -190,9 +192,9 @@ def test_the_programs_of_the_engine_compile():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_the_store_knows_orbax(name):
+def test_only_the_files_of_chunks_know_orbax(name):
     knows = any(module.split(".")[0] == "orbax" for module in imported(TREES[name]))
-    assert knows == (name == "store")
+    assert knows == (name == "chunkfiles")
 
 
 @pytest.mark.parametrize("name", FILES)

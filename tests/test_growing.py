@@ -180,7 +180,7 @@ def test_what_is_computed_again_is_told_beforehand(tmp_path, command):  # noqa: 
 def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypatch):
     run(read(TINY, SMALL, "seed=0:6"), tmp_path / "out")
     held, old = times(tmp_path / "out"), (tmp_path / "out" / "sweep.toml").read_text()
-    larger, written = read(TINY, SMALL, "seed=0:12"), store._write
+    larger, written = read(TINY, SMALL, "seed=0:12"), store.write
 
     def killed(path: Path, text: str) -> None:
         if path.name == "sweep.toml":
@@ -188,7 +188,7 @@ def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypat
         written(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write", killed)
+        patched.setattr(store, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             run(larger, tmp_path / "out", grow=True)
     assert (tmp_path / "out" / "sweep.toml").read_text() == old
@@ -204,7 +204,7 @@ def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypat
 def test_killed_there_twice_a_folder_is_grown(tmp_path, monkeypatch):
     """The sweep's file is then two manifests behind."""
     description = [describe(plan(read(TINY, SMALL, f"seed=0:{seeds}"))) for seeds in (6, 8, 10)]
-    written = store._write
+    written = store.write
     Store.create(tmp_path / "out", description[0]).close()
 
     def killed(path: Path, text: str) -> None:
@@ -213,7 +213,7 @@ def test_killed_there_twice_a_folder_is_grown(tmp_path, monkeypatch):
         written(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write", killed)
+        patched.setattr(store, "write", killed)
         for larger in description[1:]:
             with pytest.raises(KeyboardInterrupt):
                 Store.create(tmp_path / "out", larger, grow=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from shell import COMMAND, MANY, MANY_CHUNKS, TINY, call, chunk_states, content, read, start, write
 
-from subspace_adv import UserError, load_networks, open_results, run, store
+from subspace_adv import UserError, chunkfiles, load_networks, open_results, run
 from subspace_adv.process import Listener
 
 SECONDS = 0.4  # a chunk takes longer by
@@ -247,7 +247,7 @@ def test_a_lost_chunk_is_computed_again(tmp_path, whole):
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, whole, monkeypatch):
-    save, saved = store._orbax().save, []
+    save, saved = chunkfiles._orbax().save, []
 
     def until_full(path: str, *arguments: object) -> None:
         if len(saved) == 2:
@@ -256,7 +256,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, whole, monkeypatch):
         save(path, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._orbax(), "save", until_full)
+        patched.setattr(chunkfiles._orbax(), "save", until_full)
         with pytest.raises(UserError, match="cannot be saved: No space left on device; make room, then run the same"):
             run(read(MANY), tmp_path)
     assert len(chunk_states(tmp_path)) == 2

@@ -20,15 +20,17 @@ import portalocker
 import pytest
 from shell import MANY, TINY, files, read
 
-from subspace_adv import Sweep, UserError, manifest, plan, store
+from subspace_adv import Sweep, UserError, chunkfiles, manifest, plan, store
+from subspace_adv import files as files_of_results
 from subspace_adv.attacks import ATTACKS
+from subspace_adv.chunkfiles import DamagedChunk
 from subspace_adv.contracts import Kernel
 from subspace_adv.identity import own_settings
 from subspace_adv.manifest import Description, describe, fingerprint, pack, unpack
 from subspace_adv.models import fused
 from subspace_adv.planning import Plan
 from subspace_adv.settings import tables
-from subspace_adv.store import DamagedChunk, Store
+from subspace_adv.store import Store
 from subspace_adv.training import Trainer
 
 
@@ -186,13 +188,13 @@ def test_files_that_the_system_drops_make_no_folder_foreign(tmp_path, planned):
 
 
 def test_files_dropped_while_a_chunk_is_saved_are_not_sealed(tmp_path, planned, monkeypatch):
-    made, save, dropped = Store.create(tmp_path, describe(planned)), store._orbax().save, []
+    made, save, dropped = Store.create(tmp_path, describe(planned)), chunkfiles._orbax().save, []
 
     def dropping(path: str, arrays: dict[str, np.ndarray]) -> None:
         save(path, arrays)
         dropped.extend(drop_files(Path(path)))
 
-    monkeypatch.setattr(store._orbax(), "save", dropping)
+    monkeypatch.setattr(chunkfiles._orbax(), "save", dropping)
     made.commit(0, arrays_of(planned, 0))
     made.close()
     for path in dropped:
@@ -279,7 +281,7 @@ def test_a_failing_save_names_reason_and_remedy_and_leaves_nothing(
         raise ValueError("write failed") from OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._orbax(), "save", failing)
+        patched.setattr(chunkfiles._orbax(), "save", failing)
         message = refusal(made.commit, 0, arrays)
     said = f"{os.strerror(number)}; {remedy}, then run the same command to resume"
     assert message == f"{tmp_path / 'out' / 'chunks' / '000000'}: cannot be saved: {said}"
@@ -322,8 +324,8 @@ def test_the_room_made_sure_of_is_a_block_more_than_the_arrays(tmp_path, monkeyp
         def flush(self) -> None:
             pass
 
-    monkeypatch.setattr(store.tempfile, "TemporaryFile", _Counting)
-    store._make_sure_of_room(tmp_path, size)
+    monkeypatch.setattr(files_of_results.tempfile, "TemporaryFile", _Counting)
+    files_of_results.make_sure_of_room(tmp_path, size)
     assert 2**20 <= _Counting.written - size < 2**21
 
 
@@ -331,7 +333,7 @@ def test_room_is_made_sure_of_before_a_save(tmp_path, planned, monkeypatch):
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     made = Store.create(tmp_path / "out", describe(planned))
-    monkeypatch.setattr(store._orbax(), "save", lambda *arguments: pytest.fail("there is no room"))
+    monkeypatch.setattr(chunkfiles._orbax(), "save", lambda *arguments: pytest.fail("there is no room"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -502,7 +504,7 @@ def test_a_manifest_is_that_of_the_first_with_links_and_without(tmp_path, monkey
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "manifest.json"
-    assert [store._write_first(path, text) for text in ("a", "b")] == [True, False]
+    assert [files_of_results.write_first(path, text) for text in ("a", "b")] == [True, False]
     assert [file.read_text() for file in tmp_path.iterdir()] == ["a"]
 
 
