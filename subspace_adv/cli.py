@@ -26,6 +26,7 @@ from subspace_adv.norms import NORMS
 from subspace_adv.progress import Display, count
 from subspace_adv.rows import nearest, one_of
 from subspace_adv.shards import Shard
+from subspace_adv.store import Store
 from subspace_adv.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -188,12 +189,13 @@ def plan(
 @app.command(help_epilogue="Example: subspace-adv status results/line")
 def status(folder: Folder, /) -> None:
     """Tell how far a results folder is."""
-    dataset = results.open_results(folder)
-    codes = dataset["status"].values.ravel()
-    _print_progress(dataset.attrs["name"], (codes != training.PENDING).sum(), codes.size)
-    for code, meaning in enumerate(training.STATUS_MEANINGS):
-        print(f"  {meaning:<11}{(codes == code).sum():,}")
-    if (codes == training.PENDING).any():
+    store = Store.open(folder)
+    found = results.outcomes(store)
+    pending = found[training.STATUS_MEANINGS[training.PENDING]]
+    _print_progress(store.sweep.name, store.sweep.cells - pending, store.sweep.cells)
+    for meaning, number in found.items():
+        print(f"  {meaning:<11}{number:,}")
+    if pending:
         for line in runner.shards_left(folder):
             print(line)
         print(runner.how_to_resume(folder))

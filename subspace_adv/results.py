@@ -48,6 +48,19 @@ def open_results(folder: str | Path) -> "xr.Dataset":
     return dataset_of(Store.open(folder))
 
 
+def outcomes(store: Store) -> dict[str, int]:
+    """How many networks have each outcome of training; read chunk by chunk.
+
+    Raises:
+        UserError: if the folder cannot be read.
+    """
+    counts = np.zeros(len(STATUS_MEANINGS), np.int64)
+    for _, _, arrays in committed(store):
+        counts += np.bincount(arrays["status"], minlength=len(counts))
+    counts[PENDING] += store.sweep.cells - counts.sum()
+    return dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
+
+
 def dataset_of(store: Store) -> "xr.Dataset":
     """As `open_results`, of a store that is open."""
     import xarray as xr  # pandas takes long to import, and a run needs neither before its end

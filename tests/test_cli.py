@@ -587,7 +587,7 @@ def test_matplotlib_is_not_imported_before_it_is_needed():
 @pytest.mark.parametrize("number", HANDLED)
 def test_an_interrupt_is_told_whatever_the_command(command, monkeypatch, tmp_path, number):
     monkeypatch.setattr(cli.results, "open_results", lambda _: signal.raise_signal(number))
-    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
+    assert command("table", tmp_path) == (130, "", "subspace-adv: interrupted\n")
 
 
 def test_signals_that_a_system_lacks_are_not_missed(command, monkeypatch, tmp_path, tiny):
@@ -595,7 +595,7 @@ def test_signals_that_a_system_lacks_are_not_missed(command, monkeypatch, tmp_pa
         monkeypatch.delattr(signal, name)
     assert command("status", tiny)[0] == 0
     monkeypatch.setattr(cli.results, "open_results", lambda _: signal.raise_signal(signal.SIGINT))
-    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
+    assert command("table", tmp_path) == (130, "", "subspace-adv: interrupted\n")
 
 
 def test_an_interrupt_during_garbage_collection_is_not_lost(command, monkeypatch, tmp_path):
@@ -616,7 +616,7 @@ def test_an_interrupt_during_garbage_collection_is_not_lost(command, monkeypatch
         time.sleep(10)
 
     monkeypatch.setattr(cli.results, "open_results", collects)
-    assert command("status", tmp_path) == (130, "", "subspace-adv: interrupted\n")
+    assert command("table", tmp_path) == (130, "", "subspace-adv: interrupted\n")
 
 
 def test_the_rate_shown_is_that_since_training_began(monkeypatch):
