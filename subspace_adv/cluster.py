@@ -89,6 +89,8 @@ def _connect(ray: Any, address: str, host: str, port: int) -> None:
             ray.init(address, **_QUIET)
     except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        if "Traceback" in reason:  # of the cluster, which was too slow or is too busy to serve one more
+            reason = f"{reason.rpartition('Error: ')[2].rstrip('.')}; try again"
         if "timeout" in reason:
             reason += "; give the port of its client server, 10001 by default, and its token in RAY_AUTH_TOKEN"
         if "ersion mismatch" in reason:

@@ -562,7 +562,7 @@ def test_a_cluster_that_is_there_takes_tasks_of_those_who_have_its_token(tmp_pat
     write(tmp_path, MANY)
     options = ["--out", "out", "--cluster", f"ray://localhost:{ports[1]}", "--commit", "driver"]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # a busy machine takes several attempts
         while True:
             done = subprocess.run(
                 [COMMAND, "run", "sweep.toml", *options], cwd=tmp_path, env=known, capture_output=True, text=True
