@@ -555,7 +555,7 @@ def free_port() -> int:
 def test_a_cluster_that_is_there_takes_tasks_of_those_who_have_its_token(tmp_path, whole):
     ports, own = [free_port(), free_port()], tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "RAY_USAGE_STATS_ENABLED": "0"}
-    known = environment() | secret
+    known = environment() | secret | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}  # as docs/cluster.md says
     head = [COMMAND.with_name("ray"), "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--block"]
     head += [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", f"--temp-dir={own}"]
     cluster_of_ours = subprocess.Popen(list(map(str, head)), stdout=-3, stderr=-3, env=known, start_new_session=True)
