@@ -95,8 +95,8 @@ class _Tasks:
 
     def _save(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Save a chunk by a worker's storage library, which starts JAX."""
-        fingerprint = next(entry.fingerprint for entry in self._store.entries if entry.number == number)
-        self._store.adopt(number, _result(self._executor.submit(packed, fingerprint, arrays)))
+        files = _result(self._executor.submit(packed, self._store.fingerprint(number), arrays))
+        self._store.adopt(number, files)
 
     def run(self) -> None:
         """Carry out all that is left, or raise the first error, or an interrupt."""

@@ -382,6 +382,10 @@ class Store:
         if change := file_difference(self.files):
             raise UserError(f"{self.folder}: {change}")
 
+    def fingerprint(self, number: int) -> str:
+        """Of all that the arrays of a chunk depend on."""
+        return self._entry[number].fingerprint
+
     def has(self, number: int) -> bool:
         """Whether a chunk was committed; it may be damaged.
 
@@ -407,7 +411,7 @@ class Store:
             UserError: if the disk is full or the folder cannot be written; the run can be resumed. And if a file that
                 the data are made of has changed.
         """
-        path, fingerprint = self._path(number), self._entry[number].fingerprint
+        path, fingerprint = self._path(number), self.fingerprint(number)
         size = sum(values.nbytes for values in arrays.values())
         if self._save(path, size, lambda partial: chunkfiles.fill(partial, fingerprint, arrays)):
             return None
@@ -456,7 +460,7 @@ class Store:
             DamagedChunk: if anything is missing or differs.
             UserError: if the system keeps it from being read.
         """
-        chunkfiles.verify(self._path(number), self._entry[number].fingerprint)
+        chunkfiles.verify(self._path(number), self.fingerprint(number))
 
     def load(self, number: int) -> dict[str, np.ndarray]:
         """Verify and read a committed chunk's arrays.
@@ -465,7 +469,7 @@ class Store:
             DamagedChunk: if anything is missing or differs from what was saved.
             UserError: if it cannot be read for another reason.
         """
-        return chunkfiles.load(self._path(number), self._entry[number].fingerprint)
+        return chunkfiles.load(self._path(number), self.fingerprint(number))
 
     def discard(self, number: int) -> None:
         """Remove a chunk.

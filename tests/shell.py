@@ -23,29 +23,28 @@ needs_kernel = pytest.mark.skipif(fused.unavailable() is not None, reason=str(fu
 
 COMMAND = Path(sys.executable).with_name("subspace-adv")
 
-# Every program shape costs seconds of compilation: all tests that can share these two widths.
-TINY = """
-name = "tiny"
+BASE = """
 [network]
 width = 3
 [training]
 max_steps = 30
 [measure]
 regions = ["off"]
+"""
+
+# Every program shape costs seconds of compilation: all tests that can share these two widths.
+TINY = f"""
+name = "tiny"
+{BASE}
 [axes]
 width = [3, 5]
 seed = "0:12"
 init_scale = [1.0, 0.5]
 """
 
-MANY = """
+MANY = f"""
 name = "many"
-[network]
-width = 3
-[training]
-max_steps = 30
-[measure]
-regions = ["off"]
+{BASE}
 [axes]
 seed = "0:512"
 init_scale = [1.0, 0.5]

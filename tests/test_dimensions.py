@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import qmc
-from shell import COMMAND, call, chunk_states, content, read, write
+from shell import BASE, COMMAND, call, chunk_states, content, read, write
 
 from subspace_adv import Sweep, UserError, compare, load_networks, load_points, open_results, plan, plots, run
 from subspace_adv.checks import check
@@ -29,14 +29,6 @@ from subspace_adv.runner import how_to_resume
 from subspace_adv.sweep import DESIGNED
 from subspace_adv.tables import arms, repetitions, replicate_dimensions, settings_of, summarize
 
-BASE = """
-[network]
-width = 3
-[training]
-max_steps = 30
-[measure]
-regions = ["off"]
-"""
 ARMS = {"init_scale": (1.0, 0.5, 1.0), "weight_decay": (0.0, 0.0, 0.001)}
 ZIPPED = f"""{BASE}
 [axes]

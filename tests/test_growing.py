@@ -2,11 +2,12 @@
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shell import COMMAND, MANY, TINY, content, environment, read, write
+from shell import BASE, COMMAND, MANY, TINY, content, environment, read, write
 from test_cli import assert_refused, command  # noqa: F401, a fixture
 
 from subspace_adv import Sweep, UserError, open_results, plan, run, store
@@ -17,19 +18,14 @@ from subspace_adv.store import Store
 from subspace_adv.training import PENDING
 
 SMALL = "width=3"
-PLACED = """
+PLACED = f"""
 name = "placed"
 [data]
 kind = "subspace"
 ambient_dim = 6
 subspace_dim = 2
 samples = 7
-[network]
-width = 3
-[training]
-max_steps = 30
-[measure]
-regions = ["off"]
+{BASE}
 [axes]
 seed = "0:6"
 """
@@ -45,6 +41,13 @@ def assert_same(found: Path, expected: Path) -> None:
     assert theirs.keys() == ours.keys()
     for name, values in theirs.items():
         assert ours[name] == values, name
+
+
+def killed_at_the_sweep(path: Path, text: str, written: Callable[[Path, str], None] = store.write) -> None:
+    """What a process writes that dies after the manifest, and before the sweep's file."""
+    if path.name == "sweep.toml":
+        raise KeyboardInterrupt
+    written(path, text)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +183,9 @@ def test_what_is_computed_again_is_told_beforehand(tmp_path, command):  # noqa: 
 def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypatch):
     run(read(TINY, SMALL, "seed=0:6"), tmp_path / "out")
     held, old = times(tmp_path / "out"), (tmp_path / "out" / "sweep.toml").read_text()
-    larger, written = read(TINY, SMALL, "seed=0:12"), store.write
-
-    def killed(path: Path, text: str) -> None:
-        if path.name == "sweep.toml":
-            raise KeyboardInterrupt
-        written(path, text)
-
+    larger = read(TINY, SMALL, "seed=0:12")
     with monkeypatch.context() as patched:
-        patched.setattr(store, "write", killed)
+        patched.setattr(store, "write", killed_at_the_sweep)
         with pytest.raises(KeyboardInterrupt):
             run(larger, tmp_path / "out", grow=True)
     assert (tmp_path / "out" / "sweep.toml").read_text() == old
@@ -204,16 +201,10 @@ def test_killed_between_manifest_and_sweep_a_folder_is_grown(tmp_path, monkeypat
 def test_killed_there_twice_a_folder_is_grown(tmp_path, monkeypatch):
     """The sweep's file is then two manifests behind."""
     description = [describe(plan(read(TINY, SMALL, f"seed=0:{seeds}"))) for seeds in (6, 8, 10)]
-    written = store.write
     Store.create(tmp_path / "out", description[0]).close()
 
-    def killed(path: Path, text: str) -> None:
-        if path.name == "sweep.toml":
-            raise KeyboardInterrupt
-        written(path, text)
-
     with monkeypatch.context() as patched:
-        patched.setattr(store, "write", killed)
+        patched.setattr(store, "write", killed_at_the_sweep)
         for larger in description[1:]:
             with pytest.raises(KeyboardInterrupt):
                 Store.create(tmp_path / "out", larger, grow=True)
