@@ -177,16 +177,16 @@ class Sweep:
             path_of: how paths of files, which are absolute, are written.
         """
 
-        def told(leaf: str, value: Any) -> Any:
-            return path_of(value) if role(leaf).is_file else value
+        def told(leaf: str, values: tuple) -> tuple:
+            return tuple(map(path_of, values)) if role(leaf).is_file else values
 
         def listed(of: Dimension) -> dict[str, Any]:
-            return {leaf: compact(tuple(told(leaf, value) for value in values)) for leaf, values in of.items()}
+            return {leaf: compact(told(leaf, values)) for leaf, values in of.items()}
 
         document: dict[str, Any] = {"name": self.name}
         for table in tables():
             fields = getattr(self, table).model_dump(mode="json", exclude_none=True, include=self._shared(table))
-            document[table] = {leaf: told(leaf, value) for leaf, value in fields.items()}
+            document[table] = {leaf: told(leaf, (value,))[0] for leaf, value in fields.items()}
         zips = [{"name": name, **listed(of)} for name, of in self.dimensions.items() if not is_axis(name)]
         document["axes"] = listed({name: of[name] for name, of in self.dimensions.items() if is_axis(name)})
         return tomli_w.dumps(document | ({"zip": zips} if zips else {}))
